@@ -1,0 +1,1 @@
+"""LoRA files and their exact algebra."""

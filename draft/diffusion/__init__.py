@@ -1,0 +1,1 @@
+"""The mathematics: samplers, gradient plans, LoRA, model families. Plain arguments and torch, nothing else."""

@@ -1,0 +1,1 @@
+"""The DRaFT family: which sampling steps carry gradient, and what stands for the adjoint."""

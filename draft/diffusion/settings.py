@@ -1,0 +1,43 @@
+"""Settings of sampling and LoRA as plain frozen dataclasses; pipelines validate them, the mathematics reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """How images are sampled.
+
+    Args:
+        num_inference_steps: Number T of sampling steps.
+        guidance_scale: Classifier-free guidance scale g; at 1 the unconditional branch is not computed.
+        negative_prompt: The unconditional branch's prompt.
+        spacing: How the T times are spread over the training schedule, as in diffusers' `timestep_spacing`.
+        final: Where the last step lands: `one` is the clean image, `first_alpha` the schedule's first noise level
+            (diffusers' `set_alpha_to_one` true and false).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    num_inference_steps: Annotated[int, Ge(1)] = 50
+    guidance_scale: Annotated[float, Ge(1)] = 7.5
+    negative_prompt: str = ""
+    spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    final: Literal["one", "first_alpha"] = "one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Which low-rank weights are trained.
+
+    Args:
+        rank: Rank r of every adapted module.
+        targets: Suffixes of the names of the adapted modules; the default is the attention of the UNet.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    rank: Annotated[int, Ge(1)] = 8
+    targets: Annotated[tuple[str, ...], MinLen(1)] = ("to_q", "to_k", "to_v", "to_out.0")

@@ -1,0 +1,53 @@
+"""The errors a user can cause, each with its place and a way out."""
+
+
+class DraftError(Exception):
+    """Something the user can mend; shown without a traceback, exit code 2.
+
+    Args:
+        what: What is wrong, in lower case, with the value received: ``"rank must be at least 1 (got 0)"``.
+        where: Where it is: ``"pipelines/a.yaml:12"``, ``"command line, 'seed=x'"``, a stage or a reward.
+        hint: What to do about it, one sentence.
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"{place}{self.what}{hint}"
+
+
+class ConfigError(DraftError):
+    """A pipeline file, an override or a command-line argument is wrong."""
+
+
+class PluginError(DraftError):
+    """A plugin cannot be found, imported or trusted to be what it says."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin is broken; the command goes on without it."""
+
+
+class StageError(DraftError):
+    """A stage of a pipeline could not do its work."""
+
+
+class ConfigErrors(ConfigError):
+    """Several configuration errors found in one pass, all shown at once.
+
+    Args:
+        errors: The errors, in the order in which a reader meets them in the file.
+    """
+
+    def __init__(self, errors: "list[DraftError]") -> None:
+        super().__init__(f"{len(errors)} errors")
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)

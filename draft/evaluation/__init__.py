@@ -1,0 +1,1 @@
+"""What is measured and shown: images, scores with intervals, and the page."""

@@ -1,0 +1,45 @@
+"""Settings of evaluation and generation as plain frozen dataclasses; pipelines validate them. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from draft.diffusion.settings import SamplerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """How images are made from prompts and fixed seeds.
+
+    Args:
+        sampler: How images are sampled.
+        images_per_prompt: Seeds per prompt.
+        batch_size: Images sampled at once.
+        mixed_precision: `bf16` runs the model in bfloat16.
+        resolution: Side of the square images in pixels; None: the model's own.
+        device: Where to run; `auto` is the first accelerator, else the CPU.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    images_per_prompt: Annotated[int, Ge(1)] = 1
+    batch_size: Annotated[int, Ge(1)] = 8
+    mixed_precision: Literal["no", "bf16"] = "no"
+    resolution: Annotated[int, Ge(8)] | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(GenerateSettings):
+    """How adapters are compared with the base model on the same prompts and seeds.
+
+    Args:
+        bootstrap_samples: Resamples behind each 95 % interval.
+        shown: How many prompts the page shows as before/after rows.
+    """
+
+    bootstrap_samples: Annotated[int, Ge(100)] = 5000
+    shown: Annotated[int, Ge(1)] = 12

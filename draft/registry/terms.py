@@ -1,0 +1,120 @@
+"""Reward terms of a pipeline: from a mapping of options to a checked reward with its weight, and back."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from draft.errors import ConfigError, ConfigErrors, DraftError
+from draft.registry.discovery import did_you_mean
+from draft.registry.loading import find_reward
+from draft.registry.reward import Reward, Term
+
+_LATER = ("isolated", "every")
+
+
+def build_term(label: str, options: Mapping[str, Any], *, where: str = "") -> Term:
+    """Make one term of a weighted sum from a pipeline's mapping.
+
+    Args:
+        label: The term's label, which is also the reward's name where `use` is not given.
+        options: `use`, `weight`, `device` and the reward's own parameters.
+        where: The place in the file, e.g. ``"stages.train.rewards.jpeg"``; errors add the field's name.
+
+    Returns:
+        The term with its validated reward.
+
+    Raises:
+        ConfigErrors: Options are wrong; all of them, each with its place.
+    """
+    place = where or f"rewards.{label}"
+    own = dict(options)
+    errors: list[DraftError] = []
+    name, weight, device = own.pop("use", label), own.pop("weight", 1.0), own.pop("device", "")
+    for key in _LATER:
+        if own.pop(key, None) is not None:
+            errors.append(ConfigError(f"{key!r} is not available yet", where=f"{place}.{key}", hint="leave it out"))
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        errors.append(ConfigError(f"must be a finite number (got {weight!r})", where=f"{place}.weight"))
+    if not isinstance(device, str):
+        errors.append(ConfigError(f"must be a device such as 'cuda:1' (got {device!r})", where=f"{place}.device"))
+    reward = None
+    if not isinstance(name, str):
+        errors.append(ConfigError(f"must be the name of a reward (got {name!r})", where=f"{place}.use"))
+    else:
+        try:
+            reward = build_reward(name, own, where=place)
+        except ConfigErrors as error:
+            errors += error.errors
+        except DraftError as error:
+            error.where = error.where or (f"{place}.use" if "use" in options else place)
+            errors.append(error)
+    if errors or reward is None:
+        raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
+    return Term(label=label, reward=reward, weight=float(weight), device=device)
+
+
+def build_reward(name: str, options: Mapping[str, Any], *, where: str = "") -> Reward:
+    """Make a reward from its name and its own parameters.
+
+    Args:
+        name: The reward's name, or ``"distribution:name"``.
+        options: The reward's own parameters.
+        where: Where they were written, for errors.
+
+    Returns:
+        The reward, validated.
+
+    Raises:
+        ConfigErrors: Parameters are unknown or out of bounds; all of them, each with its place.
+    """
+    reward = find_reward(name)
+    try:
+        return reward.model_validate(dict(options))
+    except ValidationError as error:
+        errors = [_explain(detail, reward, where) for detail in error.errors()]
+        raise (errors[0] if len(errors) == 1 else ConfigErrors(list(errors))) from None
+
+
+def reward_config(term: Term) -> dict[str, Any]:
+    """A term as plain JSON values: what a fingerprint must see (never its label or its device)."""
+    return {"use": term.reward.name, "weight": term.weight, **term.reward.model_dump(mode="json")}
+
+
+def reward_source(reward: type[Reward]) -> Path:
+    """The file of the module that defines a reward.
+
+    Args:
+        reward: The reward's class.
+
+    Returns:
+        The path of its source.
+    """
+    return Path(inspect.getfile(reward)).resolve()
+
+
+def _explain(detail: Any, reward: type[Reward], where: str) -> ConfigError:
+    field = ".".join(str(part) for part in detail["loc"])
+    place = ".".join(part for part in (where, field) if part)
+    got = detail["input"]
+    if detail["type"] == "extra_forbidden":
+        known = list(reward.model_fields)
+        listed = f"it has {', '.join(known)}" if known else "it has no options"
+        return ConfigError(
+            f"reward {reward.name!r} has no option {field!r}",
+            where=place,
+            hint=did_you_mean(field, known, otherwise=listed),
+        )
+    if detail["type"] == "missing":
+        return ConfigError(
+            f"reward {reward.name!r} needs the option {field!r}",
+            where=place,
+            hint=reward.model_fields[field].description or "" if field in reward.model_fields else "",
+        )
+    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    return ConfigError(f"{message.removeprefix('value error, ')} (got {got!r})", where=place)

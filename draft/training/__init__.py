@@ -1,0 +1,1 @@
+"""What learns: the training loop, its checkpoints and its gradients."""

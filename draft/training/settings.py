@@ -1,0 +1,96 @@
+"""Settings of a training as plain frozen dataclasses; pipelines validate them, the trainer reads them. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from draft.diffusion.methods.values import DraftLV, Method
+from draft.diffusion.settings import LoraSettings, SamplerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """When the state of a training is written, so that a killed run goes on where it was.
+
+    Args:
+        every: Updates between two checkpoints; 0 writes none.
+        keep: How many of the newest checkpoints stay on disk.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    every: Annotated[int, Ge(0)] = 50
+    keep: Annotated[int, Ge(1)] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewSettings:
+    """The picture grid that shows a training's progress on fixed prompts and seeds.
+
+    Args:
+        every: Updates between two grids, beside the one before the first update; 0 makes none at all.
+        prompts: The prompts of the grid; empty: the first `count` training prompts.
+        count: How many training prompts to show where `prompts` is empty.
+        seed: Seed of the grid's noise.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    every: Annotated[int, Ge(0)] = 0
+    prompts: tuple[str, ...] = ()
+    count: Annotated[int, Ge(1)] = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything about a training besides its model, prompts and rewards.
+
+    Args:
+        method: Which sampling steps carry gradient.
+        sampler: How images are sampled while training.
+        lora: Which low-rank weights learn.
+        learning_rate: AdamW's peak step size.
+        lr_schedule: Shape of the learning rate after the warm-up.
+        warmup_steps: Updates over which the learning rate rises linearly from 0.
+        max_steps: Number of updates.
+        batch_size: Images per forward pass.
+        gradient_accumulation_steps: Forward passes per update.
+        max_grad_norm: Largest gradient norm; larger ones are scaled down. 0 turns clipping off.
+        adam_beta1: AdamW's first moment decay.
+        adam_beta2: AdamW's second moment decay.
+        weight_decay: AdamW's weight decay.
+        mixed_precision: `bf16` keeps the frozen model in bfloat16; the LoRA stays in float32.
+        gradient_checkpointing: Recompute each recorded step in the backward pass instead of keeping its
+            activations; `auto` does so when more than two steps are recorded.
+        micro_batch_size: Images decoded and scored at once in the split backward pass; 0: the whole batch.
+        resolution: Side of the square images in pixels; None: the model's own.
+        checkpoint: When the state is written.
+        preview: The grid of progress pictures.
+        report_to: Experiment trackers of accelerate (`tensorboard`, `wandb`, ...); `metrics.jsonl` is always written.
+        device: Where to train; `auto` is the first accelerator, else the CPU.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    method: Method = field(default_factory=DraftLV)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    learning_rate: Annotated[float, Gt(0)] = 4e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    max_steps: Annotated[int, Ge(1)] = 2000
+    batch_size: Annotated[int, Ge(1)] = 4
+    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    weight_decay: Annotated[float, Ge(0)] = 0.1
+    mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    micro_batch_size: Annotated[int, Ge(0)] = 1
+    resolution: Annotated[int, Ge(8)] | None = None
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    preview: PreviewSettings = field(default_factory=PreviewSettings)
+    report_to: tuple[str, ...] = ()
+    device: str = "auto"
