@@ -1,0 +1,88 @@
+"""The independent judge as a metric: is what the prompt names really in the picture?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import draft
+from draft.types import Images, Scores
+from draft_emoji import WEIGHTS
+from draft_emoji.vocabulary import concepts, find_concepts
+
+if TYPE_CHECKING:
+    import torch
+
+
+class EmojiJudge(draft.Reward):
+    """Share of the concepts named by the prompt that an independent classifier ranks among its first `top`, 0 to 1.
+
+    The classifier is another family of network than any reward and saw composed renders only, never a generated
+    image, so a model that games its reward does not game the judge. It knows the emoji vocabulary alone.
+    """
+
+    name: ClassVar[str] = "emoji_judge"
+    differentiable: ClassVar[bool] = False
+
+    concept: str = draft.Field(
+        "",
+        description="the concept to look for, or a column as '{concept}'; empty: the concepts the prompt mentions",
+    )
+    top: int = draft.Field(
+        1,
+        ge=1,
+        description="how many of the classifier's first answers count, for a prompt with one concept; "
+        "a prompt with n concepts may use n times as many",
+    )
+
+    def load(self, device: torch.device) -> draft.Score:
+        """Load the classifier.
+
+        Args:
+            device: Where the images will be.
+
+        Returns:
+            A function of images in [0, 1], shape (B, 3, H, W), and B prompts to scores in [0, 1], shape (B,).
+
+        Raises:
+            DraftError: A prompt mentions no concept of the vocabulary, or `concept` is not one.
+        """
+        import torch
+        from torch.nn.functional import interpolate
+        from transformers import RegNetForImageClassification
+
+        judge = RegNetForImageClassification.from_pretrained(WEIGHTS / "judge", dtype=torch.float32)
+        judge = judge.to(device).eval().requires_grad_(False)
+        index = {name: number for number, name in judge.config.id2label.items()}
+
+        @torch.no_grad()
+        def score(images: Images, prompts: Sequence[str]) -> Scores:
+            wanted = [self._concepts(text, named) for text, named in zip(prompts, self._named(prompts), strict=True)]
+            pixels = interpolate(images.float(), size=64, mode="bicubic", antialias=True).clamp(0, 1)
+            ranking = judge(pixel_values=pixels * 2 - 1).logits.argsort(dim=-1, descending=True)
+            found = []
+            for order, names in zip(ranking.tolist(), wanted, strict=True):
+                first = set(order[: self.top * len(names)])
+                found.append(sum(index[name] in first for name in names) / len(names))
+            return torch.tensor(found, device=images.device)
+
+        return score
+
+    def _named(self, prompts: Sequence[str]) -> list[str]:
+        return draft.per_prompt(self.concept, prompts)
+
+    def _concepts(self, prompt: str, named: str) -> list[str]:
+        names = find_concepts(named or prompt)
+        if not names:
+            raise draft.DraftError(
+                f"no concept of the emoji vocabulary in {named or prompt!r}",
+                where="emoji_judge",
+                hint=f"the judge knows {len(concepts())} concepts, such as {', '.join(concepts()[:5])}",
+            )
+        return names
+
+
+@draft.hookimpl
+def draft_rewards() -> list[type[draft.Reward]]:
+    """Offer the judge as a metric."""
+    return [EmojiJudge]
