@@ -90,7 +90,7 @@ def reward_entries() -> list[Entry]:
 
 
 def did_you_mean(value: str, known: list[str], *, otherwise: str = "") -> str:
-    """A hint for a misspelt name: the closest known ones, or else `otherwise`.
+    """A hint for a misspelt name: the closest known one, or else `otherwise`.
 
     Args:
         value: The name as the user wrote it.
@@ -104,8 +104,8 @@ def did_you_mean(value: str, known: list[str], *, otherwise: str = "") -> str:
         >>> did_you_mean("jepg", ["jpeg", "clip_score"])
         "did you mean 'jpeg'?"
     """
-    close = get_close_matches(value, known, n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else otherwise
+    close = get_close_matches(value, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else otherwise
 
 
 def _canonical(dist: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pluggy
 
@@ -65,7 +66,8 @@ def _offered() -> list[tuple[str, NamedModel]]:
     for implementation in extensions().hook.draft_models.get_hookimpls():
         dist = implementation.plugin_name.partition(":")[0]
         try:
-            models = list(implementation.function())
+            answer: Any = implementation.function()
+            models = list(answer)
             if wrong := [model for model in models if not isinstance(model, NamedModel)]:
                 raise TypeError(f"'draft_models' must return draft.NamedModel values (got {wrong[0]!r})")
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,24 @@ from draft.registry.loading import find_reward
 from draft.registry.reward import Reward, Term
 
 _LATER = ("isolated", "every")
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least {}"),
+    "greater_than": ("gt", "greater than {}"),
+    "less_than": ("lt", "less than {}"),
+    "less_than_equal": ("le", "at most {}"),
+    "literal_error": ("expected", "{}"),
+}
+_TYPES = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+}
 
 
 def build_term(label: str, options: Mapping[str, Any], *, where: str = "") -> Term:
@@ -75,7 +94,8 @@ def build_reward(name: str, options: Mapping[str, Any], *, where: str = "") -> R
     """
     reward = find_reward(name)
     try:
-        return reward.model_validate(dict(options))
+        # In JSON mode strictness still lets a list become a tuple, and "50" is refused as an integer.
+        return reward.model_validate_json(json.dumps(dict(options), default=str), strict=True)
     except ValidationError as error:
         errors = [_explain(detail, reward, where) for detail in error.errors()]
         raise (errors[0] if len(errors) == 1 else ConfigErrors(list(errors))) from None
@@ -116,5 +136,12 @@ def _explain(detail: Any, reward: type[Reward], where: str) -> ConfigError:
             where=place,
             hint=reward.model_fields[field].description or "" if field in reward.model_fields else "",
         )
-    message = detail["msg"][:1].lower() + detail["msg"][1:]
-    return ConfigError(f"{message.removeprefix('value error, ')} (got {got!r})", where=place)
+    context, kind = detail.get("ctx", {}), detail["type"]
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        message = f"must be {words.format(context[key])}"
+    elif kind in _TYPES:
+        message = f"must be {_TYPES[kind]}"
+    else:
+        message = (detail["msg"][:1].lower() + detail["msg"][1:]).removeprefix("value error, ")
+    return ConfigError(f"{message} (got {got!r})", where=place)

@@ -51,7 +51,14 @@ class EmojiJudge(draft.Reward):
         from torch.nn.functional import interpolate
         from transformers import RegNetForImageClassification
 
-        judge = RegNetForImageClassification.from_pretrained(WEIGHTS / "judge", dtype=torch.float32)
+        folder = WEIGHTS / "judge"
+        if not (folder / "config.json").exists():
+            raise draft.DraftError(
+                f"the judge's weights are missing (looked in {folder})",
+                where="emoji_judge",
+                hint="reinstall draft-diffusion, or train them with `python -m draft_emoji.recipe judge`",
+            )
+        judge = RegNetForImageClassification.from_pretrained(folder, dtype=torch.float32)
         judge = judge.to(device).eval().requires_grad_(False)
         index = {name: number for number, name in judge.config.id2label.items()}
 

@@ -1,0 +1,27 @@
+"""`draft models`: the models that pipelines may name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from draft.registry.extensions import named_models
+from draft_cli.rewards import columns
+
+
+def models_command() -> None:
+    """Show the named models: kind, licence, size on disk, folder."""
+    rows = [
+        (name, model.kind, model.licence or "unknown", size_on_disk(model.path), model.description, str(model.path))
+        for name, model in named_models().items()
+    ]
+    typer.echo(columns([("model", "kind", "licence", "size", "what it is", "folder"), *rows]))
+
+
+def size_on_disk(path: Path) -> str:
+    """The size of a file, or of all files under a folder, in MB (1 MB = 1000 kB); ``"missing"`` if there is none."""
+    if not path.exists():
+        return "missing"
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"

@@ -1,0 +1,54 @@
+"""Write docs/rewards.md from the rewards that ship with Draft: `python docs/make_rewards.py`."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from draft.registry.describe import headline, options, yaml_example
+from draft.registry.discovery import OWN, reward_entries
+from draft.registry.loading import find_reward
+from draft.registry.reward import Reward
+
+PAGE = Path(__file__).with_name("rewards.md")
+HEAD = """# Rewards
+
+<!-- Made from the code by `python docs/make_rewards.py`; a test fails where it is out of date. -->
+
+What ships with Draft. A score is higher where there is *more* of the named thing; the direction is the sign of
+`weight` alone. Every term of a pipeline's `rewards:` may also have `use` (the reward's name, where the label is another
+one), `weight` (1 if left out) and `device`. `draft rewards` lists what is installed on your machine, `draft rewards
+show NAME` tells all of this in the terminal, and [Writing a reward](writing-a-reward.md) is how to add one.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    rewards = [find_reward(entry.name) for entry in reward_entries() if entry.dist == OWN]
+    rows = [f"| [`{r.name}`](#{r.name}) | {_kind(r)} | {headline(r)} |" for r in rewards]
+    overview = "\n".join(["| reward | | what it scores |", "| --- | --- | --- |", *rows])
+    return "\n\n".join([HEAD.strip(), overview, *map(section, rewards)]) + "\n"
+
+
+def section(reward: type[Reward]) -> str:
+    """One reward."""
+    rest = inspect.cleandoc(reward.__doc__ or "").partition("\n\n")[2]
+    # A docstring's note becomes a paragraph like the others.
+    words = "\n\n".join(" ".join(part.split()) for part in rest.split("\n\n")).replace("Note: ", "**Note.** ")
+    parts = [f"## {reward.name}", headline(reward), words]
+    if reward.cite:
+        parts.append(f"Source: {reward.cite}.")
+    if listed := options(reward):
+        rows = [f"| `{o.name}` | {o.type} | `{o.default}` | {o.bounds} | {o.description} |" for o in listed]
+        head = ["| option | type | default | bounds | meaning |", "| --- | --- | --- | --- | --- |"]
+        parts.append("\n".join(head + rows))
+    parts.append(f"```yaml\n{yaml_example(reward)}\n```")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _kind(reward: type[Reward]) -> str:
+    return "differentiable" if reward.differentiable else "metric"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

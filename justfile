@@ -1,0 +1,27 @@
+# `just` alone lints and tests; CONTRIBUTING.md has the plain commands.
+default: lint test
+
+# Format, and mend what can be mended.
+format:
+    ruff check --fix .
+    ruff format .
+
+# The linters, as the tests run them.
+lint:
+    python -m pytest tests/test_house.py -m "slow or not slow"
+
+# The quick tests.
+test:
+    python -m pytest
+
+# What CI runs besides.
+slow:
+    python -m pytest -m "(slow or browser) and not gpu and not weights"
+
+# Rewrite the pages that are made from the code.
+docs:
+    python docs/make_rewards.py
+
+# Everything, in a fresh environment.
+ci:
+    bash .ci/run

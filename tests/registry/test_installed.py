@@ -1,0 +1,122 @@
+"""Real distributions in a folder of their own, seen from the command line as a user sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "plugins" / "example"
+PIPELINE = """
+name: bright
+stages:
+  train:
+    kind: train
+    model: {model}
+    prompts: [a cat]
+    rewards:
+      brightness: {{target: {target}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example, built into a wheel and installed by pip into an empty folder."""
+    pytest.importorskip("hatchling")
+    source = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("source") / "example")
+    target = tmp_path_factory.mktemp("installed")
+    command = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
+    subprocess.run([sys.executable, *command, str(target), str(source)], check=True, capture_output=True, timeout=300)
+    return target
+
+
+@pytest.fixture
+def example(installed: Path, site: Any) -> Any:
+    site.folder = installed
+    return site
+
+
+def test_the_installed_example_is_listed_and_shown(example: Any) -> None:
+    rows = json.loads(example.command("rewards", "list", "--json").stdout)
+    row = next(row for row in rows if row["name"] == "brightness")
+    assert (row["package"], row["version"]) == ("draft-reward-example", "1.0.0")
+    assert row["summary"].startswith("How close an image's brightness is")
+    shown = example.command("rewards", "show", "brightness").stdout
+    assert "draft-reward-example 1.0.0" in shown
+    assert "0 to 1" in shown or "0.0 to 1.0" in shown
+    assert "rewards:\n    brightness:\n      weight: 1.0\n      target: 1.0" in shown
+    assert "draft_reward_example" in example.command("plugins").stdout
+
+
+def test_the_installed_example_keeps_the_contract(example: Any) -> None:
+    checked = example.command("rewards", "check", "brightness", "target=0.5")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "brightness: keeps its contract" in checked.stdout
+
+
+def test_the_examples_own_tests_pass(example: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE / "tests"), "-c", "/dev/null"],
+        env={**os.environ, "PYTHONPATH": str(example.folder)},
+        cwd=example.folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_pipeline_may_use_the_installed_example(example: Any, tmp_path: Path) -> None:
+    file, model = tmp_path / "bright.yaml", tmp_path / "model"
+    model.mkdir()
+    (model / "model_index.json").write_text("{}", encoding="utf-8")
+    file.write_text(PIPELINE.format(target=0.5, model=model.as_posix()), encoding="utf-8")
+    good = example.command("check", str(file))
+    assert good.returncode == 0, good.stderr
+    file.write_text(PIPELINE.format(target=2, model=model.as_posix()), encoding="utf-8")
+    bad = example.command("check", str(file))
+    assert bad.returncode == 2
+    assert "must be at most 1" in bad.stderr
+    without = example.command("check", str(file), environment={"DRAFT_DISABLE_PLUGINS": "1"})
+    assert without.returncode == 2
+    assert "unknown reward (got 'brightness')" in without.stderr
+
+
+def test_the_commands_survive_every_kind_of_bad_plugin(site: Any) -> None:
+    site.reward("draft-one", "bad_one", "twin")
+    site.reward("draft-two", "bad_two", "twin")
+    site.install("draft-broken", "bad_import", "import no_such_module", rewards={"broken": "bad_import"})
+    typo = "import draft\n@draft.hookimpl\ndef draft_reward():\n    return []\n"
+    site.install("draft-typo", "bad_typo", typo, rewards={"typo": "bad_typo"}, extension="typo")
+
+    listed = site.command("rewards")
+    assert listed.returncode == 0
+    assert all(word in listed.stdout for word in ("draft-one:twin", "draft-two:twin", "broken", "typo", "jpeg"))
+
+    plugins = site.command("plugins")
+    assert plugins.returncode == 0, plugins.stderr
+    assert "plugin draft-broken 1.2.3 (bad_import): cannot be imported" in plugins.stdout
+    assert "did you mean 'draft_rewards'?" in plugins.stdout
+
+    models = site.command("models")
+    assert models.returncode == 0
+    assert "emoji" in models.stdout
+    assert "unknown hook 'draft_reward'" in models.stderr
+
+    for name, told in {
+        "twin": "two plugins offer a reward 'twin': draft-one 1.2.3 and draft-two 1.2.3",
+        "broken": "plugin draft-broken 1.2.3 (bad_import): cannot be imported: ModuleNotFoundError",
+        "typo": "unknown hook 'draft_reward'",
+        "jepg": "did you mean 'jpeg'?",
+    }.items():
+        shown = site.command("rewards", "show", name)
+        assert shown.returncode == 2
+        assert told in shown.stderr
+        assert "Traceback" not in shown.stderr
+    assert site.command("rewards", "show", "draft-two:twin").returncode == 0

@@ -1,0 +1,164 @@
+"""The conformance kit finds each way of breaking the contract, and says so in its own words."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+import draft
+from draft.testing import CheckResult, check_reward, run_checks, table
+
+
+class Good(draft.Reward):
+    """The mean of an image."""
+
+    name = "good"
+    gain: float = draft.Field(1.0, gt=0, description="a factor")
+
+    def load(self, device: torch.device) -> Any:
+        return lambda images, prompts: self.gain * images.mean(dim=(1, 2, 3))
+
+
+def failing(score: Any, **attributes: Any) -> dict[str, str]:
+    """Which checks a reward with that scoring function fails, and why."""
+
+    class Bad(draft.Reward):
+        """A reward that breaks its contract."""
+
+        name = "bad"
+
+        def load(self, device: torch.device) -> Any:
+            return score
+
+    for name, value in attributes.items():
+        setattr(Bad, name, value)
+    return {result.check: result.detail for result in run_checks(Bad(), size=(16, 16)) if not result.good}
+
+
+def mean(images: torch.Tensor) -> torch.Tensor:
+    return images.mean(dim=(1, 2, 3))
+
+
+class Doubled(torch.autograd.Function):
+    """A gradient that is twice what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        return 2 * slopes[0]
+
+
+def test_a_good_reward_passes_every_check() -> None:
+    results = check_reward(Good(gain=2.0))
+    assert {result.status for result in results} == {"passed"}
+    assert "float64" in results[-1].detail
+
+
+@pytest.mark.parametrize(
+    ("check", "score", "told"),
+    [
+        ("shape", lambda i, p: i.mean(), "shape ()"),
+        ("shape", lambda i, p: i.mean(dim=(2, 3)), "shape (3, 3)"),
+        ("shape", lambda i, p: [0.0] * len(i), "returned list"),
+        ("shape", lambda i, p: mean(i).round().int(), "scores are torch.int32"),
+        ("finite", lambda i, p: mean(i).log(), "black scores"),
+        ("finite", lambda i, p: mean(i).sqrt(), "gradient at black"),
+        ("finite", lambda i, p: mean(i.reshape(len(i), 3, 16, 16)), "raised RuntimeError"),
+        ("deterministic", lambda i, p: mean(i) + torch.rand(1, dtype=i.dtype), "then"),
+        ("randomness_untouched", lambda i, p: mean(i) + 0 * torch.rand(1, dtype=i.dtype), "torch's global generator"),
+        ("randomness_untouched", lambda i, p: mean(i) + 0 * random.random(), "random's global generator"),
+        ("batch", lambda i, p: mean(i) - mean(i).mean(), "one by one"),
+        ("permutation", lambda i, p: mean(i) * torch.arange(1, len(i) + 1), "reordered"),
+        ("inputs_untouched", lambda i, p: mean(i.detach().mul_(0.5)), "changed in place"),
+        ("dtypes", lambda i, p: mean(i.float() @ torch.ones(i.shape[-1], 1, dtype=i.dtype)), "raised RuntimeError"),
+        ("gradient", lambda i, p: mean(i.detach()), "detaches the images"),
+        ("gradient", lambda i, p: mean((i * 255).round() / 255), "zero for images [0, 1, 2]"),
+        ("gradient", lambda i, p: mean(Doubled.apply(i)), "differs by 50.0%"),
+        ("gradient", lambda i, p: mean(Doubled.apply(i).float()).to(i.dtype), "central difference in float32"),
+        ("gradient", lambda i, p: mean(i) * (torch.arange(len(i)) > 0), "zero for images [0]"),
+    ],
+)
+def test_each_breach_is_found(check: str, score: Any, told: str) -> None:
+    failed = failing(score)
+    assert check in failed, table([CheckResult(name, "failed", why) for name, why in failed.items()])
+    assert told in failed[check]
+
+
+def test_parameters_that_would_learn_are_found() -> None:
+    network = torch.nn.Linear(3, 1)
+    failed = failing(lambda i, p: network(i.float().mean(dim=(2, 3)))[:, 0])
+    assert "2 tensors of the reward require a gradient" in failed["frozen"]
+
+
+def test_missing_documentation_is_found() -> None:
+    class Bare(draft.Reward):
+        name = "bare"
+        gain: float = 1.0
+
+        def load(self, device: torch.device) -> Any:
+            return lambda images, prompts: mean(images)
+
+    assert run_checks(Bare())[0].detail == "Bare has no docstring"
+    Bare.__doc__ = "The mean."
+    assert run_checks(Bare())[0].detail == "field 'gain' has no description"
+
+
+def test_parameters_that_do_not_survive_json_are_found() -> None:
+    class Lossy(Good):
+        """A reward with a parameter that JSON cannot hold."""
+
+        name: ClassVar[str] = "lossy"
+        limit: float = draft.Field(float("inf"), description="a bound")
+
+    results = {result.check: result for result in run_checks(Lossy())}
+    assert results["round_trip"].status == "failed"
+
+
+def test_a_metric_needs_no_gradient_and_a_batch_reward_no_single_images() -> None:
+    assert failing(lambda i, p: mean((i * 255).round()), differentiable=False) == {}
+    assert failing(lambda i, p: mean(i) + mean(i).mean(), per_image=False) == {}
+
+
+def test_an_expected_failure_passes_and_an_unexpected_pass_fails() -> None:
+    class Rounded(Good):
+        """A reward with a dead gradient."""
+
+        name: ClassVar[str] = "rounded"
+
+        def load(self, device: torch.device) -> Any:
+            return lambda images, prompts: mean((images * 255).round() / 255)
+
+    results = check_reward(Rounded(), expected_failures={"gradient": "it counts levels"})
+    assert results[-1].status == "expected failure"
+    with pytest.raises(AssertionError, match="batch +unexpected pass +expected to fail: no reason"):
+        check_reward(Good(), expected_failures={"batch": "no reason"})
+
+
+def test_all_failures_are_told_at_once() -> None:
+    class Bad(Good):
+        """A reward with two faults."""
+
+        name: ClassVar[str] = "bad"
+
+        def load(self, device: torch.device) -> Any:
+            return lambda images, prompts: (images.detach() + random.random()).mean(dim=(1, 2, 3))
+
+    with pytest.raises(AssertionError, match="reward 'bad' breaks") as raised:
+        check_reward(Bad())
+    assert all(word in str(raised.value) for word in ("deterministic", "randomness_untouched", "gradient"))
+
+
+def test_wrong_arguments_are_user_errors() -> None:
+    wrong: Any = Good
+    with pytest.raises(draft.DraftError, match="needs a reward with its parameters"):
+        check_reward(wrong)
+    with pytest.raises(draft.DraftError, match="no such check"):
+        check_reward(Good(), expected_failures={"colour": "why not"})
+    with pytest.raises(draft.DraftError, match="at least 2 prompts"):
+        check_reward(Good(), prompts=["one"])
