@@ -1,0 +1,135 @@
+"""The command `draft`: one error boundary, and commands that are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from draft.errors import ConfigError, DraftError
+from draft.registry.discovery import did_you_mean
+
+COMMANDS = {
+    "run": ("draft_cli.run:run_command", "Run a pipeline file."),
+    "check": ("draft_cli.run:check_command", "Check a pipeline file without running it."),
+    "mix": ("draft_cli.adapters:mix", "Mix adapters, each with a weight, into one."),
+    "rewards": ("draft_cli.rewards:app", "List, show and check rewards."),
+    "models": ("draft_cli.models:models_command", "Show the models that pipelines may name."),
+    "plugins": ("draft_cli.plugins:plugins_command", "Show the installed plugins and their state."),
+    "schema": ("draft_cli.run:schema_command", "Print the JSON Schema of pipeline files."),
+}
+"""Command to where it is and what `draft --help` says about it; nothing is imported for the help."""
+
+
+class Interrupted(Exception):
+    """Carries Ctrl-C or SIGTERM past Typer, which would swallow what it says about going on.
+
+    Args:
+        stop: The interrupt.
+    """
+
+    def __init__(self, stop: KeyboardInterrupt) -> None:
+        super().__init__()
+        self.stop = stop
+
+
+class LazyGroup(TyperGroup):
+    """A group that knows its commands' names and imports the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            hint = did_you_mean(cmd_name, list(COMMANDS), otherwise=f"the commands are {', '.join(COMMANDS)}")
+            raise ConfigError(f"unknown command {cmd_name!r}", where="command line", hint=hint)
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        target = getattr(importlib.import_module(module), attribute)
+        if not isinstance(target, typer.Typer):
+            wrapped = _typer()
+            wrapped.command(cmd_name)(target)
+            target = wrapped
+        command = get_command(target)
+        command.name = cmd_name
+        return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(stop) from stop
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands' one-liners from `COMMANDS`, importing none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _typer(**options: Any) -> typer.Typer:
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **options)
+
+
+app = _typer(cls=LazyGroup, no_args_is_help=True)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"draft {version('draft-diffusion')}")
+        raise typer.Exit
+
+
+@app.callback()
+def draft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Teach a diffusion model what you like: rewards backpropagated through sampling into LoRA adapters."""
+
+
+def main() -> None:
+    """Run the command line; the one place where errors become text and exit codes.
+
+    A `DraftError` is printed without a traceback, exit code 2; Ctrl-C is 130, SIGTERM 143; anything else is a bug
+    and shows its traceback.
+    """
+    from draft_cli.console import plain_warnings, print_error, print_notes
+
+    plain_warnings()
+    try:
+        code = get_command(app)(standalone_mode=False, prog_name="draft")
+    except DraftError as error:
+        print_error(error)
+        code = 2
+    except Interrupted as error:
+        from draft.pipeline.interrupt import Terminated
+
+        terminated = isinstance(error.stop, Terminated)
+        print("stopped" if terminated else "interrupted", file=sys.stderr)
+        print_notes(error.stop)
+        code = 143 if terminated else 130
+    except BrokenPipeError:
+        # The reader has gone (`draft rewards | head`); keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        show = getattr(error, "show", None)  # Typer's own usage errors, which know how to print themselves
+        if show is None:
+            raise
+        show()
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

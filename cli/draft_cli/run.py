@@ -1,0 +1,68 @@
+"""`draft run`, `draft check` and `draft schema`: the commands about pipeline files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from draft_cli.console import rows
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped one: quickstart.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. stages.train.max_steps=20.")
+]
+
+
+def run_command(
+    file: File,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; write nothing.")] = False,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again what could be reused.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget interrupted runs instead of resuming.")] = False,
+    runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where results go.")] = Path("runs"),
+) -> None:
+    """Run a pipeline: reuse what still holds, run the rest, resume what was interrupted."""
+    from draft.pipeline.run import run_pipeline
+    from draft.progress import progress
+
+    result = run_pipeline(
+        file,
+        overrides or [],
+        runs_dir=runs_dir,
+        dry_run=dry_run,
+        from_stage=from_stage,
+        only=only,
+        force=force,
+        fresh=fresh,
+        progress=progress(),
+    )
+    listed = [(f"{stage.name}.{name}", str(path)) for stage in result.stages for name, path in stage.outputs.items()]
+    if listed:
+        typer.echo(f"results in {result.folder}:\n{rows(listed)}")
+
+
+def check_command(file: File, overrides: Overrides = None) -> None:
+    """Check a pipeline file without running it: all errors at once, each with its line."""
+    from draft.pipeline.load import load_pipeline
+
+    pipeline = load_pipeline(file, overrides or [])
+    count = len(pipeline.stages)
+    names = ", ".join(f"{name} ({stage.config.kind})" for name, stage in pipeline.stages.items())
+    typer.echo(f"ok: {count} stage{'s' if count > 1 else ''}: {names}")
+
+
+def schema_command(
+    table: Annotated[bool, typer.Option("--table", help="Print the keys as Markdown tables instead.")] = False,
+) -> None:
+    """Print the JSON Schema of pipeline files, for editors."""
+    import json
+
+    from draft.pipeline.describe import json_schema, key_tables
+
+    typer.echo(key_tables().rstrip() if table else json.dumps(json_schema(), indent=2))

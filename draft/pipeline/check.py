@@ -1,0 +1,156 @@
+"""What can be wrong with a pipeline, found without torch: types, references, files, rewards, models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from draft.errors import ConfigError, DraftError
+from draft.pipeline.document import Document
+from draft.pipeline.document import Path as Keys
+from draft.pipeline.explain import validate
+from draft.pipeline.graph import check_references, upstream
+from draft.pipeline.ingredients import check_files, check_model, check_prompts, check_rewards, check_training
+from draft.pipeline.schema import KINDS, OUTPUTS, EvaluateStage, GenerateStage, Head, MixStage, Stage, TrainStage
+from draft.registry.discovery import did_you_mean
+from draft.registry.reward import Term
+from draft.types import Prompts
+
+_NO_PROMPTS = Prompts(())
+
+
+@dataclass(frozen=True)
+class CheckedStage:
+    """One stage, with everything that can be known before it runs.
+
+    Args:
+        name: Its name in the file.
+        config: Its typed settings.
+        data: Its plain resolved settings, as they were given, with absolute paths.
+        seed: Its seed.
+        model: Where its model is: a folder, a file or a hub id; empty where it has none.
+        prompts: Its prompts, read.
+        terms: Its rewards, with their parameters.
+        files: Label to file or reference, for adapters and curves, e.g. ``{"adapters.a": ...}``.
+        upstream: The stages it refers to, sorted.
+    """
+
+    name: str
+    config: Stage
+    data: Mapping[str, Any]
+    seed: int
+    model: str
+    prompts: Prompts
+    terms: tuple[Term, ...]
+    files: Mapping[str, str]
+    upstream: tuple[str, ...]
+
+    @property
+    def outputs(self) -> Mapping[str, str]:
+        """Output name to path in the stage's folder."""
+        return OUTPUTS[self.config.kind]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline without errors.
+
+    Args:
+        name: Its name.
+        file: The file it was loaded from.
+        seed: The seed of every stage that has no own one.
+        stages: Name to stage, in the order in which they run.
+    """
+
+    name: str
+    file: Path
+    seed: int
+    stages: Mapping[str, CheckedStage]
+
+
+def check_document(document: Document, file: Path) -> tuple[Pipeline | None, list[DraftError]]:
+    """Check a resolved pipeline file.
+
+    Args:
+        document: The file with overrides applied and variables resolved.
+        file: Where it lies; relative paths in it start from its folder.
+
+    Returns:
+        The pipeline (None if there are errors) and all errors.
+    """
+    errors: list[DraftError] = []
+    data = dict(document.data)
+    if "rehearsal" in data:
+        place = document.place(("rehearsal",))
+        errors.append(ConfigError("'rehearsal' is not available yet", where=place, hint="leave it out"))
+        del data["rehearsal"]
+    head, found = validate(Head, data, (), document)
+    errors += found
+    raw = data.get("stages")
+    stages = {name: stage for name, stage in raw.items() if isinstance(stage, dict)} if isinstance(raw, dict) else {}
+    errors += check_references(stages, document)
+    checked = {}
+    for name, stage in stages.items():
+        result = _check_stage(name, stage, data.get("seed", 0), document, file.resolve().parent, errors)
+        if result is not None:
+            checked[name] = result
+    if errors:
+        return None, errors
+    return Pipeline(head.name, file.resolve(), head.seed, checked), []
+
+
+def _check_stage(
+    name: str, data: dict[str, Any], seed: Any, document: Document, folder: Path, errors: list[DraftError]
+) -> CheckedStage | None:
+    keys: Keys = ("stages", name)
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        place = document.place((*keys, "kind"))
+        kinds = f"the kinds are {', '.join(KINDS)}"
+        if "kind" not in data:
+            errors.append(ConfigError(f"missing key 'stages.{name}.kind'", where=place, hint=kinds))
+        else:
+            hint = did_you_mean(str(kind), list(KINDS), otherwise=kinds)
+            errors.append(ConfigError(f"unknown stage kind {kind!r}", where=place, hint=hint))
+        return None
+    config, found = validate(KINDS[kind], data, keys, document)
+    errors += found
+    before = len(errors)
+    plain = dict(data)
+    base = partial(_base, document, folder)
+    prompts = check_prompts(plain, keys, document, base, errors)
+    terms = check_rewards(data, keys, prompts, document, errors)
+    model = check_model(plain, keys, document, base, errors)
+    files = check_files(plain, keys, document, base, errors)
+    if isinstance(config, TrainStage):
+        check_training(config, keys, terms, document, errors)
+    if config is None or len(errors) > before:
+        return None
+    own = getattr(config, "seed", None)
+    return CheckedStage(
+        name=name,
+        config=config,
+        data=plain,
+        seed=seed if own is None else own,
+        model=model,
+        prompts=prompts or _NO_PROMPTS,
+        terms=tuple(terms),
+        files=files,
+        upstream=tuple(upstream(data)),
+    )
+
+
+def _base(document: Document, folder: Path, keys: Keys) -> Path:
+    # A path on the command line is meant from where the person stands, one in the file from the file's folder.
+    return Path.cwd() if document.overridden(keys) else folder
+
+
+def adapter_weights(config: Stage) -> dict[str, float]:
+    """Label to weight of a stage's adapters; empty where it has none."""
+    match config:
+        case MixStage() | EvaluateStage() | GenerateStage():
+            return {label: adapter.weight for label, adapter in config.adapters.items()}
+    return {}

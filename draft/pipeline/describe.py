@@ -1,0 +1,234 @@
+"""The schema as people and editors read it: the keys at a place, a table of all keys, a JSON Schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
+
+from draft.errors import DraftError
+from draft.pipeline.document import Path
+from draft.pipeline.schema import KINDS, OUTPUTS, Head, PipelineFile
+from draft.registry.plugins import find_reward, reward_entries
+
+
+def keys_at(kind: Any, path: Path, data: Any) -> list[str]:
+    """The keys that a type allows at a path inside it.
+
+    Args:
+        kind: A dataclass of the schema.
+        path: Where to look, from the value that `kind` describes.
+        data: That value as plain data; where there are alternatives, its `kind` keys choose among them.
+
+    Returns:
+        Keys in the schema's order.
+    """
+    kinds = [kind]
+    for part in path:
+        kinds = [inner for outer in kinds for inner in _inside(outer, part)]
+        data = data.get(part) if isinstance(data, dict) else None
+    found = [option for outer in kinds for option in _alternatives(outer) if dataclasses.is_dataclass(option)]
+    chosen = data.get("kind") if isinstance(data, dict) else None
+    matching = [option for option in found if _tag(option) in (None, chosen)] or found
+    return list(dict.fromkeys(name for option in matching for name in _hints(option)))
+
+
+def kinds_at(kind: Any, path: Path) -> list[str]:
+    """The alternatives that a type has at a path inside it, by their `kind`."""
+    kinds = [kind]
+    for part in path:
+        kinds = [inner for outer in kinds for inner in _inside(outer, part)]
+    options = [option for outer in kinds for option in _alternatives(outer) if dataclasses.is_dataclass(option)]
+    return [tag for tag in map(_tag, options) if tag]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of pipeline files, for editors; descriptions are those of the docstrings."""
+    schema = TypeAdapter(PipelineFile).json_schema(by_alias=True)
+    classes = {cls.__name__: cls for cls in _classes(PipelineFile)}
+    for name, definition in [(PipelineFile.__name__, schema), *schema.get("$defs", {}).items()]:
+        if name in classes:
+            described = descriptions(classes[name])
+            definition["description"] = headline(classes[name])
+            for key, entry in definition.get("properties", {}).items():
+                entry.setdefault("description", described.get(key, ""))
+                if key == "rewards":
+                    entry["properties"] = _installed_rewards()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Draft pipeline"}
+
+
+def _installed_rewards() -> dict[str, Any]:
+    """The options of the installed rewards; a label that says `use` may have another reward's."""
+    own = {
+        "use": {"type": "string", "description": "The reward's name; the label where it is left out."},
+        "weight": {"type": "number", "default": 1.0, "description": "Its factor in the sum; negative asks for less."},
+        "device": {"type": "string", "default": "", "description": "Where to load it; empty: where the images are."},
+    }
+    found: dict[str, Any] = {}
+    for entry in reward_entries():
+        try:
+            schema = find_reward(entry.name).model_json_schema()
+        except DraftError:
+            continue  # broken or twice there: said where it is used, and editors need the rest
+        if "$defs" not in schema:
+            schema["properties"] = {**own, **schema.get("properties", {})}
+            found[entry.name] = {"anyOf": [{"type": "object", "required": ["use"]}, {"type": "null"}, schema]}
+    return found
+
+
+def key_tables() -> str:
+    """All keys of a pipeline file as Markdown tables, one per stage kind; `docs/pipelines.md` holds them."""
+    parts = ["### The file\n\n" + _table(Head, "")]
+    for name, kind in KINDS.items():
+        outputs = ", ".join(f"`{output}` ({path})" for output, path in OUTPUTS[name].items())
+        parts.append(f"### `kind: {name}`\n\n{headline(kind)}\n\nOutputs: {outputs}.\n\n{_table(kind, '')}")
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(cls: type[Any]) -> str:
+    """The first paragraph of a class's docstring."""
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+
+
+def descriptions(cls: type[Any]) -> dict[str, str]:
+    """Key to description, from the `Args:` of a class and of those it extends."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2]
+        for match in re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE):
+            found[match[1].rstrip("_")] = " ".join(match[2].split())
+    return found
+
+
+def _table(cls: type[Any], prefix: str) -> str:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    rows += (f"| `{key}` | {kind} | {default} | {meaning} |" for key, kind, default, meaning in _rows(cls, prefix))
+    return "\n".join(rows)
+
+
+def _rows(cls: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    described = descriptions(cls)
+    values = {field.name: field for field in dataclasses.fields(cls)}
+    hints = _hints(cls)
+    # What has no default comes first, as people write it.
+    for name in sorted(hints, key=lambda key: _default(values[_field_name(cls, key)]) is not _REQUIRED):
+        default = _default(values[_field_name(cls, name)])
+        inner = [option for option in _alternatives(hints[name]) if dataclasses.is_dataclass(option)]
+        key = f"{prefix}{name}"
+        if len(inner) == 1 and dataclasses.is_dataclass(default):
+            yield key, "mapping", "", described.get(name, "")
+            yield from _rows(typing.cast("type[Any]", inner[0]), f"{key}.")
+        elif len(inner) > 1:
+            chosen = f"`{{kind: {_tag(type(default))}}}`"
+            yield key, "mapping with a `kind`", chosen, described.get(name, "")
+            for option in inner:
+                tag = _tag(option)
+                yield f"{key}.kind: {tag}", "", "", headline(typing.cast("type[Any]", option))
+                for row in _rows(typing.cast("type[Any]", option), f"{key}."):
+                    if row[0] != f"{key}.kind":
+                        yield row
+        else:
+            yield key, _words(hints[name]), _default_words(default), described.get(name, "")
+
+
+_REQUIRED = object()
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else _REQUIRED
+
+
+def _default_words(default: Any) -> str:
+    if default is _REQUIRED:
+        return "required"
+    plain = list(default) if isinstance(default, tuple) else default
+    return f"`{json.dumps(plain)}`"
+
+
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        bounds = [word for word in map(_bound, _flat(hint.__metadata__)) if word]
+        return ", ".join([_words(hint.__origin__), *bounds])
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_words(option) for option in arguments))
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin is tuple:
+        return f"list of {_words(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    if dataclasses.is_dataclass(hint):
+        return "mapping of " + ", ".join(f"`{name}`" for name in _hints(hint))
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _flat(metadata: tuple[Any, ...]) -> Iterator[Any]:
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from item.metadata
+        else:
+            yield item
+
+
+def _bound(constraint: Any) -> str:
+    for name, text in (("ge", "at least {}"), ("gt", "more than {}"), ("le", "at most {}"), ("lt", "less than {}")):
+        if (value := getattr(constraint, name, None)) is not None:
+            return text.format(value) if value < 1e6 else ""
+    return ""
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name.rstrip("_"): hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _field_name(cls: Any, key: str) -> str:
+    return next(field.name for field in dataclasses.fields(cls) if field.name.rstrip("_") == key)
+
+
+def _tag(cls: Any) -> str | None:
+    literal = typing.get_args(_hints(cls).get("kind"))
+    return literal[0] if literal else None
+
+
+def _alternatives(hint: Any) -> Iterator[Any]:
+    if typing.get_origin(hint) is Annotated:
+        yield from _alternatives(hint.__origin__)
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for option in typing.get_args(hint):
+            yield from _alternatives(option)
+    else:
+        yield hint
+
+
+def _inside(hint: Any, part: str | int) -> Iterator[Any]:
+    for option in _alternatives(hint):
+        if dataclasses.is_dataclass(option):
+            yield from [inner for name, inner in _hints(option).items() if name == part]
+        elif typing.get_origin(option) is dict:
+            yield typing.get_args(option)[1]
+        elif typing.get_origin(option) is tuple:
+            yield typing.get_args(option)[0]
+
+
+def _classes(hint: Any) -> Iterator[type[Any]]:
+    for option in _alternatives(hint):
+        if dataclasses.is_dataclass(option):
+            yield typing.cast("type[Any]", option)
+            for inner in _hints(option).values():
+                yield from _classes(inner)
+        else:
+            for inner in typing.get_args(option) if typing.get_origin(option) in (dict, tuple) else ():
+                yield from _classes(inner)

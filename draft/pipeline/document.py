@@ -1,0 +1,181 @@
+"""A YAML file as plain data that remembers the line of every key.
+
+The scalars are YAML 1.2's, as OmegaConf reads numbers: `1e-4` is a number (PyYAML makes it text), while `no`, `on` and
+`12:30` stay text (YAML 1.1 makes them false, true and 750).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import yaml
+
+from draft.errors import ConfigError, DraftError
+
+Path: TypeAlias = tuple[str | int, ...]
+"""Keys and list indices from the top of the file to a value."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
+# A number with a leading zero is decimal in YAML 1.2; SafeLoader's own constructor would read it as octal.
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(text, 16) if (text := str(node.value)).startswith("0x") else int(text),
+)
+
+
+@dataclass
+class Document:
+    """The content of a pipeline file, with the place of every key.
+
+    Args:
+        name: The file as the user named it.
+        data: Its content: mappings, lists and scalars.
+        lines: Path of a key or list item to its line, counted from 1.
+        places: Path to a place that is not in the file: an override of the command line.
+    """
+
+    name: str
+    data: dict[str, Any]
+    lines: dict[Path, int] = field(default_factory=dict)
+    places: dict[Path, str] = field(default_factory=dict)
+
+    def place(self, path: Path) -> str:
+        """Where a value comes from: ``"file:line"`` or ``"command line, 'k=v'"``; the nearest known parent's place."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+            if path[:length] in self.lines:
+                return f"{self.name}:{self.lines[path[:length]]}"
+        return self.name
+
+    def overridden(self, path: Path) -> bool:
+        """Whether the value at `path` comes from the command line."""
+        return any(path[:length] in self.places for length in range(len(path) + 1))
+
+
+def parse_document(text: str, name: str) -> tuple[Document, list[DraftError]]:
+    """Parse a pipeline file.
+
+    Args:
+        text: The file's content.
+        name: The file as the user named it, for messages.
+
+    Returns:
+        The document, and an error for every duplicate key.
+
+    Raises:
+        ConfigError: Not YAML, empty, or not a mapping.
+    """
+    document = Document(name, {})
+    errors: list[DraftError] = []
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None:  # before the construction, which rewrites nodes where keys are merged with <<
+            _mark(node, (), document, errors, seen=set())
+        data = None if node is None else loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = name if mark is None else f"{name}:{mark.line + 1}"
+        quote = 'text that begins with { [ * & ! | > % @ or has ": " needs quotes'
+        raise ConfigError(f"not readable as YAML: {error.problem or error}", where=place, hint=quote) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"not readable as YAML: {str(error).splitlines()[0]}", where=name) from None
+    if node is None or data is None:
+        raise ConfigError("the file is empty", where=name, hint="a pipeline has name, seed, vars and stages")
+    if not isinstance(data, dict):
+        raise ConfigError(f"a pipeline must be a mapping (got a {type(data).__name__})", where=f"{name}:1")
+    try:
+        document.data = _text_keys(data)
+    except RecursionError:
+        raise ConfigError("an anchor contains itself", where=name) from None
+    return document, errors
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override, read as YAML: ``"1e-4"`` is a number, ``"[a, b]"`` a list, ``""`` is null.
+
+    Args:
+        text: What follows ``=``.
+
+    Returns:
+        Plain data.
+
+    Raises:
+        ConfigError: Not YAML.
+    """
+    try:
+        return _text_keys(yaml.load(text, Loader=_Loader))
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"not readable as YAML: {problem} (got {text!r})") from None
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `parse_document` reads back unchanged."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _text_keys(data: Any) -> Any:
+    # A label such as 512 is a number to YAML; here every key is text.
+    if isinstance(data, dict):
+        return {key if isinstance(key, str) else json.dumps(key): _text_keys(value) for key, value in data.items()}
+    return [_text_keys(item) for item in data] if isinstance(data, list) else data
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that never writes aliases and quotes whatever either YAML version would not read as text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.Node:
+    plain = not any(pattern.match(value) for _, pattern in _NUMBERS)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
+
+
+_NUMBERS = [pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair in pairs]
+_Dumper.add_representer(str, _text)
+
+
+def _mark(node: yaml.Node, path: Path, document: Document, errors: list[DraftError], seen: set[int]) -> None:
+    if id(node) in seen:  # an anchor that contains itself
+        return
+    seen = seen | {id(node)}
+    if isinstance(node, yaml.MappingNode):
+        own: set[Path] = set()
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node.start_mark)
+            line = key_node.start_mark.line + 1
+            here = (*path, key)
+            if here in own:
+                first = f"the first is in line {document.lines[here]}"
+                errors.append(ConfigError(f"duplicate key {key!r}", where=f"{document.name}:{line}", hint=first))
+            own.add(here)
+            document.lines[here] = line
+            _mark(value_node, here, document, errors, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            document.lines[(*path, index)] = item.start_mark.line + 1
+            _mark(item, (*path, index), document, errors, seen)

@@ -1,0 +1,167 @@
+"""Pydantic's findings in Draft's words: one line each, with the key, the bound and what was received."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from draft.errors import ConfigError, DraftError
+from draft.pipeline.describe import keys_at, kinds_at
+from draft.pipeline.document import Document, Path
+from draft.registry.discovery import did_you_mean
+
+_TAGS = ("a list of prompts", "a prompt file")
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "dataclass_exact_type": "a mapping",
+    "model_type": "a mapping",
+    "finite_number": "a finite number",
+    "none_required": "null",
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least {}"),
+    "greater_than": ("gt", "greater than {}"),
+    "less_than": ("lt", "less than {}"),
+    "less_than_equal": ("le", "at most {}"),
+}
+
+
+@lru_cache(maxsize=32)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def validate(kind: Any, data: Any, path: Path, document: Document) -> tuple[Any, list[DraftError]]:
+    """Make a typed value of plain data, strictly: ``"20"`` is not an integer.
+
+    Args:
+        kind: The type, usually a stage's dataclass.
+        data: Plain data, as in JSON.
+        path: Where it is in the document.
+        document: The file, for the places of errors.
+
+    Returns:
+        The value (None if there are errors) and the errors.
+    """
+    try:
+        # In JSON mode strictness still lets a list become a tuple and an integer a float.
+        return _adapter(kind).validate_json(json.dumps(data), strict=True), []
+    except ValidationError as error:
+        return None, list(_explain(error, data, kind, path, document))
+
+
+def _explain(error: ValidationError, data: Any, kind: Any, path: Path, document: Document) -> Iterable[DraftError]:
+    # Alternatives of a union give one finding each; they are joined into one sentence per key.
+    grouped: dict[Path, list[Any]] = {}
+    for detail in error.errors(include_url=False):
+        grouped.setdefault(_clean(detail["loc"], data), []).append(detail)
+    unknown = [loc for loc, details in grouped.items() if details[0]["type"] in _UNKNOWN]
+    for loc, details in grouped.items():
+        close = get_close_matches(str(loc[-1]), [str(other[-1]) for other in unknown if other[:-1] == loc[:-1]])
+        if details[0]["type"] in _MISSING and close:
+            continue  # it is there, misspelt
+        yield _finding(details, loc, data, kind, path, document)
+
+
+def _finding(details: list[Any], loc: Path, data: Any, kind: Any, path: Path, document: Document) -> ConfigError:
+    detail, place = details[0], document.place((*path, *loc))
+    key = ".".join(map(str, (*path, *loc)))
+    got = _shown(_value(data, loc))
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case unknown if unknown in _UNKNOWN:
+            known = keys_at(kind, loc[:-1], data)
+            hint = did_you_mean(str(loc[-1]), known, otherwise=f"the keys here are {', '.join(known)}")
+            return ConfigError(f"unknown key {key!r}", where=place, hint=hint)
+        case missing if missing in _MISSING:
+            return ConfigError(f"missing key {key!r}", where=place, hint=f"add '{loc[-1]}:'")
+        case "union_tag_invalid":
+            known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+            tag = context["tag"]
+            hint = did_you_mean(tag, known, otherwise=f"the kinds are {', '.join(known)}")
+            return ConfigError(f"unknown {loc[-1]} {tag!r}", where=document.place((*path, *loc, "kind")), hint=hint)
+        case "union_tag_not_found":
+            what = "needs a key 'kind'" if isinstance(_value(data, loc), Mapping) else "must be a mapping with a 'kind'"
+            hint = f"the kinds are {', '.join(kinds_at(kind, loc))}"
+            return ConfigError(f"{key} {what} (got {got})", where=place, hint=hint)
+        case "too_short":
+            return ConfigError(f"{key} is empty", where=place, hint=f"give at least {context['min_length']}")
+        case "string_too_short":
+            return ConfigError(f"{key} is empty text", where=place)
+        case "string_pattern_mismatch":
+            what = f"{key!r} is not a usable name" if _value(data, loc) is None else f"{key} is not a usable name"
+            name = loc[-1] if isinstance(_value(data, loc[:-1]), Mapping) and len(loc) > 1 else _value(data, loc)
+            return ConfigError(
+                f"{what} (got {_shown(name)})",
+                where=place,
+                hint="names have letters, digits, - and _, and begin with a letter or a digit",
+            )
+    expected = dict.fromkeys(_expectation(finding) for finding in details)
+    return ConfigError(f"{key} must be {' or '.join(expected)} (got {got})", where=place)
+
+
+def _expectation(detail: Any) -> str:
+    if detail["type"] in _EXPECTED:
+        return _EXPECTED[detail["type"]]
+    if detail["type"] in _BOUNDS:
+        name, text = _BOUNDS[detail["type"]]
+        return text.format(f"{detail['ctx'][name]:g}" if detail["ctx"][name] < 1e6 else detail["ctx"][name])
+    if detail["type"] == "literal_error":
+        return detail["ctx"]["expected"]
+    return detail["msg"][:1].lower() + detail["msg"][1:]
+
+
+def _clean(loc: Iterable[str | int], data: Any) -> Path:
+    """A finding's path without the marks that pydantic adds for alternatives of a union."""
+    clean: list[str | int] = []
+    value = data
+    for part in loc:
+        if part == "[key]":
+            continue
+        if isinstance(value, list):
+            if not isinstance(part, int):
+                continue
+            value = value[part] if part < len(value) else None
+        elif isinstance(value, Mapping):
+            if part in _TAGS or (part not in value and part == value.get("kind")):
+                continue
+            value = value.get(part)
+        else:
+            if clean or part in _TAGS:
+                continue
+            value = None
+        clean.append(part)
+    return tuple(clean)
+
+
+def _value(data: Any, loc: Path) -> Any:
+    for part in loc:
+        if isinstance(data, Mapping):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
+    return data
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

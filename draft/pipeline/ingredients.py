@@ -1,0 +1,192 @@
+"""What a stage is made of - prompts, rewards, a model, files - found and checked without torch.
+
+Each function appends what is wrong to `errors` and goes on, so that all errors of a file come at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from draft.errors import ConfigError, ConfigErrors, DraftError
+from draft.pipeline.describe import keys_at
+from draft.pipeline.document import Document
+from draft.pipeline.document import Path as Keys
+from draft.pipeline.schema import KINDS, TrainStage
+from draft.prompts import load_prompts
+from draft.registry.discovery import did_you_mean
+from draft.registry.plugins import build_term, model_path, named_models
+from draft.registry.reward import Term
+from draft.types import Prompts
+
+Base: TypeAlias = Callable[[Keys], Path]
+"""The folder that a relative path at these keys starts from."""
+
+
+def check_prompts(
+    data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]
+) -> Prompts | None:
+    """Read a stage's prompts; makes the path of a file in `data` absolute."""
+    source = data.get("prompts")
+    if isinstance(source, list):
+        if not all(isinstance(text, str) for text in source):
+            return None  # the schema says so
+        for index, text in enumerate(source):
+            if text and not text.strip():
+                place = document.place((*keys, "prompts", index))
+                errors.append(ConfigError(f"{'.'.join(keys)}.prompts.{index} is empty text", where=place))  # type: ignore[arg-type]
+        return Prompts(source)
+    if not isinstance(source, Mapping) or not isinstance(source.get("file"), str) or not source["file"]:
+        return None
+    here = (*keys, "prompts", "file")
+    path = base(here) / Path(source["file"]).expanduser()
+    data["prompts"] = {**source, "file": str(path)}
+    try:
+        return load_prompts(path, where=document.place(here))
+    except DraftError as error:
+        errors.append(error)
+        return None
+
+
+def check_rewards(
+    data: Mapping[str, Any], keys: Keys, prompts: Prompts | None, document: Document, errors: list[DraftError]
+) -> list[Term]:
+    """Make a stage's reward terms, and look for the columns that their options name."""
+    terms: list[Term] = []
+    rewards = data.get("rewards")
+    for label, options in rewards.items() if isinstance(rewards, Mapping) and "rewards" in _keys(data) else ():
+        here = (*keys, "rewards", label)
+        prefix = ".".join(map(str, here))
+        if options is not None and not isinstance(options, Mapping):
+            continue  # the schema says so
+        try:
+            term = build_term(label, options or {}, where=prefix)
+        except DraftError as error:
+            for each in error.errors if isinstance(error, ConfigErrors) else [error]:
+                errors.append(_placed(each, prefix, here, document))
+            continue
+        terms.append(term)
+        for option, value in _texts(term.reward.model_dump(mode="json"), ()):
+            match = re.fullmatch(r"\{(\w+)\}", value)
+            if match and prompts is not None and match[1] not in ("prompt", *prompts.columns):
+                known = ", ".join(prompts.columns) or "none"
+                named = f"{prefix}.{option} names the column {match[1]!r}"
+                errors.append(
+                    ConfigError(
+                        f"{named}, which the prompts do not have (columns: {known})",
+                        where=document.place((*here, *option.split("."))),
+                        hint="columns come from a csv or jsonl prompt file",
+                    )
+                )
+    return terms
+
+
+def _keys(data: Mapping[str, Any]) -> list[str]:
+    """The keys of a stage of this kind."""
+    return keys_at(KINDS[data["kind"]], (), {})
+
+
+def _placed(error: DraftError, prefix: str, keys: Keys, document: Document) -> DraftError:
+    """An error of a reward's options, moved from its dotted key to its line."""
+    where = error.where if error.where.startswith(prefix) else prefix
+    rest = where.removeprefix(prefix).strip(".")
+    indexed = tuple(int(part) if part.isdigit() else part for part in rest.split(".")) if rest else ()
+    error.where = document.place((*keys, *indexed))
+    if error.what.startswith("must "):
+        error.what = f"{where} {error.what}"
+        error.args = (error.what,)
+    return error
+
+
+def _texts(value: Any, keys: tuple[str, ...]) -> list[tuple[str, str]]:
+    if isinstance(value, str):
+        return [(".".join(keys), value)]
+    if isinstance(value, Mapping):
+        return [text for key, inner in value.items() for text in _texts(inner, (*keys, str(key)))]
+    if isinstance(value, list):
+        return [text for index, inner in enumerate(value) for text in _texts(inner, (*keys, str(index)))]
+    return []
+
+
+def check_model(data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]) -> str:
+    """Find a stage's model; makes the path of a local one in `data` absolute."""
+    name = data.get("model")
+    here = (*keys, "model")
+    if not isinstance(name, str) or not name or "${out:" in name:
+        return ""  # the schema or the references say so
+    place = document.place(here)
+    path = base(here) / Path(name).expanduser()
+    if path.exists():
+        data["model"] = str(path)
+        return str(path)
+    try:
+        found = model_path(name)
+        if found != name:
+            if not Path(found).exists():
+                raise ConfigError(f"the model {name!r} has no weights (nothing at {found!r})")
+            return found
+        if name[0] in "./~\\" or Path(name).suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
+            raise ConfigError(f"no such model (got {name!r}, which is {str(path)!r})")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+            known = list(named_models())
+            otherwise = f"give a folder, a hub id such as owner/name, or one of {', '.join(known)}"
+            raise ConfigError(f"no such model (got {name!r})", hint=did_you_mean(name, known, otherwise=otherwise))
+    except DraftError as error:
+        error.where = place
+        errors.append(error)
+    return name
+
+
+def check_files(
+    data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]
+) -> dict[str, str]:
+    """Find the adapters and curves that a stage names; makes their paths in `data` absolute."""
+    files: dict[str, str] = {}
+    for group, inner in (("adapters", "from"), ("curves", "")):
+        entries = data.get(group)
+        if not isinstance(entries, Mapping):
+            continue
+        data[group] = dict(entries)
+        for label, entry in entries.items():
+            here = (*keys, group, label, inner) if inner else (*keys, group, label)
+            value = entry.get(inner) if inner and isinstance(entry, Mapping) else entry
+            if not isinstance(value, str) or not value:
+                continue
+            if "${out:" not in value:
+                path = base(here) / Path(value).expanduser()
+                value = str(path)
+                data[group][label] = {**entry, inner: value} if inner else value
+                if not (path.exists() if inner else path.is_file()):
+                    errors.append(ConfigError(f"no such file (got {value!r})", where=document.place(here)))
+                elif inner and path.is_file() and path.suffix != ".safetensors":
+                    what = f"an adapter must be a .safetensors file (got {value!r})"
+                    errors.append(ConfigError(what, where=document.place(here), hint="Draft never loads pickles"))
+            files[f"{group}.{label}"] = value
+    return files
+
+
+def check_training(
+    config: TrainStage, keys: Keys, terms: list[Term], document: Document, errors: list[DraftError]
+) -> None:
+    """Check what only a training forbids."""
+    prefix = ".".join(map(str, keys))
+    steps = config.sampler.num_inference_steps
+    k = getattr(config.method, "k", 1)
+    if k > steps:
+        errors.append(
+            ConfigError(
+                f"{prefix}.method.k must be at most {prefix}.sampler.num_inference_steps, {steps} (got {k})",
+                where=document.place((*keys, "method", "k")),
+            )
+        )
+    for term in terms:
+        if not term.reward.differentiable:
+            errors.append(
+                ConfigError(
+                    f"reward {term.reward.name!r} has no gradient, so {config.method.kind} cannot train for it",
+                    where=document.place((*keys, "rewards", term.label)),
+                    hint="measure it in an evaluate stage instead",
+                )
+            )

@@ -1,0 +1,256 @@
+"""Run a pipeline: stage by stage, reusing what still holds, never leaving half a result that looks whole."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from draft.errors import StageError
+from draft.pipeline import cache
+from draft.pipeline.check import CheckedStage, Pipeline
+from draft.pipeline.document import dump_yaml
+from draft.pipeline.folders import publish, settle, write_text
+from draft.pipeline.graph import parse_reference
+from draft.pipeline.interrupt import RUNS, noting, resume_command, sigterm
+from draft.pipeline.load import load_pipeline
+from draft.pipeline.lock import locked
+from draft.pipeline.observers import Observers
+from draft.pipeline.plan import BEGUN, PARTIAL, Step, begun, make_plan
+from draft.pipeline.stages import EXECUTORS, Executor, Job, adapter_metadata
+from draft.progress import Progress, Silent, duration
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of a stage.
+
+    Args:
+        name: The stage.
+        action: ``"reused"``, ``"ran"``, ``"left out"``; in a dry run what the plan says.
+        outputs: Output name to path.
+        metrics: Closing figures.
+        seconds: How long it ran now.
+    """
+
+    name: str
+    action: str
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of a pipeline.
+
+    Args:
+        name: The pipeline.
+        folder: Where its stages' folders are.
+        stages: One result per stage, in order.
+    """
+
+    name: str
+    folder: Path
+    stages: tuple[StageResult, ...]
+
+    def __getitem__(self, stage: str) -> StageResult:
+        """The result of one stage."""
+        return next(result for result in self.stages if result.name == stage)
+
+
+def run_pipeline(
+    file: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    runs_dir: Path = RUNS,
+    dry_run: bool = False,
+    from_stage: str | None = None,
+    only: str | None = None,
+    force: bool = False,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    executors: Mapping[str, Executor] = EXECUTORS,
+) -> RunResult:
+    """Run a pipeline file.
+
+    Args:
+        file: A YAML file, or the name of one that ships with Draft.
+        overrides: Changes as full dotted keys.
+        runs_dir: The results are in `runs_dir`/<pipeline's name>/.
+        dry_run: Only say what would happen; nothing is written.
+        from_stage: Run this stage and all after it again.
+        only: Run this stage alone.
+        force: Run every stage again.
+        fresh: Forget interrupted runs instead of continuing them.
+        progress: Who hears about it; None: nobody.
+        executors: Stage kind to what runs it.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DraftError: Something the user can mend; if a stage had begun, with a note that says how to go on.
+        KeyboardInterrupt: It was interrupted, with such a note.
+    """
+    pipeline = load_pipeline(file, overrides)
+    reporter = Silent() if progress is None else progress
+    runs = Path(runs_dir) / pipeline.name
+
+    def plan() -> list[Step]:
+        return make_plan(pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh)
+
+    if dry_run:
+        steps = plan()
+        for step in steps:
+            reporter.say(str(step))
+        return RunResult(pipeline.name, runs, tuple(StageResult(s.name, s.action) for s in steps))
+    resume = resume_command(file, overrides, runs_dir=runs_dir, only=only)
+    plan()  # so that its errors come before anything is written
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot write results there: {error.strerror} (got {str(runs)!r})"
+        raise StageError(what, where="--runs-dir", hint="give another --runs-dir") from None
+    with locked(runs), sigterm():
+        for name in pipeline.stages:
+            settle(runs / name)
+        steps = plan()
+        write_text(runs / "config.yaml", dump_yaml(resolved(pipeline)))
+        hooks = Observers(reporter) if any(step.action in ("run", "continue") for step in steps) else None
+        results = []
+        for number, step in enumerate(steps, start=1):
+            stage = pipeline.stages[step.name]
+            label = f"[{number}/{len(steps)}] {step.name}"
+            if step.action == "skip":
+                results.append(StageResult(step.name, "left out"))
+                continue
+            if step.action == "reuse":
+                reporter.say(f"{label}: reused")
+                record = cache.read_record(runs / step.name)
+                results.append(StageResult(step.name, "reused", outputs(stage, runs), record.metrics if record else {}))
+                continue
+            word = "resumes" if step.action == "continue" else "runs"
+            reporter.say(f"{label}: {word} ({'; '.join(step.reasons)})")
+            with noting(resume, step.name):
+                result = _run_stage(pipeline, stage, step, runs, reporter, executors, hooks)
+            reporter.say(f"{label}: done in {duration(result.seconds)}")
+            results.append(result)
+    return RunResult(pipeline.name, runs, tuple(results))
+
+
+def outputs(stage: CheckedStage, runs: Path) -> dict[str, Path]:
+    """Output name to path of a finished stage."""
+    return {name: runs / stage.name / path for name, path in stage.outputs.items()}
+
+
+def resolved(pipeline: Pipeline) -> dict[str, Any]:
+    """A pipeline as plain data without variables, that loads again to the same pipeline from anywhere."""
+    stages = {name: _escaped(dict(stage.data), ()) for name, stage in pipeline.stages.items()}
+    return {"name": pipeline.name, "seed": pipeline.seed, "stages": stages}
+
+
+def _escaped(value: Any, keys: tuple[Any, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner, (*keys, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner, (*keys, index)) for index, inner in enumerate(value)]
+    literal = keys[:1] == ("prompts",) or keys[:2] == ("preview", "prompts")
+    if not isinstance(value, str) or parse_reference(value) or (literal and isinstance(keys[-1], int)):
+        return value
+    return value.replace("${", "\\${")
+
+
+def _run_stage(
+    pipeline: Pipeline,
+    stage: CheckedStage,
+    step: Step,
+    runs: Path,
+    reporter: Progress,
+    executors: Mapping[str, Executor],
+    hooks: Observers | None,
+) -> StageResult:
+    partial = runs / f"{stage.name}{PARTIAL}"
+    if step.action == "run" and partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    if begun(partial) != step.fingerprint:
+        write_text(partial / BEGUN, f'{{"fingerprint": "{step.fingerprint}"}}\n')
+    files, inputs = _inputs(pipeline, stage, runs)
+    job = Job(
+        stage=stage,
+        folder=partial,
+        files=files,
+        progress=reporter,
+        title=pipeline.name,
+        config_text=dump_yaml({stage.name: dict(stage.data), "seed": stage.seed}),
+        metadata=adapter_metadata(stage, step.identity, step.fingerprint),
+    )
+    if hooks is not None:
+        hooks.started(stage.name, partial)
+    started, clock = _now(), time.monotonic()
+    try:
+        metrics = dict(executors[stage.config.kind](job))
+    finally:
+        reporter.stop()
+    seconds = time.monotonic() - clock
+    missing = [path for path in stage.outputs.values() if not (partial / path).exists()]
+    if missing:
+        raise StageError(f"stage {stage.name!r} ended without writing {', '.join(missing)}")
+    (partial / BEGUN).unlink(missing_ok=True)
+    record = cache.StageRecord(
+        stage=stage.name,
+        fingerprint=step.fingerprint,
+        identity=step.identity,
+        outputs=cache.record_outputs(partial, stage.outputs),
+        inputs=inputs,
+        metrics=metrics,
+        versions=_versions(stage),
+        started=started,
+        finished=_now(),
+        seconds=round(seconds, 3),
+    )
+    cache.write_record(record, partial)
+    publish(partial, runs / stage.name)
+    done = outputs(stage, runs)
+    if hooks is not None:
+        hooks.finished(stage.name, done, metrics)
+    return StageResult(stage.name, "ran", done, metrics, seconds)
+
+
+def _inputs(pipeline: Pipeline, stage: CheckedStage, runs: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Label to existing file, and reference to the sha256 of what it points at."""
+    files, digests = {}, {}
+    for label, source in stage.files.items():
+        reference = parse_reference(source)
+        if reference is None:
+            files[label] = Path(source)
+            continue
+        files[label] = runs / reference.stage / pipeline.stages[reference.stage].outputs[reference.output]
+        record = cache.read_record(runs / reference.stage)
+        digests[source] = record.digest(reference.output) if record else ""
+    return files, digests
+
+
+def _versions(stage: CheckedStage) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+    names = {"draft-diffusion", "torch", "diffusers", "peft"}
+    modules = {type(term.reward).__module__.partition(".")[0] for term in stage.terms}
+    known = packages_distributions() if modules else {}
+    names |= {name for module in modules for name in known.get(module, ())}
+    found = {}
+    for name in sorted(names):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,190 @@
+"""The stages of a pipeline file as types: what each kind needs, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import MinLen
+from pydantic import Discriminator, Field, Tag
+
+from draft.diffusion.methods.values import DraftLV, Method
+from draft.evaluation.settings import EvaluateSettings, GenerateSettings
+from draft.training.settings import TrainSettings
+
+LABEL = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Names of pipelines, adapters, rewards and curves: they become folder, file and metric names."""
+STAGE = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+"""Names of stages: no dot, because ``${out:stage.output}`` splits there."""
+
+Label: TypeAlias = Annotated[str, Field(pattern=LABEL)]
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFile:
+    """Prompts from a file.
+
+    Args:
+        file: A text file with one prompt per line, or a csv or jsonl file with a column `prompt`; relative to the
+            pipeline's folder.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    file: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterInput:
+    """An adapter that goes into a stage.
+
+    Args:
+        from_: A reference `${out:stage.adapter}`, or a safetensors file relative to the pipeline's folder.
+        weight: Its strength; may be negative.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    from_: Annotated[Text, Field(alias="from")]
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
+def _prompts_kind(value: Any) -> str:
+    return "a prompt file" if isinstance(value, Mapping | PromptFile) else "a list of prompts"
+
+
+PromptSource: TypeAlias = Annotated[
+    Annotated[tuple[Text, ...], MinLen(1), Tag("a list of prompts")] | Annotated[PromptFile, Tag("a prompt file")],
+    Discriminator(_prompts_kind),
+]
+Adapters: TypeAlias = dict[Label, AdapterInput]
+Rewards: TypeAlias = dict[Label, dict[str, Any] | None]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(TrainSettings):
+    """Train a LoRA adapter for a weighted sum of rewards.
+
+    Args:
+        kind: `train`.
+        model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
+        prompts: A list, or `{file: ...}`.
+        rewards: Label to options: `use` (default: the label), `weight`, `device` and the reward's own.
+        seed: The stage's own seed; None: the file's.
+    """
+
+    kind: Literal["train"]
+    model: Text
+    prompts: PromptSource
+    rewards: Annotated[Rewards, MinLen(1)]
+    method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=DraftLV)
+    seed: Seed = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixStage:
+    """Add adapters, each times its weight, into one exact adapter.
+
+    Args:
+        kind: `mix`.
+        adapters: Label to `{from, weight}`.
+        layout: The written file's key layout; `auto` is what most programs read for this model family.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["mix"]
+    adapters: Annotated[Adapters, MinLen(1)]
+    layout: Literal["auto", "kohya", "diffusers", "peft"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(EvaluateSettings):
+    """Compare adapters with the base model on the same prompts and seeds, and write a page.
+
+    Args:
+        kind: `evaluate`.
+        model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
+        prompts: A list, or `{file: ...}`; held-out ones.
+        adapters: Label to `{from, weight}`; the base model is always compared.
+        rewards: Label to options: `use` (default: the label), `device` and the reward's own.
+        curves: Label to a training's `metrics.jsonl`, usually `${out:stage.metrics}`: the page draws them.
+        seed: The stage's own seed; None: the file's.
+    """
+
+    kind: Literal["evaluate"]
+    model: Text
+    prompts: PromptSource
+    rewards: Annotated[Rewards, MinLen(1)]
+    adapters: Adapters = field(default_factory=dict)
+    curves: dict[Label, Text] = field(default_factory=dict)
+    seed: Seed = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateStage(GenerateSettings):
+    """Make images from prompts and fixed seeds, with the base model and each adapter.
+
+    Args:
+        kind: `generate`.
+        model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
+        prompts: A list, or `{file: ...}`.
+        adapters: Label to `{from, weight}`; empty: the base model alone.
+        seed: The stage's own seed; None: the file's.
+    """
+
+    kind: Literal["generate"]
+    model: Text
+    prompts: PromptSource
+    adapters: Adapters = field(default_factory=dict)
+    seed: Seed = None
+
+
+Stage: TypeAlias = TrainStage | MixStage | EvaluateStage | GenerateStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A pipeline file before its stages are looked into.
+
+    Args:
+        name: The pipeline's name; its results lie in `runs/<name>/`.
+        stages: Name to stage, in the order in which they run.
+        seed: The seed of every stage that has no own one.
+        vars: Values that others use as `${vars.name}`.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    name: Label
+    stages: Annotated[dict[Annotated[str, Field(pattern=STAGE)], dict[str, Any]], MinLen(1)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    vars: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineFile(Head):
+    """A pipeline: a name, a seed, variables, and stages."""
+
+    stages: Annotated[
+        dict[Annotated[str, Field(pattern=STAGE)], Annotated[Stage, Field(discriminator="kind")]], MinLen(1)
+    ]
+
+
+KINDS: Mapping[str, type[Any]] = {
+    "train": TrainStage,
+    "mix": MixStage,
+    "evaluate": EvaluateStage,
+    "generate": GenerateStage,
+}
+"""The stage kinds, a closed set: that is what makes errors good."""
+
+OUTPUTS: Mapping[str, Mapping[str, str]] = {
+    "train": {"adapter": "adapter.safetensors", "metrics": "metrics.jsonl"},
+    "mix": {"adapter": "adapter.safetensors"},
+    "evaluate": {"report": "report.html", "results": "report.json"},
+    "generate": {"images": "images"},
+}
+"""Stage kind to output name to path in the stage's folder, for ``${out:stage.output}``."""
+
+VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 1, "generate": 1}
+"""Raised when a stage kind would give other results from the same configuration, so that old ones are not reused."""

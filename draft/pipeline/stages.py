@@ -1,0 +1,148 @@
+"""What runs a stage: from its checked settings to the function that does the work, imported only then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypeVar
+
+from draft.errors import StageError
+from draft.pipeline.check import CheckedStage, adapter_weights
+from draft.pipeline.schema import EvaluateStage, GenerateStage, MixStage, TrainStage
+from draft.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage about to run.
+
+    Args:
+        stage: The stage.
+        folder: Where it writes; becomes the stage's folder when it is done.
+        files: Label to existing file, references resolved: ``{"adapters.a": ..., "curves.a": ...}``.
+        progress: Who hears about it.
+        title: The pipeline's name.
+        config_text: The stage's resolved settings as YAML, for the page.
+        metadata: What an adapter file says about its making: no time, no path, no host.
+    """
+
+    stage: CheckedStage
+    folder: Path
+    files: Mapping[str, Path]
+    progress: Progress
+    title: str = ""
+    config_text: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def adapters(self) -> dict[str, tuple[Path, float]]:
+        """Label to file and weight."""
+        return {
+            label: (self.files[f"adapters.{label}"], weight)
+            for label, weight in adapter_weights(self.stage.config).items()
+        }
+
+    def curves(self) -> dict[str, Path]:
+        """Label to a training's figures."""
+        return {key.partition(".")[2]: file for key, file in self.files.items() if key.startswith("curves.")}
+
+
+T = TypeVar("T")
+Executor: TypeAlias = Callable[[Job], Mapping[str, float]]
+"""Runs a job and returns its closing figures."""
+
+
+def run_train(job: Job) -> Mapping[str, float]:
+    """Train an adapter."""
+    from draft.training.train import train
+
+    stage = _expect(job, TrainStage)
+    return train(
+        stage,
+        model=job.stage.model,
+        prompts=job.stage.prompts,
+        terms=job.stage.terms,
+        seed=job.stage.seed,
+        folder=job.folder,
+        progress=job.progress,
+        metadata=job.metadata,
+    )
+
+
+def run_mix(job: Job) -> Mapping[str, float]:
+    """Add adapters, exactly."""
+    from draft.adapters.formats import read_adapter, write_adapter
+    from draft.adapters.mix import mix
+
+    stage = _expect(job, MixStage)
+    mixed = mix([(read_adapter(file), weight) for file, weight in job.adapters().values()])
+    target = job.folder / job.stage.outputs["adapter"]
+    write_adapter(mixed, target, layout=stage.layout, metadata={**mixed.metadata, **job.metadata})
+    return {"modules": float(len(mixed.modules))}
+
+
+def run_evaluate(job: Job) -> Mapping[str, float]:
+    """Compare adapters with the base model and write the page."""
+    from draft.evaluation.evaluate import evaluate
+
+    return evaluate(
+        _expect(job, EvaluateStage),
+        model=job.stage.model,
+        adapters=job.adapters(),
+        prompts=job.stage.prompts,
+        terms=job.stage.terms,
+        seed=job.stage.seed,
+        folder=job.folder,
+        progress=job.progress,
+        curves=job.curves(),
+        title=job.title,
+        config_text=job.config_text,
+    )
+
+
+def run_generate(job: Job) -> Mapping[str, float]:
+    """Make images."""
+    from draft.evaluation.generate import generate
+
+    return generate(
+        _expect(job, GenerateStage),
+        model=job.stage.model,
+        adapters=job.adapters(),
+        prompts=job.stage.prompts,
+        seed=job.stage.seed,
+        folder=job.folder,
+        progress=job.progress,
+    )
+
+
+EXECUTORS: Mapping[str, Executor] = MappingProxyType(
+    {"train": run_train, "mix": run_mix, "evaluate": run_evaluate, "generate": run_generate}
+)
+"""Stage kind to what runs it."""
+
+
+def adapter_metadata(stage: CheckedStage, identity: Mapping[str, Any], fingerprint: str) -> dict[str, str]:
+    """What an adapter file says about its making; the same making gives the same text.
+
+    Args:
+        stage: The stage.
+        identity: Everything its result depends on.
+        fingerprint: The sha256 of `identity`.
+
+    Returns:
+        Strings for the file's header.
+    """
+    model = stage.data.get("model", "")
+    # A folder on this machine says nothing elsewhere; its last name does.
+    name = Path(model).name if model and Path(model).exists() else model
+    config = {key: value for key, value in identity.items() if key not in ("model", "reward_models", "upstream")}
+    found = {"draft.fingerprint": fingerprint, "draft.config": json.dumps(config, sort_keys=True)}
+    return {**found, "draft.model": name} if name else found
+
+
+def _expect(job: Job, kind: type[T]) -> T:
+    if not isinstance(job.stage.config, kind):
+        raise StageError(f"stage {job.stage.name!r} is of kind {job.stage.config.kind!r}, not {kind.__name__}")
+    return job.stage.config

@@ -1,0 +1,66 @@
+"""The documentation and the JSON Schema say what the schema says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from draft.pipeline.describe import descriptions, json_schema, key_tables, keys_at
+from draft.pipeline.load import load_pipeline
+from draft.pipeline.schema import KINDS, OUTPUTS, VERSIONS, Head, TrainStage
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "pipelines.md"
+
+
+def test_the_page_holds_the_current_table_of_keys() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    held = page.partition("<!-- keys: begin -->\n\n")[2].partition("\n<!-- keys: end -->")[0]
+    assert held == key_tables(), "replace the tables in docs/pipelines.md by the output of: draft schema --table"
+
+
+def test_the_page_describes_every_key() -> None:
+    for line in key_tables().splitlines():
+        if line.startswith("| `"):
+            assert re.fullmatch(r"\| `[^|]*\| .*\| [^|]+ \|", line), line
+
+
+def test_the_example_of_the_page_is_a_pipeline(tmp_path: Path) -> None:
+    example = PAGE.read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "demo.yaml").write_text(example)
+    assert list(load_pipeline(tmp_path / "demo.yaml").stages) == ["train", "mix", "evaluate"]
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--from", "--only", "--force", "--fresh", "--runs-dir"])
+def test_the_page_names_every_option(option: str) -> None:
+    assert option in PAGE.read_text(encoding="utf-8")
+
+
+def test_every_kind_has_outputs_a_version_and_described_keys() -> None:
+    assert set(KINDS) == set(OUTPUTS) == set(VERSIONS)
+    for cls in (Head, *KINDS.values()):
+        described = descriptions(cls)
+        for key in keys_at(cls, (), {}):
+            assert described.get(key), f"{cls.__name__}.{key}"
+
+
+def test_keys_are_found_inside_mappings_and_alternatives() -> None:
+    assert keys_at(TrainStage, ("method",), {"method": {"kind": "draft_k"}}) == ["kind", "k"]
+    assert keys_at(TrainStage, ("lora",), {}) == ["rank", "targets"]
+    assert keys_at(KINDS["mix"], ("adapters", "a"), {}) == ["from", "weight"]
+
+
+def test_the_json_schema_is_strict_and_knows_installed_rewards() -> None:
+    schema = json_schema()
+    assert schema["additionalProperties"] is False
+    for name, definition in schema["$defs"].items():
+        assert definition["additionalProperties"] is False, name
+        assert definition["description"], name
+    rewards = schema["$defs"]["TrainStage"]["properties"]["rewards"]
+    _, _, jpeg = rewards["properties"]["jpeg"]["anyOf"]
+    assert {"use", "weight", "device", "quality"} <= set(jpeg["properties"])
+    assert schema["$defs"]["AdapterInput"]["required"] == ["from"]

@@ -1,0 +1,399 @@
+"""A run reuses what still holds, says why it runs the rest, and never leaves half a result that looks whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from draft.errors import DraftError, StageError
+from draft.pipeline import run as run_module
+from draft.pipeline.interrupt import resume_command
+from draft.pipeline.load import load_pipeline
+from draft.pipeline.lock import locked
+from draft.pipeline.run import run_pipeline
+from draft.progress import Silent
+
+
+class Listener(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def plan(workshop, *overrides: str, **options) -> list[str]:
+    listener = Listener()
+    workshop.run(*overrides, dry_run=True, progress=listener, **options)
+    return listener.lines
+
+
+def test_stages_run_in_order_with_what_they_need(workshop) -> None:
+    result = workshop.run()
+    train, mix, evaluate = workshop.jobs
+    assert [job.stage.name for job in workshop.jobs] == ["train", "mix", "evaluate"]
+    assert list(train.stage.prompts) == ["a cat", "a dog"]
+    assert (train.stage.seed, train.stage.model) == (3, str(workshop.folder / "model"))
+    assert train.stage.config.learning_rate == 1e-4
+    assert [term.label for term in train.stage.terms] == ["jpeg"]
+    assert mix.adapters() == {"a": (workshop.runs / "train" / "adapter.safetensors", 0.7)}
+    assert list(evaluate.stage.prompts) == ["a fox", "a cow"]
+    assert evaluate.curves() == {"train": workshop.runs / "train" / "metrics.jsonl"}
+    assert "kind: evaluate" in evaluate.config_text
+    assert [stage.action for stage in result.stages] == ["ran", "ran", "ran"]
+    assert result["mix"].outputs == {"adapter": workshop.runs / "mix" / "adapter.safetensors"}
+    assert result["mix"].metrics == {"figure": 1.5}
+    assert sorted(path.name for path in workshop.runs.iterdir()) == [".lock", "config.yaml", "evaluate", "mix", "train"]
+
+
+def test_what_an_adapter_says_about_itself_has_no_path_and_no_time(workshop) -> None:
+    workshop.run()
+    text = json.dumps(dict(workshop.jobs[0].metadata))
+    assert str(workshop.folder) not in text
+    assert workshop.jobs[0].metadata["draft.model"] == "model"
+    first = dict(workshop.jobs[0].metadata)
+    workshop.jobs.clear()
+    workshop.run(force=True)
+    assert dict(workshop.jobs[0].metadata) == first
+
+
+def test_a_second_run_reuses_everything_and_touches_nothing(workshop) -> None:
+    workshop.run()
+    workshop.ran()
+    before = {path: path.stat().st_mtime_ns for path in workshop.runs.rglob("*.safetensors")}
+    result = workshop.run()
+    assert workshop.ran() == []
+    assert [stage.action for stage in result.stages] == ["reused"] * 3
+    assert result["train"].metrics == {"figure": 1.5}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert plan(workshop) == ["train: reused", "mix: reused", "evaluate: reused"]
+
+
+def test_a_dry_run_writes_nothing_and_says_why(workshop) -> None:
+    assert plan(workshop) == [
+        "train: will run (has not run)",
+        "mix: will run (has not run; upstream runs: train)",
+        "evaluate: will run (has not run; upstream runs: mix, train)",
+    ]
+    assert not (workshop.folder / "runs").exists()
+
+
+CHANGES = {
+    "vars.rate=2e-4": [
+        "train: will run (config changed: learning_rate 0.0001 -> 0.0002)",
+        "mix: will",
+        "evaluate: will",
+    ],
+    "stages.mix.adapters.a.weight=0.5": [
+        "train: reused",
+        "mix: will run (config changed: adapters.a.weight 0.7 -> 0.5)",
+        "evaluate: will run (upstream changed: mix)",
+    ],
+    "seed=4": [
+        "train: will run (seed changed: 3 -> 4)",
+        "mix: will run (upstream changed: train)",
+        "evaluate: will run (seed changed: 3 -> 4; upstream changed: mix, train)",
+    ],
+    "stages.evaluate.shown=3": ["train: reused", "mix: reused", "evaluate: will run (config changed: shown 12 -> 3)"],
+    "stages.train.rewards.jpeg.weight=2": ["train: will run (rewards changed: jpeg.weight 1.0 -> 2.0)", "mix", "eval"],
+    "stages.train.prompts=[a cat]": ["train: will run (prompts changed)", "mix", "evaluate"],
+    "stages.train.checkpoint.every=7": ["train: reused", "mix: reused", "evaluate: reused"],
+    "stages.train.method={kind: draft_k, k: 2}": [
+        "train: will run (config changed: method.kind draft_lv -> draft_k, method.copies 2 -> nothing, "
+        "method.k nothing -> 2)",
+        "mix",
+        "evaluate",
+    ],
+}
+
+
+@pytest.mark.parametrize("override", CHANGES)
+def test_only_what_depends_on_a_change_runs_again_and_says_what_changed(workshop, override: str) -> None:
+    workshop.run()
+    for said, expected in zip(plan(workshop, override), CHANGES[override], strict=True):
+        assert said.startswith(expected)
+
+
+def test_changed_files_are_noticed(workshop) -> None:
+    workshop.run()
+    (workshop.folder / "held.txt").write_text("a bee\n")
+    assert plan(workshop)[2] == "evaluate: will run (prompts changed)"
+    (workshop.folder / "model" / "model_index.json").write_text("[]")
+    assert plan(workshop)[0] == "train: will run (model changed)"
+    assert plan(workshop)[2] == "evaluate: will run (prompts changed; model changed; upstream changed: mix, train)"
+
+
+def test_a_missing_or_changed_output_runs_its_stage_again(workshop) -> None:
+    workshop.run()
+    adapter = workshop.runs / "train" / "adapter.safetensors"
+    content = adapter.read_text()
+    os.utime(adapter, (1, 1))
+    assert plan(workshop)[0] == "train: reused"
+    adapter.write_text(content.replace("w", "W"))
+    assert plan(workshop)[0] == "train: will run (output changed: adapter.safetensors)"
+    adapter.unlink()
+    assert plan(workshop)[0] == "train: will run (output missing: adapter.safetensors)"
+    (workshop.runs / "train" / "stage.json").write_text("{")
+    assert plan(workshop)[0] == "train: will run (no usable record)"
+
+
+def test_a_stage_whose_input_was_made_anew_with_other_content_runs_again(workshop) -> None:
+    workshop.run()
+    workshop.content = "other weights"
+    workshop.run(only="train", force=True)
+    assert plan(workshop)[1] == "mix: will run (upstream changed: train.adapter)"
+
+
+def test_an_edited_reward_is_not_reused(workshop, plugin) -> None:
+    module = plugin()
+    workshop.file.write_text(workshop.file.read_text().replace("jpeg: {quality: 50}", "glow: {target: shiny}"))
+    workshop.run()
+    assert plan(workshop)[0] == "train: reused"
+    module.write_text(module.read_text() + "\n# another line\n")
+    assert plan(workshop)[0] == "train: will run (reward source changed: glow)"
+
+
+def test_a_forced_run_runs_everything_and_from_runs_the_rest(workshop) -> None:
+    workshop.run()
+    workshop.ran()
+    workshop.run(force=True)
+    assert workshop.ran() == ["train", "mix", "evaluate"]
+    workshop.run(from_stage="mix")
+    assert workshop.ran() == ["mix", "evaluate"]
+    assert plan(workshop, from_stage="mix")[1] == "mix: will run (forced)"
+
+
+def test_only_runs_one_stage_and_needs_what_it_refers_to(workshop) -> None:
+    with pytest.raises(StageError) as caught:
+        workshop.run(only="mix")
+    assert str(caught.value) == (
+        "command line, --only: stage 'mix' needs 'train', which must run first (has not run)\n"
+        "  hint: leave out --only, or run --only train first"
+    )
+    assert not workshop.runs.exists()
+    result = workshop.run(only="train")
+    assert [stage.action for stage in result.stages] == ["ran", "left out", "left out"]
+    workshop.run(only="mix")
+    assert workshop.ran() == ["train", "mix"]
+
+
+@pytest.mark.parametrize(("option", "key"), [("--from", "from_stage"), ("--only", "only")])
+def test_an_unknown_stage_on_the_command_line_is_told(workshop, option: str, key: str) -> None:
+    with pytest.raises(DraftError) as caught:
+        workshop.run(**{key: "trian"})
+    assert str(caught.value) == f"command line, {option}: unknown stage 'trian'\n  hint: did you mean 'train'?"
+
+
+def test_a_failure_leaves_only_a_partial_folder_and_the_way_to_go_on(workshop) -> None:
+    workshop.failing["mix"] = StageError("the disk is full", hint="make room")
+    with pytest.raises(StageError) as caught:
+        workshop.run("stages.evaluate.shown=3", force=True)
+    assert str(caught.value) == "stage 'mix': the disk is full\n  hint: make room"
+    runs = workshop.folder / "runs"
+    assert caught.value.__notes__ == [f"resume: draft run {workshop.file} stages.evaluate.shown=3 --runs-dir {runs}"]
+    assert sorted(path.name for path in workshop.runs.iterdir()) == [".lock", "config.yaml", "mix.partial", "train"]
+    workshop.failing.clear()
+    workshop.ran()
+    assert plan(workshop, "stages.evaluate.shown=3")[:2] == ["train: reused", "mix: will continue (was interrupted)"]
+    workshop.run("stages.evaluate.shown=3")
+    assert workshop.jobs[0].folder.name == "mix.partial"
+    assert workshop.ran() == ["mix", "evaluate"]
+    assert (workshop.runs / "mix" / "half").exists(), "an interrupted stage goes on in its folder"
+
+
+def test_a_stage_that_leaves_an_output_out_has_failed(workshop) -> None:
+    with pytest.raises(StageError, match="stage 'train' ended without writing adapter.safetensors, metrics.jsonl"):
+        workshop.run(executors={"train": lambda job: {}})
+    assert not (workshop.runs / "train").exists()
+
+
+def test_an_interrupted_forced_run_continues_instead_of_reusing_the_old_result(workshop) -> None:
+    workshop.run()
+    workshop.failing["train"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        workshop.run(force=True)
+    assert "resume: draft run" in caught.value.__notes__[0]
+    assert "--force" not in caught.value.__notes__[0]
+    assert plan(workshop)[0] == "train: will continue (was interrupted)"
+    assert plan(workshop, fresh=True)[0] == "train: reused"
+    assert (workshop.runs / "train" / "adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize("options", [{"fresh": True}, {"overrides": ["seed=9"]}, {"force": True}])
+def test_what_another_run_began_is_thrown_away(workshop, options: dict) -> None:
+    workshop.failing["train"] = RuntimeError("boom")
+    with pytest.raises(RuntimeError, match="boom") as caught:
+        workshop.run()
+    assert caught.value.__notes__, "a bug's traceback says how to go on, too"
+    workshop.failing.clear()
+    workshop.run(*options.pop("overrides", ()), **options)
+    assert not (workshop.runs / "train" / "half").exists()
+
+
+def test_the_resume_command_is_quoted_for_a_shell() -> None:
+    command = resume_command("my file.yaml", ["stages.a.prompts=[a cat]"], runs_dir=Path("runs"), only="a")
+    assert command == "draft run 'my file.yaml' 'stages.a.prompts=[a cat]' --only a"
+
+
+def test_a_crash_between_two_renames_is_mended(workshop) -> None:
+    workshop.run()
+    (workshop.runs / "train").rename(workshop.runs / "train.old")
+    workshop.ran()
+    workshop.run()
+    assert workshop.ran() == []
+    assert not (workshop.runs / "train.old").exists()
+
+
+def test_the_resolved_configuration_runs_again_from_anywhere_and_reuses_everything(
+    workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = workshop.file.read_text().replace("[a cat, a dog]", "['a ${cat}', 'no', '???', '\\${x}', '12:30']")
+    workshop.file.write_text(text.replace("learning_rate:", "sampler: {negative_prompt: '\\${x}'}\n    learning_rate:"))
+    workshop.run("stages.train.max_steps=7")
+    first = workshop.jobs[0].stage
+    assert list(first.prompts) == ["a ${cat}", "no", "???", "\\${x}", "12:30"]
+    assert first.config.sampler.negative_prompt == "${x}"
+    workshop.ran()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    copy = elsewhere / "copy.yaml"
+    copy.write_text((workshop.runs / "config.yaml").read_text())
+    workshop.run(file=copy)
+    assert workshop.ran() == []
+    assert (workshop.runs / "config.yaml").read_text() == copy.read_text()
+    assert "vars" not in copy.read_text()
+    again = load_pipeline(copy).stages["train"]
+    assert replace(again.config, model="") == replace(first.config, model="")
+    assert (again.prompts, again.model) == (first.prompts, first.model)
+
+
+def test_a_path_on_the_command_line_is_meant_from_where_one_stands(workshop, tmp_path, monkeypatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mine.csv").write_text("prompt,thing\na fox,fox\n")
+    monkeypatch.chdir(here)
+    pipeline = load_pipeline(workshop.file, ["stages.evaluate.prompts.file=mine.csv"])
+    assert pipeline.stages["evaluate"].prompts.column("thing") == ["fox"]
+
+
+def test_two_runs_do_not_write_one_folder(workshop) -> None:
+    workshop.runs.mkdir(parents=True)
+    with locked(workshop.runs), pytest.raises(StageError) as caught:
+        workshop.run()
+    assert str(caught.value) == (
+        f"another run is writing to {str(workshop.runs)!r}\n  hint: wait for it, or give this one another --runs-dir"
+    )
+
+
+def test_observers_hear_of_stages_that_run_and_never_of_reused_ones(workshop, monkeypatch) -> None:
+    heard = []
+
+    class Hooks:
+        def __init__(self, reporter) -> None:
+            heard.append("loaded")
+
+        def started(self, stage, folder) -> None:
+            heard.append(f"{stage} started in {folder.name}")
+
+        def finished(self, stage, outputs, metrics) -> None:
+            heard.append(f"{stage} finished with {sorted(outputs)} {metrics}")
+
+    monkeypatch.setattr(run_module, "Observers", Hooks)
+    workshop.run(only="train")
+    assert heard == [
+        "loaded",
+        "train started in train.partial",
+        "train finished with ['adapter', 'metrics'] {'figure': 1.5}",
+    ]
+    heard.clear()
+    workshop.run(only="train")
+    assert heard == []
+
+
+def test_an_observer_that_fails_is_told_and_the_run_goes_on(workshop, tmp_path, monkeypatch) -> None:
+    info = tmp_path / "site" / "watcher-3.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: watcher\nVersion: 3\n")
+    (info / "entry_points.txt").write_text("[draft.extensions]\nwatch = watcher_plugin\n")
+    (tmp_path / "site" / "watcher_plugin.py").write_text(
+        "import draft\n\n@draft.hookimpl\ndef draft_stage_finished(stage, metrics):\n    raise ValueError(stage)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    listener = Listener()
+    workshop.run(only="train", progress=listener)
+    assert "warning: plugin watcher: draft_stage_finished failed: ValueError: train" in listener.lines
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(workshop) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=workshop.run)
+    thread.start()
+    thread.join()
+    assert workshop.ran() == ["train", "mix", "evaluate"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from draft.pipeline.run import run_pipeline
+
+def slow(job):
+    (job.folder / "half").write_text("half")
+    time.sleep(60)
+
+run_pipeline(sys.argv[1], runs_dir=Path(sys.argv[2]), executors={"train": slow})
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_killed_in_the_middle_leaves_a_partial_folder_only(workshop, number: signal.Signals) -> None:
+    runs = workshop.folder / "runs"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(workshop.file), str(runs)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (workshop.runs / "train.partial" / "half").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=60)
+    assert (number == signal.SIGKILL) != ("resume: draft run" in said)
+    assert not (workshop.runs / "train").exists()
+    assert plan(workshop)[0] == "train: will continue (was interrupted)"
+    workshop.run(only="train")  # the lock of the dead process is gone
+    assert workshop.ran() == ["train"]
+
+
+def test_a_results_folder_that_cannot_be_is_told(workshop) -> None:
+    (workshop.folder / "file").write_text("")
+    with pytest.raises(StageError, match="cannot write results there: Not a directory"):
+        workshop.run(runs_dir=workshop.folder / "file")
+
+
+def test_a_retrained_model_of_a_reward_is_noticed(workshop) -> None:
+    clip = workshop.folder / "clip"
+    clip.mkdir()
+    (clip / "model.safetensors").write_text("one")
+    text = workshop.file.read_text().replace("jpeg: {quality: 50}", f"clip_score: {{model: {clip}}}")
+    workshop.file.write_text(text)
+    workshop.run()
+    assert plan(workshop)[0] == "train: reused"
+    (clip / "model.safetensors").write_text("two")
+    assert plan(workshop)[0] == "train: will run (reward model changed: clip_score.model)"
+
+
+def test_nothing_is_written_for_a_file_with_errors(workshop) -> None:
+    workshop.file.write_text(workshop.file.read_text().replace("kind: mix", "kind: mox"))
+    with pytest.raises(DraftError):
+        run_pipeline(workshop.file, runs_dir=workshop.folder / "runs")
+    assert not (workshop.folder / "runs").exists()
