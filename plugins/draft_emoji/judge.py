@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import draft
 from draft.types import Images, Scores
-from draft_emoji import WEIGHTS
 from draft_emoji.vocabulary import concepts, find_concepts
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class EmojiJudge(draft.Reward):
     name: ClassVar[str] = "emoji_judge"
     differentiable: ClassVar[bool] = False
 
+    model: str = draft.Field("emoji/judge", description="the classifier: a registered model or a folder")
     concept: str = draft.Field(
         "",
         description="the concept to look for, or a column as '{concept}'; empty: the concepts the prompt mentions",
@@ -51,7 +52,7 @@ class EmojiJudge(draft.Reward):
         from torch.nn.functional import interpolate
         from transformers import RegNetForImageClassification
 
-        folder = WEIGHTS / "judge"
+        folder = Path(draft.model_path(self.model))
         if not (folder / "config.json").exists():
             raise draft.DraftError(
                 f"the judge's weights are missing (looked in {folder})",

@@ -1,0 +1,109 @@
+"""What an adapter is: low-rank factors of every module it changes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One module's low-rank change dW = scale * up @ down.
+
+    Args:
+        down: A, shape (r, in) for a linear layer or (r, in, k, k) for a convolution.
+        up: B, shape (out, r), or (out, r, 1, 1) for a convolution.
+        scale: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732).
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """The number r of rows of A."""
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA: the change of every module it touches.
+
+    Args:
+        modules: Factors by module path, which begins with the part of the pipeline:
+            `unet.down_blocks.0.….to_q`, `text_encoder.text_model.….q_proj`.
+        family: `sd` (Stable Diffusion 1 and 2, and UNets like theirs) or `sdxl`.
+        metadata: The file's header, strings only.
+    """
+
+    modules: Mapping[str, Factors]
+    family: str = "sd"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """How many modules have which rank, by rank."""
+        return dict(sorted(Counter(factors.rank for factors in self.modules.values()).items()))
+
+
+def fold(factors: Factors) -> Factors:
+    """The same change with scale 1: sqrt|scale| on both factors, the sign on B, computed in float64.
+
+    Args:
+        factors: Any factors.
+
+    Returns:
+        Factors of scale 1 in the same dtypes.
+    """
+    if factors.scale == 1.0:
+        return factors
+    root = math.sqrt(abs(factors.scale))
+    down = (factors.down.double() * root).to(factors.down.dtype)
+    up = (factors.up.double() * math.copysign(root, factors.scale)).to(factors.up.dtype)
+    return Factors(down, up, 1.0)
+
+
+def pad_ranks(modules: Mapping[str, Factors]) -> dict[str, Factors]:
+    """Give all modules of a part of the pipeline one rank by zero rows and columns, which change no dW.
+
+    diffusers (0.42.1 and before) reads kohya files whose modules have several ranks at wrong scales: the alphas of
+    attention modules get lost under the names it makes of them. With one rank, and alpha equal to it, none can.
+
+    Args:
+        modules: Factors by module path.
+
+    Returns:
+        The same changes at equal ranks; `read_adapter` drops the padding again.
+    """
+    largest: dict[str, int] = {}
+    for name, factors in modules.items():
+        part = name.partition(".")[0]
+        largest[part] = max(largest.get(part, 0), factors.rank)
+    padded = {}
+    for name, factors in modules.items():
+        more = largest[name.partition(".")[0]] - factors.rank
+        down = torch.cat([factors.down, factors.down.new_zeros(more, *factors.down.shape[1:])], 0)
+        up = torch.cat([factors.up, factors.up.new_zeros(factors.up.shape[0], more, *factors.up.shape[2:])], 1)
+        padded[name] = Factors(down, up, factors.scale) if more else factors
+    return padded
+
+
+def trim_rank(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop trailing rank-one terms that are zero on both sides, as `pad_ranks` adds them; one term always stays.
+
+    Args:
+        down: A.
+        up: B.
+
+    Returns:
+        The same product at its smaller rank.
+    """
+    used = (down.flatten(1) != 0).any(1) | (up.flatten(1) != 0).any(0)
+    rank = max(1, int(used.nonzero().max()) + 1) if used.any() else 1
+    return down[:rank], up[:, :rank]

@@ -1,0 +1,187 @@
+"""The arms of a comparison: one loaded model that turns into base and every adapter without being loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from draft.adapters.formats import read_adapter, unet_factors
+from draft.diffusion.generate import generate_images
+from draft.diffusion.lora import load_lora, use_lora
+from draft.diffusion.models import TextToImage, load_text_to_image
+from draft.errors import ConfigError
+from draft.evaluation.settings import GenerateSettings
+from draft.progress import Progress
+from draft.types import Images, Prompts
+
+BASE = "base"
+"""The label of the model without any adapter."""
+
+
+@dataclass(frozen=True)
+class Shots:
+    """What is drawn: every prompt with each of its seeds, the same for all arms.
+
+    Args:
+        prompts: One per image, repeated for every seed of a prompt.
+        seeds: One per image.
+        groups: The number of each image's prompt in the prompt list.
+    """
+
+    prompts: Prompts
+    seeds: tuple[int, ...]
+    groups: tuple[int, ...]
+
+
+def plan_shots(prompts: Prompts, *, images_per_prompt: int, seed: int) -> Shots:
+    """Give every prompt its seeds: image i, counted prompt by prompt, has seed `seed + i`.
+
+    Args:
+        prompts: The prompts, at least one.
+        images_per_prompt: Seeds per prompt.
+        seed: The first image's seed.
+
+    Returns:
+        The shots.
+
+    Raises:
+        ConfigError: There are no prompts.
+    """
+    if not prompts:
+        raise ConfigError("no prompts to draw (got 0)")
+    groups = tuple(index for index in range(len(prompts)) for _ in range(images_per_prompt))
+    return Shots(prompts.take(groups), tuple(seed + i for i in range(len(groups))), groups)
+
+
+def load_arms(
+    model: str, adapters: Mapping[str, tuple[Path, float]], settings: GenerateSettings, progress: Progress
+) -> TextToImage:
+    """Load a model once and all adapters beside it, none of them active.
+
+    Args:
+        model: Folder, hub id or single file.
+        adapters: Adapter file and weight by label.
+        settings: Device and precision.
+        progress: Told about parts of an adapter that cannot be applied.
+
+    Returns:
+        The model; `switch` activates an arm.
+
+    Raises:
+        DraftError: A label that is taken, or a model or adapter that cannot be loaded.
+    """
+    if BASE in adapters:
+        raise ConfigError(f"{BASE!r} is the label of the model without adapters", hint="give the adapter another label")
+    loaded = {label: read_adapter(path) for label, (path, _) in adapters.items()}
+    dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+    pipeline = load_text_to_image(model, device=find_device(settings.device), dtype=dtype)
+    for index, (label, adapter) in enumerate(loaded.items()):
+        load_lora(pipeline.unet, unet_factors(adapter), name=_slot(index))
+        others = sum(not name.startswith("unet.") for name in adapter.modules)
+        if others:
+            progress.say(f"adapter {label!r}: its {others} text-encoder modules are not applied, only the UNet's are")
+    use_lora(pipeline.unet, None)
+    return pipeline
+
+
+def switch(model: TextToImage, label: str, adapters: Mapping[str, tuple[Path, float]]) -> None:
+    """Turn the model into one arm.
+
+    Args:
+        model: As loaded by `load_arms`.
+        label: `base` or an adapter's label.
+        adapters: As given to `load_arms`.
+    """
+    if label == BASE:
+        use_lora(model.unet, None)
+    else:
+        use_lora(model.unet, _slot(list(adapters).index(label)), adapters[label][1])
+
+
+def draw(model: TextToImage, shots: Shots, settings: GenerateSettings) -> Iterator[tuple[Prompts, Images]]:
+    """Draw all shots with the model as it stands, batch by batch.
+
+    Args:
+        model: The model, switched to an arm.
+        shots: What to draw.
+        settings: Sampler, resolution, batch size.
+
+    Yields:
+        The prompts of a batch and its images, CPU float32 (B, 3, H, W) in [0, 1].
+    """
+    start = 0
+    batches = generate_images(
+        model,
+        list(shots.prompts),
+        shots.seeds,
+        settings.sampler,
+        resolution=settings.resolution,
+        batch_size=settings.batch_size,
+    )
+    for images in batches:
+        yield shots.prompts[start : start + len(images)], images
+        start += len(images)
+
+
+def find_device(name: str) -> torch.device:
+    """The device a setting means.
+
+    Args:
+        name: `auto` (the first accelerator, else the CPU) or a torch device.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"no such device (got {name!r})", hint="auto, cpu, cuda, cuda:1 or mps") from error
+    return device
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """An 8-bit picture of one image.
+
+    Args:
+        image: Float, shape (3, H, W), sRGB in [0, 1].
+
+    Returns:
+        The RGB picture, rounded to the nearest of 256 levels.
+    """
+    levels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    return Image.fromarray(levels.cpu().numpy())
+
+
+def save_pictures(pictures: Sequence[Image.Image], folder: Path, *, start: int = 0) -> list[Path]:
+    """Save pictures losslessly as `0000.png`, `0001.png`, ...
+
+    Args:
+        pictures: In order.
+        folder: Made if need be.
+        start: The first one's number.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{start + index:04d}.png" for index in range(len(pictures))]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file, optimize=False)
+    return files
+
+
+def _slot(index: int) -> str:
+    # peft keeps adapters in a ModuleDict, whose keys may hold no dots; labels may.
+    return f"arm_{index}"

@@ -1,0 +1,219 @@
+"""What an evaluation found, as plain values: the report's data, written as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from draft.diffusion.settings import SamplerSettings
+from draft.evaluation.settings import EvaluateSettings
+from draft.evaluation.statistics import Interval, paired_gain
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One reward of one arm.
+
+    Args:
+        mean: Mean score with its interval.
+        gain: Mean difference to the base with its interval; None for the base itself.
+        scores: One per image.
+    """
+
+    mean: Interval
+    gain: Interval | None
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """An evaluation's findings and what they came from.
+
+    Args:
+        title: Heading of the page.
+        model: The model as the user named it.
+        weights: Weight of every adapter, by label.
+        prompts: One per image.
+        seeds: One per image.
+        groups: Number of each image's prompt.
+        cells: By arm, then by reward label; the base is the first arm.
+        settings: The evaluation's settings.
+        descriptions: What each reward measures, by label.
+    """
+
+    title: str
+    model: str
+    weights: Mapping[str, float]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    groups: tuple[int, ...]
+    cells: Mapping[str, Mapping[str, Cell]]
+    settings: EvaluateSettings
+    descriptions: Mapping[str, str]
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms, the base first."""
+        return list(self.cells)
+
+    @property
+    def labels(self) -> list[str]:
+        """The rewards' labels."""
+        return list(next(iter(self.cells.values())))
+
+
+def compare(
+    scores: Mapping[str, Mapping[str, Sequence[float]]], groups: Sequence[int], *, samples: int, seed: int
+) -> dict[str, dict[str, Cell]]:
+    """Turn scores into means, gains over the first arm, and their intervals.
+
+    Args:
+        scores: By arm, then by label; the first arm is the base.
+        groups: Number of each image's prompt.
+        samples: Bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        Cells by arm and label.
+    """
+    base = next(iter(scores.values()))
+    cells: dict[str, dict[str, Cell]] = {}
+    for arm, by_label in scores.items():
+        cells[arm] = {}
+        for label, values in by_label.items():
+            zero = [0.0] * len(values)
+            mean = paired_gain(zero, values, groups, samples=samples, seed=seed)
+            gain = None if by_label is base else paired_gain(base[label], values, groups, samples=samples, seed=seed)
+            cells[arm][label] = Cell(mean, gain, tuple(values))
+    return cells
+
+
+def verdict(results: Results) -> str:
+    """The findings in one sentence: what each adapter raised and lowered beyond chance.
+
+    Args:
+        results: The evaluation.
+
+    Returns:
+        A sentence with a full stop.
+    """
+    count = len(set(results.groups))
+    where = f"{count} prompt{'s' if count != 1 else ''}"
+    tuned = results.arms[1:]
+    if not tuned or not results.labels:
+        return f"{results.model} on its own, {where} and {len(results.seeds)} images."
+    clauses = []
+    for arm in tuned:
+        gains = [
+            (label, cell.gain) for label, cell in results.cells[arm].items() if cell.gain and cell.gain.significant
+        ]
+        raised = [label for label, gain in gains if gain.mean > 0]
+        lowered = [label for label, gain in gains if gain.mean < 0]
+        said = [f"{verb} {_listed(names)}" for verb, names in (("raises", raised), ("lowers", lowered)) if names]
+        clauses.append(f"{arm} {' and '.join(said)}" if said else f"{arm} changes nothing beyond chance")
+    return f"On {where}, {'; '.join(clauses)}."
+
+
+def as_json(results: Results, *, config_text: str = "") -> str:
+    """The report as JSON; NaN is written as null.
+
+    Args:
+        results: The evaluation.
+        config_text: The pipeline's configuration, kept as text.
+
+    Returns:
+        JSON text, the same for the same results.
+    """
+    value = {
+        "title": results.title,
+        "verdict": verdict(results),
+        "model": results.model,
+        "adapters": dict(results.weights),
+        "settings": settings_values(results.settings),
+        "arms": {
+            arm: {
+                label: {
+                    "mean": asdict(cell.mean),
+                    "gain": asdict(cell.gain) | {"significant": cell.gain.significant} if cell.gain else None,
+                    "scores": list(cell.scores),
+                }
+                for label, cell in by_label.items()
+            }
+            for arm, by_label in results.cells.items()
+        },
+        "images": [
+            {"prompt": prompt, "seed": seed} for prompt, seed in zip(results.prompts, results.seeds, strict=True)
+        ],
+        "versions": versions(),
+        "config": config_text,
+    }
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n"
+
+
+def as_csv(results: Results) -> str:
+    """Every image's scores, one line per arm and image.
+
+    Args:
+        results: The evaluation.
+
+    Returns:
+        CSV text with a header: arm, image, seed, prompt, one column per reward.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["arm", "image", "seed", "prompt", *results.labels])
+    for arm, by_label in results.cells.items():
+        for i, (prompt, seed) in enumerate(zip(results.prompts, results.seeds, strict=True)):
+            writer.writerow([arm, i, seed, prompt, *(cell.scores[i] for cell in by_label.values())])
+    return stream.getvalue()
+
+
+def settings_values(settings: EvaluateSettings) -> dict[str, Any]:
+    """The evaluation's own settings as plain values; a pipeline stage, which has more fields, gives these alone.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        Values by name, the sampler's as `sampler.<name>`.
+    """
+    values = {field.name: getattr(settings, field.name) for field in fields(EvaluateSettings)}
+    sampler = values.pop("sampler")
+    return {f"sampler.{field.name}": getattr(sampler, field.name) for field in fields(SamplerSettings)} | values
+
+
+def versions() -> dict[str, str]:
+    """The versions that made the results: Python and the packages that matter."""
+    found = {"python": platform.python_version()}
+    for name, package in {
+        "draft": "draft-diffusion",
+        "torch": "torch",
+        "diffusers": "diffusers",
+        "peft": "peft",
+    }.items():
+        try:
+            found[name] = version(package)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
