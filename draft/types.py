@@ -44,7 +44,9 @@ class Prompts(Sequence[str]):
         self._columns = {name: tuple(values) for name, values in (columns or {}).items()}
         for name, values in self._columns.items():
             if len(values) != len(self._texts):
-                raise DraftError(f"column {name!r} must have one value per prompt, {len(self._texts)} (got {len(values)})")
+                raise DraftError(
+                    f"column {name!r} must have one value per prompt, {len(self._texts)} (got {len(values)})"
+                )
 
     def __len__(self) -> int:
         return len(self._texts)

@@ -72,15 +72,13 @@ def run_train(job: Job) -> Mapping[str, float]:
 
 
 def run_mix(job: Job) -> Mapping[str, float]:
-    """Add adapters, exactly."""
-    from draft.adapters.formats import read_adapter, write_adapter
-    from draft.adapters.mix import mix
+    """Add adapters, exactly, and compare what was written with the exact sum."""
+    from draft.adapters.mixture import mix_files
 
     stage = _expect(job, MixStage)
-    mixed = mix([(read_adapter(file), weight) for file, weight in job.adapters().values()])
     target = job.folder / job.stage.outputs["adapter"]
-    write_adapter(mixed, target, layout=stage.layout, metadata={**mixed.metadata, **job.metadata})
-    return {"modules": float(len(mixed.modules))}
+    report = mix_files(list(job.adapters().values()), target, layout=stage.layout, metadata=job.metadata)
+    return {"modules": float(report.modules), "error": report.error}
 
 
 def run_evaluate(job: Job) -> Mapping[str, float]:

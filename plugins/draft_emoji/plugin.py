@@ -18,7 +18,11 @@ def draft_models() -> list[draft.NamedModel]:
             "Apache-2.0",
         ),
         draft.NamedModel(
-            "emoji/clip", WEIGHTS / "clip", "clip", "a small CLIP trained on emoji scenes and their captions", "Apache-2.0"
+            "emoji/clip",
+            WEIGHTS / "clip",
+            "clip",
+            "a small CLIP trained on emoji scenes and their captions",
+            "Apache-2.0",
         ),
         draft.NamedModel(
             "emoji/judge",
