@@ -31,7 +31,7 @@ class DraftK:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftLV:
-    """DRaFT-1 with a lower-variance gradient: the last step repeated from re-noised copies (DRaFT-LV, arXiv 2309.17400).
+    """DRaFT-1 with a lower-variance gradient: the last step again from re-noised copies (DRaFT-LV, arXiv 2309.17400).
 
     Args:
         copies: Number n of re-noised copies beside the base sample; 0 is DRaFT-1. The n + 1 rewards are averaged

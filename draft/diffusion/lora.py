@@ -1,0 +1,178 @@
+"""LoRA on a UNet through peft: fresh, loaded, switched on and off, and read back as plain factors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from draft.diffusion.settings import LoraSettings
+from draft.errors import DraftError
+
+TRAINED = "default"
+"""Name of the adapter that `add_lora` makes."""
+
+
+def add_lora(unet: nn.Module, settings: LoraSettings, *, seed: int) -> None:
+    """Put a fresh LoRA on the UNet: W x becomes W x + B A x, with A random and B = 0 (arXiv 2106.09685).
+
+    alpha = rank, so the scale is 1. A is uniform in +-1/sqrt(in), peft's default, but from its own generator. The
+    adapter's parameters are float32 (float64 on a float64 model) whatever the base is; only they require a gradient.
+
+    Args:
+        unet: The network, changed in place.
+        settings: Rank and target modules.
+        seed: Seed of A.
+
+    Raises:
+        DraftError: A target names no module of the network.
+    """
+    names = [name for name, _ in unet.named_modules()]
+    for target in settings.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise DraftError(
+                f"no module of the model ends with {target!r} (in lora.targets)",
+                hint="attention has to_q, to_k, to_v and to_out.0",
+            )
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.rank, target_modules=list(settings.targets), init_lora_weights=False
+    )
+    _inject(config, unet, TRAINED)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    unet.requires_grad_(False)
+    with torch.no_grad():
+        for _, layer in _layers(unet, TRAINED):
+            a, b = _weights(layer, TRAINED)
+            bound = 1 / math.sqrt(a[0].numel())
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+            b.zero_()
+            a.requires_grad_(True)
+            b.requires_grad_(True)
+
+
+def load_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], *, name: str) -> None:
+    """Put a trained LoRA on the UNet, frozen, beside any others.
+
+    Args:
+        unet: The network, changed in place.
+        factors: Module path to (A, B), shapes (r, in) and (out, r), scale already folded in.
+        name: The name `use_lora` will know it by.
+
+    Raises:
+        DraftError: A module is missing in the network or has other dimensions.
+    """
+    if not factors:
+        raise DraftError(f"adapter {name!r} has no module for this model")
+    modules = dict(unet.named_modules())
+    for path, (a, b) in factors.items():
+        module = modules.get(path)
+        if module is None:
+            raise DraftError(
+                f"adapter {name!r} has a module the model lacks: {path}", hint="it was trained on another model"
+            )
+        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        shape = tuple(getattr(base, "weight", torch.empty(0)).shape[:2])
+        if (b.shape[0], a.shape[1]) != shape:
+            raise DraftError(
+                f"adapter {name!r} does not fit {path}: the model's weight is {shape} (got {(b.shape[0], a.shape[1])})",
+                hint="it was trained on another model",
+            )
+    ranks = {re.escape(path): a.shape[0] for path, (a, _) in factors.items()}
+    pattern = "|".join(ranks)
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        target_modules=rf"(?:{pattern})",
+        init_lora_weights=False,
+    )
+    key = _key(name)
+    trained = {id(p) for p in lora_parameters(unet)}
+    _inject(config, unet, key)
+    with torch.no_grad():
+        for path, layer in _layers(unet, key):
+            a, b = factors[path]
+            for weight, factor in zip(_weights(layer, key), (a, b), strict=True):
+                weight.copy_(factor.reshape(weight.shape))
+    for parameter in unet.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+
+
+def lora_factors(unet: nn.Module, name: str = TRAINED) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read an adapter back: module path to (A, B) on the CPU, float32, with dW = B A.
+
+    Args:
+        unet: The network.
+        name: The adapter's name.
+
+    Returns:
+        Factors, sorted by path.
+    """
+    key = _key(name)
+    found = {path: _weights(layer, key) for path, layer in _layers(unet, key)}
+
+    def copied(weight: nn.Parameter) -> Tensor:
+        return weight.detach().to("cpu", torch.float32, copy=True)
+
+    return {path: (copied(a), copied(b)) for path, (a, b) in sorted(found.items())}
+
+
+def use_lora(unet: nn.Module, name: str | None, scale: float = 1.0) -> None:
+    """Switch to one adapter at a scale, or to the base model.
+
+    Args:
+        unet: The network.
+        name: The adapter's name; None: the base model.
+        scale: Factor of the adapter's effect; 0 is the base model too.
+
+    Raises:
+        DraftError: There is no adapter of that name.
+    """
+    if name is not None and not _layers(unet, _key(name)):
+        raise DraftError(f"there is no adapter {name!r} on this model")
+    required = {parameter: parameter.requires_grad for parameter in unet.parameters()}
+    for layer in unet.modules():
+        if isinstance(layer, LoraLayer):
+            layer.enable_adapters(name is not None)
+            if name is not None:
+                layer.set_adapter([_key(name)])
+                layer.set_scale(_key(name), scale)
+    for parameter, flag in required.items():  # peft switches gradients along with adapters
+        parameter.requires_grad_(flag)
+
+
+def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:
+    """The parameters that learn, in a fixed order: A and B of each module, modules in the network's own order."""
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad] if has_lora(unet) else []
+
+
+def has_lora(unet: nn.Module) -> bool:
+    """Whether any adapter is on the network."""
+    return any(isinstance(module, LoraLayer) for module in unet.modules())
+
+
+def _inject(config: LoraConfig, unet: nn.Module, key: str) -> None:
+    inject_adapter_in_model(config, unet, key)
+    double = next(unet.parameters()).dtype == torch.float64
+    for _, layer in _layers(unet, key):
+        layer.lora_A[key].to(torch.float64 if double else torch.float32)
+        layer.lora_B[key].to(torch.float64 if double else torch.float32)
+
+
+def _layers(unet: nn.Module, key: str) -> list[tuple[str, LoraLayer]]:
+    return [(path, m) for path, m in unet.named_modules() if isinstance(m, LoraLayer) and key in m.lora_A]
+
+
+def _weights(layer: Any, key: str) -> tuple[nn.Parameter, nn.Parameter]:
+    return layer.lora_A[key].weight, layer.lora_B[key].weight
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # a module's name cannot hold a dot

@@ -1,0 +1,267 @@
+"""The LoRA gradient of every method against central differences and closed forms, in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from draft.diffusion.lora import add_lora, lora_parameters
+from draft.diffusion.methods.plans import Plan, make_plan
+from draft.diffusion.methods.values import Draft, DraftK, DraftLV, Method
+from draft.diffusion.models import TextToImage
+from draft.diffusion.sampling import Grid, Schedule, guide, make_grid, move, predict, renoise, sample, step
+from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.diffusion.surrogate import sample_with_plan
+
+STEPS, BATCH, GUIDANCE = 6, 2, 3.0
+METHODS: list[Method] = [Draft(), DraftK(k=1), DraftK(k=2), DraftK(k=5), DraftLV(copies=2)]
+
+
+class Problem:
+    """A rollout, the VAE and a smooth reward as one function of the LoRA weights."""
+
+    def __init__(self, model: TextToImage, method: Method, *, checkpointing: bool = False, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.model, self.checkpointing = model, checkpointing
+        add_lora(model.unet, LoraSettings(rank=2), seed=1)
+        self.parameters = lora_parameters(model.unet)
+        with torch.no_grad():
+            for parameter in self.parameters[1::2]:  # B: at B = 0 the gradient of A vanishes
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        self.grid = make_grid(model.schedule, SamplerSettings(num_inference_steps=STEPS))
+        self.plan = make_plan(method, STEPS)
+        self.noise = torch.randn(BATCH, 4, 8, 8, generator=generator, dtype=torch.float64)
+        self.copy_noise = torch.randn(BATCH * self.plan.copies, 4, 8, 8, generator=generator, dtype=torch.float64)
+        texts = model.encode(["a cat", "two dogs"])
+        self.output = guide(model.denoise, self.grid, texts, model.encode([""]), GUIDANCE)
+        self.pattern = torch.randn(3, 16, 16, generator=generator, dtype=torch.float64)
+
+    def reward(self, latents: Tensor) -> Tensor:
+        images = self.model.decode(latents)
+        return (images * self.pattern).sum(dim=(1, 2, 3)) + images.square().mean(dim=(1, 2, 3)).sin()
+
+    def latents(self) -> Tensor:
+        return sample_with_plan(
+            self.output, self.grid, self.plan, self.noise, copy_noise=self.copy_noise, checkpointing=self.checkpointing
+        )
+
+    def gradient(self) -> list[Tensor]:
+        return list(torch.autograd.grad(self.reward(self.latents()).mean(), self.parameters))
+
+    def frozen_value(self) -> Callable[[], float]:
+        """J as a function of the weights, with what the plan stops held at its present value."""
+        first = self.plan.recorded.index(True)
+        with torch.no_grad():
+            start = self.noise
+            for i in range(first):
+                start, _ = step(self.output, self.grid, start, i)
+            clean = sample(self.output, self.grid, self.noise)
+
+        def value() -> float:
+            with torch.no_grad():
+                x = start
+                for i in range(first, STEPS):
+                    x, _ = step(self.output, self.grid, x, i)
+                parts = [x]
+                if self.plan.copies:
+                    again = renoise(self.grid, clean.repeat(self.plan.copies, 1, 1, 1), self.copy_noise, STEPS - 1)
+                    parts.append(step(self.output, self.grid, again, STEPS - 1)[0])
+                return float(self.reward(torch.cat(parts)).mean())
+
+        return value
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_the_gradient_agrees_with_central_differences(load, method: Method, which: str, prediction: str) -> None:
+    problem = Problem(load(prediction), method)
+    chosen = problem.parameters[0 if which == "A" else 1 :: 2]
+    gradient = problem.gradient()[0 if which == "A" else 1 :: 2]
+    value = problem.frozen_value()
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(2):
+        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in chosen]
+        exact = float(sum((g * d).sum() for g, d in zip(gradient, direction, strict=True)))
+        estimates = []
+        for h in (2e-4, 1e-4):
+            sides = []
+            for sign in (1, -2, 1):
+                with torch.no_grad():
+                    for p, d in zip(chosen, direction, strict=True):
+                        p.add_(d, alpha=sign * h)
+                sides.append(value())
+            estimates.append((sides[0] - sides[1]) / (2 * h))
+        numerical = (4 * estimates[1] - estimates[0]) / 3  # Richardson: error of order h^4
+        assert numerical == pytest.approx(exact, rel=1e-6), (exact, numerical)
+        assert abs(exact) > 1e-6
+
+
+def test_the_plan_of_each_method_is_its_picture() -> None:
+    assert make_plan(Draft(), 3) == Plan((True, True, True), (False, False, False), 0)
+    assert make_plan(DraftK(k=2), 3) == Plan((False, True, True), (False, True, False), 0)
+    assert make_plan(DraftLV(copies=2), 3) == Plan((False, False, True), (False, False, True), 2)
+    with pytest.raises(Exception, match=r"method.k must be at most the number of sampling steps, 3 \(got 4\)"):
+        make_plan(DraftK(k=4), 3)
+
+
+def _equal(left: list[Tensor], right: list[Tensor], tolerance: float = 1e-12) -> None:
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_k_equal_to_t_is_full_backpropagation(load) -> None:
+    _equal(Problem(load(), DraftK(k=STEPS)).gradient(), Problem(load(), Draft()).gradient())
+
+
+def test_lv_without_copies_is_draft_1(load) -> None:
+    _equal(Problem(load(), DraftLV(copies=0)).gradient(), Problem(load(), DraftK(k=1)).gradient(), 0)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_checkpointing_changes_nothing(load, method: Method) -> None:
+    _equal(Problem(load(), method).gradient(), Problem(load(), method, checkpointing=True).gradient())
+
+
+def test_only_the_lora_gets_a_gradient_and_nothing_flows_through_the_renoised_copies(load) -> None:
+    problem = Problem(load(), DraftLV(copies=1))
+    problem.noise.requires_grad_()
+    problem.reward(problem.latents()).mean().backward()
+    assert problem.noise.grad is None
+    assert {id(p) for p in problem.model.unet.parameters() if p.grad is not None} == {id(p) for p in problem.parameters}
+
+
+class Linear(nn.Module):
+    """out = W x at every step, with weights of its own per step."""
+
+    def __init__(self, size: int, steps: int, *, nonlinear: bool = False) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weights = nn.ParameterList(
+            torch.randn(size, size, generator=generator, dtype=torch.float64) / size for _ in range(steps)
+        )
+        self.nonlinear = nonlinear
+
+    def forward(self, x: Tensor, i: int) -> Tensor:
+        out = x @ self.weights[i].T
+        return out.tanh() if self.nonlinear else out
+
+
+def _toy_grid(steps: int, prediction: str = "epsilon", final: str = "one") -> Grid:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    schedule = Schedule(tuple((1 - betas).cumprod(0).tolist()), prediction)  # type: ignore[arg-type]
+    return make_grid(schedule, SamplerSettings(num_inference_steps=steps, final=final))  # type: ignore[arg-type]
+
+
+def test_one_linear_step_with_a_linear_reward_has_the_closed_form() -> None:
+    grid, net = _toy_grid(5), Linear(3, 5)
+    x = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    sample_with_plan(net, grid, make_plan(DraftK(k=1), 5), x).matmul(w).sum().backward()
+    with torch.no_grad():
+        for i in range(4):
+            x, _ = step(net, grid, x, i)
+    rho = grid.sigma[-1] / grid.alpha[-1]
+    torch.testing.assert_close(net.weights[4].grad, -rho * torch.outer(w, x[0]), rtol=1e-12, atol=1e-14)
+    assert all(net.weights[i].grad is None for i in range(4))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_full_backpropagation_through_linear_steps_has_the_closed_form(prediction: str) -> None:
+    grid, net = _toy_grid(4, prediction, "first_alpha"), Linear(3, 4)
+    noise = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    sample_with_plan(net, grid, make_plan(Draft(), 4), noise).matmul(w).sum().backward()
+    # x' = p x + q W x: F_i's Jacobian is p I + q W_i, dF_i/dW_i is q, and lam runs backwards from w.
+    states, factors = [noise[0]], []
+    for i in range(4):
+        a, s, a2, s2 = grid.alpha[i], grid.sigma[i], grid.next_alpha[i], grid.next_sigma[i]
+        p, q = (a2 / a, s2 - a2 * s / a) if prediction == "epsilon" else (a2 * a + s2 * s, s2 * a - a2 * s)
+        factors.append((p, q))
+        states.append(p * states[-1] + q * net.weights[i].detach() @ states[-1])
+    lam = w
+    for i in reversed(range(4)):
+        p, q = factors[i]
+        torch.testing.assert_close(net.weights[i].grad, q * torch.outer(lam, states[i]), rtol=1e-10, atol=1e-13)
+        lam = p * lam + q * net.weights[i].detach().T @ lam
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_draft_k_is_the_last_k_terms_of_the_adjoint_sum(k: int) -> None:
+    grid, noise = _toy_grid(6), torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    full, truncated = Linear(3, 6, nonlinear=True), Linear(3, 6, nonlinear=True)
+    sample_with_plan(full, grid, make_plan(Draft(), 6), noise).sin().sum().backward()
+    sample_with_plan(truncated, grid, make_plan(DraftK(k=k), 6), noise).sin().sum().backward()
+    for i in range(6):
+        got, expected = truncated.weights[i].grad, full.weights[i].grad
+        if i < 6 - k:
+            assert got is None
+        else:
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_mean_lv_gradient_of_a_linear_net_tends_to_its_closed_form() -> None:
+    grid, net, copies = _toy_grid(3), Linear(3, 3), 20000
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 3, dtype=torch.float64, generator=generator)
+    copy_noise = torch.randn(copies, 3, dtype=torch.float64, generator=generator)
+    w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    plan = make_plan(DraftLV(copies=copies), 3)
+    latents = sample_with_plan(net, grid, plan, noise, copy_noise=copy_noise)
+    latents[1:].matmul(w).mean().backward()
+    y, (a, s) = latents[0].detach(), (grid.alpha[-1], grid.sigma[-1])
+    torch.testing.assert_close(
+        net.weights[2].grad, -s / a * torch.outer(w, a * y), rtol=0.0, atol=4 * s * s / a / copies**0.5 * 3
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (2, 4, 3, 6, 6), (2, 4, 10), (2, 4)])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_latents_of_any_rank_pass_sampler_and_plans(shape: tuple[int, ...], method: Method) -> None:
+    grid = _toy_grid(5)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    embeddings = torch.randn(2, 3, 5, dtype=torch.float64)
+
+    def net(x: Tensor, time: Tensor, c: Tensor) -> Tensor:
+        assert x.shape[0] == c.shape[0]
+        return (x * scale + c.mean(dim=(1, 2)).reshape(-1, *[1] * (x.dim() - 1))).tanh()
+
+    output = guide(net, grid, embeddings, embeddings[:1], 2.0)
+    plan = make_plan(method, 5)
+    copy_noise = torch.randn(plan.copies * 2, *shape[1:], dtype=torch.float64)
+    latents = sample_with_plan(output, grid, plan, torch.randn(shape, dtype=torch.float64), copy_noise=copy_noise)
+    assert latents.shape == ((1 + plan.copies) * 2, *shape[1:])
+    latents.sum().backward()
+    assert scale.grad is not None and scale.grad != 0
+
+
+def test_guidance_is_the_formula_and_copies_keep_their_prompts() -> None:
+    grid, embeddings = _toy_grid(5), torch.tensor([[[1.0]], [[2.0]]])
+    calls = []
+
+    def net(x: Tensor, time: Tensor, c: Tensor) -> Tensor:
+        calls.append(x.shape[0])
+        return c.reshape(-1, 1) * torch.ones_like(x)
+
+    guided = guide(net, grid, embeddings, torch.tensor([[[0.5]]]), 3.0)
+    torch.testing.assert_close(guided(torch.zeros(4, 1), 0), torch.tensor([[2.0], [5.0], [2.0], [5.0]]))
+    plain = guide(net, grid, embeddings, torch.tensor([[[0.5]]]), 1.0)
+    torch.testing.assert_close(plain(torch.zeros(4, 1), 0), torch.tensor([[1.0], [2.0], [1.0], [2.0]]))
+    assert calls == [8, 4]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_prediction_and_renoising_are_inverse(prediction: str) -> None:
+    grid = _toy_grid(5, prediction)
+    x0, e = torch.randn(2, 7, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    x = renoise(grid, x0, e, 2)
+    out = e if prediction == "epsilon" else grid.alpha[2] * e - grid.sigma[2] * x0
+    found = predict(grid, x, out, 2)
+    torch.testing.assert_close(found[0], x0)
+    torch.testing.assert_close(found[1], e)
+    exact = replace(grid, next_alpha=grid.alpha, next_sigma=grid.sigma)
+    torch.testing.assert_close(move(exact, *found, 2), x)

@@ -1,0 +1,332 @@
+"""The whole loop on a tiny model: it learns, it logs, it goes on exactly, and it refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from draft.adapters.formats import read_adapter, unet_factors
+from draft.diffusion.generate import generate_images
+from draft.diffusion.lora import load_lora, use_lora
+from draft.diffusion.methods.values import Draft, DraftK, DraftLV
+from draft.diffusion.models import load_text_to_image
+from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.errors import DraftError
+from draft.progress import Silent
+from draft.registry.reward import Reward, Term
+from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
+from draft.training.train import train
+from draft.types import Prompts
+
+PROMPTS = Prompts(["a cat", "a dog", "two birds"], {"target": ["cat", "dog", "birds"]})
+SETTINGS = TrainSettings(
+    method=DraftLV(copies=1),
+    sampler=SamplerSettings(num_inference_steps=3, guidance_scale=2.0),
+    lora=LoraSettings(rank=2),
+    learning_rate=1e-2,
+    max_steps=6,
+    batch_size=2,
+    checkpoint=CheckpointSettings(every=2),
+    device="cpu",
+)
+
+
+class Toy(Reward):
+    """A reward made of any function of the images."""
+
+    name = "toy"
+    kind: str = "bright"
+
+    def load(self, device: torch.device) -> Any:
+        return {
+            "bright": lambda images, prompts: images.mean(dim=(1, 2, 3)),
+            "red": lambda images, prompts: images[:, 0].square().mean(dim=(1, 2)),
+            "nan": lambda images, prompts: images.mean(dim=(1, 2, 3)) * float("nan"),
+            "detached": lambda images, prompts: images.detach().mean(dim=(1, 2, 3)),
+            "parameter": lambda images, prompts: torch.zeros(len(images), requires_grad=True) + 1,
+            "scalar": lambda images, prompts: images.mean(),
+            "list": lambda images, prompts: [0.0] * len(images),
+            "constant": lambda images, prompts: images.mean(dim=(1, 2, 3)) * 0,
+            "sqrt": lambda images, prompts: (images.mean(dim=(1, 2, 3)) * 0).sqrt(),
+            "columns": lambda images, prompts: images.mean(dim=(1, 2, 3)) * len(prompts.column("target")),
+        }[self.kind]
+
+
+class Blind(Toy):
+    """A metric without gradient."""
+
+    name = "blind"
+    differentiable = False
+
+
+@pytest.fixture
+def run(tiny_model: Path, tmp_path: Path) -> Callable[..., dict[str, float]]:
+    def run(settings: TrainSettings = SETTINGS, *kinds: str, folder: str = "out", **weights: float) -> dict[str, float]:
+        terms = [Term(kind, Toy(kind=kind), weights.get(kind, 1.0)) for kind in kinds or ("bright",)]
+        return train(
+            settings,
+            model=str(tiny_model),
+            prompts=PROMPTS,
+            terms=terms,
+            seed=0,
+            folder=tmp_path / folder,
+            progress=Silent(),
+        )
+
+    return run
+
+
+def _rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", [Draft(), DraftK(k=2), DraftLV(copies=2)], ids=str)
+def test_the_reward_rises_under_every_method(run, tiny_model: Path, tmp_path: Path, method) -> None:
+    settings = replace(SETTINGS, method=method, max_steps=20, learning_rate=0.1, weight_decay=0.0)
+    figures = run(settings, "bright", "red", red=-0.1)
+    rows = _rows(tmp_path / "out")
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert set(rows[0]) == {"step", "loss", "reward", "bright", "red", "grad_norm", "lr", "saturated", "seconds"}
+    model = load_text_to_image(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32)
+    factors = unet_factors(read_adapter(tmp_path / "out" / "adapter.safetensors"))
+    load_lora(model.unet, factors, name="trained")
+
+    def brightness(name: str | None) -> float:
+        use_lora(model.unet, name)
+        return float(torch.cat(list(generate_images(model, ["a cat"] * 8, range(8), settings.sampler))).mean())
+
+    assert brightness("trained") > brightness(None) + 0.003
+    assert rows[0]["reward"] == pytest.approx(rows[0]["bright"] - 0.1 * rows[0]["red"], abs=1e-6)
+    assert rows[0]["loss"] == -rows[0]["reward"]
+    assert set(figures) == {"loss", "reward", "bright", "red"}
+    tensors = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert any(key.endswith("lora_up.weight") and tensor.abs().max() > 0 for key, tensor in tensors.items())
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_the_same_seed_gives_the_same_bytes(run, tmp_path: Path) -> None:
+    run(folder="a")
+    run(folder="b")
+    run(replace(SETTINGS, checkpoint=CheckpointSettings(every=0)), folder="c")
+    contents = {(tmp_path / name / "adapter.safetensors").read_bytes() for name in "abc"}
+    assert len(contents) == 1
+
+
+class Stop(Silent):
+    """A reporter that interrupts the training after some updates."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def advance(self, count: int = 1, values: Any = None) -> None:
+        self.left -= count
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def _interrupted(model: Path, folder: Path, after: int) -> Stop:
+    reporter = Stop(after)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            SETTINGS,
+            model=str(model),
+            prompts=PROMPTS,
+            terms=[Term("bright", Toy())],
+            seed=0,
+            folder=folder,
+            progress=reporter,
+        )
+    return reporter
+
+
+def test_an_interrupted_training_ends_with_the_same_bytes(run, tiny_model: Path, tmp_path: Path) -> None:
+    run(folder="whole")
+    _interrupted(tiny_model, tmp_path / "cut", 5)
+    assert len(_rows(tmp_path / "cut")) == 5
+    assert not (tmp_path / "cut" / "adapter.safetensors").exists()
+    again = _interrupted(tiny_model, tmp_path / "cut", 1)  # goes on after 4, stops after 5 again
+    assert "going on after update 4" in again.said
+    run(folder="cut")
+    assert (tmp_path / "cut" / "adapter.safetensors").read_bytes() == (
+        tmp_path / "whole" / "adapter.safetensors"
+    ).read_bytes()
+    drop = {"seconds"}
+    whole, cut = _rows(tmp_path / "whole"), _rows(tmp_path / "cut")
+    assert [{k: v for k, v in row.items() if k not in drop} for row in cut] == [
+        {k: v for k, v in row.items() if k not in drop} for row in whole
+    ]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, tiny_model: Path, tmp_path: Path) -> None:
+    run(folder="whole")
+    _interrupted(tiny_model, tmp_path / "cut", 5)
+    newest = tmp_path / "cut" / "checkpoints" / "step-00000004.ckpt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match="step-00000004.ckpt is damaged; going back to the one before"):
+        run(folder="cut")
+    assert (tmp_path / "cut" / "adapter.safetensors").read_bytes() == (
+        tmp_path / "whole" / "adapter.safetensors"
+    ).read_bytes()
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(run, tiny_model: Path, tmp_path: Path) -> None:
+    _interrupted(tiny_model, tmp_path / "cut", 5)
+    other = replace(SETTINGS, learning_rate=2e-2)
+    with pytest.warns(UserWarning, match="belongs to other settings and is not used"):
+        run(other, folder="cut")
+    run(other, folder="fresh")
+    assert (tmp_path / "cut" / "adapter.safetensors").read_bytes() == (
+        tmp_path / "fresh" / "adapter.safetensors"
+    ).read_bytes()
+
+
+def test_a_training_killed_with_sigkill_ends_with_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("run_tiny.py"))
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, script, str(tiny_model), str(tmp_path / name)])
+
+    assert start("whole").wait() == 0
+    process = start("cut")
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 17):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "adapter.safetensors").exists()
+    assert start("cut").wait() == 0
+    assert (tmp_path / "cut" / "adapter.safetensors").read_bytes() == (
+        tmp_path / "whole" / "adapter.safetensors"
+    ).read_bytes()
+    assert [row["step"] for row in _rows(tmp_path / "cut")] == list(range(1, 61))
+
+
+def test_previews_are_grids_of_fixed_prompts_and_begin_before_the_first_update(run, tmp_path: Path) -> None:
+    run(replace(SETTINGS, preview=PreviewSettings(every=3, prompts=("a", "b", "c"), seed=1)))
+    names = sorted(path.name for path in (tmp_path / "out" / "previews").iterdir())
+    assert names == ["step-000000.png", "step-000003.png", "step-000006.png"]
+    with Image.open(tmp_path / "out" / "previews" / names[0]) as image:
+        assert image.size == (32, 32)
+
+
+def test_other_columns_reach_the_reward(run) -> None:
+    run(replace(SETTINGS, max_steps=1, micro_batch_size=2), "columns")
+
+
+def test_bf16_trains(run, tmp_path: Path) -> None:
+    run(replace(SETTINGS, mixed_precision="bf16", max_steps=2, learning_rate=1e-3))
+    assert all(0 < row["grad_norm"] < 1e3 for row in _rows(tmp_path / "out"))
+    assert {t.dtype for t in load_file(tmp_path / "out" / "adapter.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", "reward 'nan': its score is not finite before the first update (got nan)"),
+        ("detached", "reward 'detached': its scores are not connected to the images"),
+        ("parameter", "reward 'parameter': its scores are not connected to the images"),
+        ("scalar", "reward 'scalar': must return one score per image, shape (1,) (got ())"),
+        ("list", "reward 'list': must return a tensor of shape (1,) (got list)"),
+        ("constant", "reward 'constant': its gradient with respect to the images is zero"),
+        ("sqrt", "reward 'sqrt': its gradient with respect to the images is not finite (got nan)"),
+    ],
+)
+def test_a_reward_that_cannot_train_is_refused_by_name(run, tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(DraftError) as caught:
+        run(SETTINGS, "bright", kind)
+    assert str(caught.value).splitlines()[0] == message
+    assert not (tmp_path / "out" / "adapter.safetensors").exists()
+    assert _rows(tmp_path / "out") == []
+
+
+def test_a_reward_that_breaks_later_is_named_with_the_update(run, tiny_model: Path, tmp_path: Path) -> None:
+    class Later(Toy):
+        """Finite for the first calls only."""
+
+        name = "later"
+
+        def load(self, device: torch.device) -> Any:
+            calls = iter([1.0] * 12 + [float("nan")] * 1000)
+            return lambda images, prompts: images.mean(dim=(1, 2, 3)) * next(calls)
+
+    with pytest.raises(DraftError, match=r"reward 'late': its score is not finite after 3 updates \(got nan\)"):
+        train(
+            SETTINGS, model=str(tiny_model), prompts=PROMPTS, terms=[Term("late", Later())], seed=0,
+            folder=tmp_path, progress=Silent(),
+        )  # fmt: skip
+
+
+def test_terms_that_make_no_sense_are_refused(run, tiny_model: Path, tmp_path: Path) -> None:
+    def message(*terms: Term, prompts: Prompts = PROMPTS, settings: TrainSettings = SETTINGS) -> str:
+        with pytest.raises(DraftError) as caught:
+            train(
+                settings,
+                model=str(tiny_model),
+                prompts=prompts,
+                terms=terms,
+                seed=0,
+                folder=tmp_path,
+                progress=Silent(),
+            )
+        return caught.value.what
+
+    assert message() == "training needs at least one reward with a weight other than 0"
+    assert message(Term("a", Toy(), 0.0)) == "training needs at least one reward with a weight other than 0"
+    assert message(Term("a", Toy()), Term("a", Toy())) == "two rewards have the label 'a'"
+    assert message(Term("a", Blind())) == "reward 'a': blind has no gradient, so it cannot train"
+    assert message(Term("a", Toy()), prompts=Prompts([])) == "there are no training prompts"
+    stuck = replace(SETTINGS, sampler=SamplerSettings(num_inference_steps=3, spacing="linspace", final="first_alpha"))
+    assert message(Term("a", Toy()), settings=stuck).startswith("the last sampling step does not depend on the network")
+    assert message(Term("a", Toy()), settings=replace(SETTINGS, device="toaster")).startswith("device 'toaster' is not")
+    assert message(Term("a", Toy()), settings=replace(SETTINGS, report_to=("nowhere",))).startswith("tracker 'nowhere'")
+
+
+def test_a_metric_without_gradient_is_logged_at_weight_0(tiny_model: Path, tmp_path: Path) -> None:
+    terms = [Term("bright", Toy()), Term("watched", Blind(kind="red"), 0.0)]
+    train(SETTINGS, model=str(tiny_model), prompts=PROMPTS, terms=terms, seed=0, folder=tmp_path, progress=Silent())
+    assert all(row["watched"] > 0 for row in _rows(tmp_path))
+
+
+def test_more_than_one_process_is_refused_by_name(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DraftError, match=r"one process only \(got WORLD_SIZE=2\): gradients are not synchronised"):
+        run()
+
+
+def test_accumulation_of_small_batches_equals_one_large_batch(run, tmp_path: Path) -> None:
+    def first(batch: int, accumulate: int) -> dict[str, torch.Tensor]:
+        name = f"{batch}x{accumulate}"
+        settings = replace(
+            SETTINGS,
+            method=DraftK(k=2),
+            batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+            max_steps=1,
+            max_grad_norm=0,
+        )
+        run(settings, folder=name)
+        return _rows(tmp_path / name)[0]
+
+    small, large = first(1, 4), first(4, 1)
+    for key in ("loss", "grad_norm", "saturated"):
+        assert small[key] == pytest.approx(large[key], rel=1e-4)
