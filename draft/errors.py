@@ -30,7 +30,11 @@ class PluginError(DraftError):
     """A plugin cannot be found, imported or trusted to be what it says."""
 
 
-class PluginWarning(UserWarning):
+class DraftWarning(UserWarning):
+    """Something the user should know of, though the work goes on; the command line shows it as one line."""
+
+
+class PluginWarning(DraftWarning):
     """A plugin is broken; the command goes on without it."""
 
 

@@ -103,9 +103,9 @@ def main() -> None:
     A `DraftError` is printed without a traceback, exit code 2; Ctrl-C is 130, SIGTERM 143; anything else is a bug
     and shows its traceback.
     """
-    from draft_cli.console import plain_warnings, print_error, print_notes
+    from draft_cli.console import print_error, print_notes, quiet_libraries
 
-    plain_warnings()
+    quiet_libraries()
     try:
         code = get_command(app)(standalone_mode=False, prog_name="draft")
     except DraftError as error:

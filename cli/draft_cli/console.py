@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from draft.errors import ConfigErrors, DraftError, PluginWarning
+from draft.errors import ConfigErrors, DraftError, DraftWarning
 
 
 def print_error(error: DraftError, stream: TextIO | None = None) -> None:
@@ -29,8 +30,14 @@ def print_notes(error: BaseException, stream: TextIO | None = None) -> None:
         print(f"  {note}", file=sys.stderr if stream is None else stream)
 
 
-def plain_warnings() -> None:
-    """Let Draft's warnings about plugins appear as one line, without the source line that raised them."""
+def quiet_libraries() -> None:
+    """Show Draft's own warnings as one line each, and leave out what the libraries beneath say to developers.
+
+    Python's `-W` and `PYTHONWARNINGS` bring the libraries' warnings back, `TRANSFORMERS_VERBOSITY` and
+    `DIFFUSERS_VERBOSITY` their logs.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     shown = warnings.showwarning
 
     def show(
@@ -41,9 +48,9 @@ def plain_warnings() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, PluginWarning):
+        if issubclass(category, DraftWarning):
             print(f"warning: {message}", file=sys.stderr)
-        else:
+        elif sys.warnoptions:
             shown(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from draft.errors import DraftWarning
+
 _MAGIC = b"draft-checkpoint-1 "
 
 
@@ -59,9 +61,9 @@ def load_checkpoint(folder: Path, *, identity: str) -> dict[str, Any] | None:
     for path in reversed(_checkpoints(folder)):
         state = _read(path)
         if state is None:
-            warnings.warn(f"checkpoint {path} is damaged; going back to the one before", stacklevel=2)
+            warnings.warn(f"checkpoint {path} is damaged; going back to the one before", DraftWarning, stacklevel=2)
         elif state.get("identity") != identity:
-            warnings.warn(f"checkpoint {path} belongs to other settings and is not used", stacklevel=2)
+            warnings.warn(f"checkpoint {path} belongs to other settings and is not used", DraftWarning, stacklevel=2)
         else:
             return state
     return None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from draft.diffusion.sampling import Schedule
-from draft.errors import DraftError
+from draft.errors import DraftError, DraftWarning
 from draft.types import Images, Latents
 
 _EMBED_BATCH = 32
@@ -69,7 +69,9 @@ class StableDiffusion:
         for text in texts:
             length = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
             if length > limit:
-                warnings.warn(f"prompt cut to {limit} tokens (got {length}): {text[:60]!r}...", stacklevel=2)
+                warnings.warn(
+                    f"prompt cut to {limit} tokens (got {length}): {text[:60]!r}...", DraftWarning, stacklevel=2
+                )
         tokens = self.tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         mask = None
         if getattr(self.text_encoder.config, "use_attention_mask", False):
