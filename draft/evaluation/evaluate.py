@@ -29,6 +29,7 @@ def evaluate(
     progress: Progress,
     curves: Mapping[str, Path] | None = None,
     title: str = "",
+    model_name: str = "",
     config_text: str = "",
 ) -> dict[str, float]:
     """Compare adapters with the base model and write the images, the numbers and the page.
@@ -44,6 +45,7 @@ def evaluate(
         progress: The reporter.
         curves: `metrics.jsonl` of trainings by label, for the page.
         title: The page's heading.
+        model_name: How the page calls the model; empty: as `model`.
         config_text: The pipeline's configuration, for the page.
 
     Returns:
@@ -70,7 +72,7 @@ def evaluate(
 
     results = Results(
         title=title,
-        model=model,
+        model=model_name or model,
         weights={label: weight for label, (_, weight) in adapters.items()},
         prompts=tuple(shots.prompts),
         seeds=shots.seeds,

@@ -96,6 +96,7 @@ def run_evaluate(job: Job) -> Mapping[str, float]:
         progress=job.progress,
         curves=job.curves(),
         title=job.title,
+        model_name=model_name(job.stage),
         config_text=job.config_text,
     )
 
@@ -132,12 +133,16 @@ def adapter_metadata(stage: CheckedStage, identity: Mapping[str, Any], fingerpri
     Returns:
         Strings for the file's header.
     """
-    model = stage.data.get("model", "")
-    # A folder on this machine says nothing elsewhere; its last name does.
-    name = Path(model).name if model and Path(model).exists() else model
+    name = model_name(stage)
     config = {key: value for key, value in identity.items() if key not in ("model", "reward_models", "upstream")}
     found = {"draft.fingerprint": fingerprint, "draft.config": json.dumps(config, sort_keys=True)}
     return {**found, "draft.model": name} if name else found
+
+
+def model_name(stage: CheckedStage) -> str:
+    """What a stage's model is called: as the file says, but a folder on this machine by its last name alone."""
+    model = stage.data.get("model", "")
+    return Path(model).name if model and Path(model).exists() else model
 
 
 def _expect(job: Job, kind: type[T]) -> T:
