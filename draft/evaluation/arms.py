@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from draft.adapters.formats import read_adapter, unet_factors
+from draft.diffusion.device import choose_device
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
 from draft.diffusion.models import TextToImage, load_text_to_image
@@ -79,7 +80,7 @@ def load_arms(
         raise ConfigError(f"{BASE!r} is the label of the model without adapters", hint="give the adapter another label")
     loaded = {label: read_adapter(path) for label, (path, _) in adapters.items()}
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
-    pipeline = load_text_to_image(model, device=find_device(settings.device), dtype=dtype)
+    pipeline = load_text_to_image(model, device=choose_device(settings.device), dtype=dtype)
     for index, (label, adapter) in enumerate(loaded.items()):
         load_lora(pipeline.unet, unet_factors(adapter), name=_slot(index))
         others = sum(not name.startswith("unet.") for name in adapter.modules)
@@ -126,29 +127,6 @@ def draw(model: TextToImage, shots: Shots, settings: GenerateSettings) -> Iterat
     for images in batches:
         yield shots.prompts[start : start + len(images)], images
         start += len(images)
-
-
-def find_device(name: str) -> torch.device:
-    """The device a setting means.
-
-    Args:
-        name: `auto` (the first accelerator, else the CPU) or a torch device.
-
-    Returns:
-        The device.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"no such device (got {name!r})", hint="auto, cpu, cuda, cuda:1 or mps") from error
-    return device
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from draft.adapters.formats import Adapter, Factors, write_adapter
+from draft.diffusion.device import choose_device
 from draft.diffusion.generate import sample_images, seeded_noise
 from draft.diffusion.lora import add_lora, lora_factors, lora_parameters
 from draft.diffusion.methods.plans import Plan, make_plan
@@ -22,9 +23,9 @@ from draft.diffusion.surrogate import sample_with_plan
 from draft.errors import StageError
 from draft.progress import Progress
 from draft.registry.reward import Term
+from draft.training.accelerator import make_accelerator
 from draft.training.backward import Figures, Loaded, split_backward
 from draft.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
-from draft.training.device import choose_device, make_accelerator
 from draft.training.metrics import append_metrics, truncate_metrics
 from draft.training.preview import save_grid
 from draft.training.schedule import learning_rate_factor

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from draft.diffusion.device import choose_device
 from draft.errors import StageError
 
 
@@ -48,29 +48,3 @@ def make_accelerator(device: str, *, report_to: Sequence[str], folder: Path) -> 
         log_with=list(report_to) or None,
         project_dir=folder if report_to else None,
     )
-
-
-def choose_device(device: str) -> torch.device:
-    """The torch device of a setting; `auto` is the first accelerator, else the CPU.
-
-    Args:
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-
-    Returns:
-        The device.
-
-    Raises:
-        StageError: The device does not exist here.
-    """
-    if device == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise StageError(
-            f"device {device!r} is not available here: {str(error).splitlines()[0]}",
-            hint="use device: auto or device: cpu",
-        ) from error
-    return chosen
