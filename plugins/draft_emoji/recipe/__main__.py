@@ -1,0 +1,112 @@
+"""The recipe's commands, in the order in which they run: prepare, text, vae, latents, unet, judge, clip, export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+COMMANDS = {
+    "prepare": "sprite sheet from the two unpacked npm packages (--sprites, --labels)",
+    "text": "tokenizer and text tower",
+    "vae": "autoencoder (--init FOLDER to start from one), whitened at the end",
+    "decoder": "the autoencoder's decoder further, encoder frozen; may follow at any time",
+    "latents": "encoded scenes for the denoiser",
+    "unet": "denoiser",
+    "judge": "independent classifier",
+    "clip": "image tower towards the locked text tower",
+    "export": "fp16 folders and manifest into --weights",
+    "evaluate": "figures and contact sheet of --weights",
+}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line; every command takes the same options and ignores those that are not its own."""
+    from draft_emoji import WEIGHTS
+
+    parser = argparse.ArgumentParser(
+        prog="python -m draft_emoji.recipe",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n".join(f"{name:9} {text}" for name, text in COMMANDS.items()),
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/emoji"), help="checkpoints and what is not shipped")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, help="stop, with a checkpoint, after so long")
+    parser.add_argument("--steps", type=int, help="updates in place of the preset's")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--init", type=Path, help="autoencoder folder to start from")
+    parser.add_argument("--count", type=int, help="scenes to encode, in place of the preset's")
+    parser.add_argument("--sprites", type=Path, help="assets/ of @lobehub/fluent-emoji-3d")
+    parser.add_argument("--labels", type=Path, help="en/data.json of emojibase-data")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--sheet", type=Path, help="contact sheet to write")
+    parser.add_argument("--seeds", type=int, default=4, help="pictures of each concept")
+    parser.add_argument("--sampling-steps", type=int, default=15)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 2.0, 3.0], help="scales to try")
+    return parser
+
+
+def main() -> None:
+    """Run one command; each imports only what it needs."""
+    given = arguments().parse_args()
+    if given.command == "prepare":
+        from draft_emoji.recipe.prepare import prepare
+        from draft_emoji.scenes import SHEET
+
+        if given.sprites is None or given.labels is None:
+            raise SystemExit("prepare needs --sprites and --labels: docs/emoji.md says where they come from")
+        prepare(given.sprites, given.labels, SHEET)
+        return
+
+    import torch
+
+    from draft_emoji.recipe.loop import Sitting
+    from draft_emoji.recipe.presets import PRESETS
+
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    preset = PRESETS[given.preset]
+    sitting = Sitting(given.out, given.device, given.seed, given.minutes, given.steps)
+    match given.command:
+        case "text":
+            from draft_emoji.recipe.text import train_text
+
+            train_text(sitting, preset.text)
+        case "vae":
+            from draft_emoji.recipe.vae import train_vae
+
+            train_vae(sitting, preset.vae, given.init)
+        case "decoder":
+            from draft_emoji.recipe.vae import train_decoder
+
+            train_decoder(sitting, preset.decoder)
+        case "latents":
+            from draft_emoji.recipe.latents import encode_scenes
+
+            encode_scenes(sitting, given.count or preset.latents)
+        case "unet":
+            from draft_emoji.recipe.unet import train_unet
+
+            train_unet(sitting, preset.unet)
+        case "judge":
+            from draft_emoji.recipe.judge import train_judge
+
+            train_judge(sitting, preset.judge)
+        case "clip":
+            from draft_emoji.recipe.clip import train_clip
+
+            train_clip(sitting, preset.clip)
+        case "export":
+            from draft_emoji.recipe.export import export
+
+            export(given.out, given.weights)
+        case "evaluate":
+            from draft_emoji.recipe.evaluate import evaluate
+
+            evaluate(given.weights, given.sheet, given.sampling_steps, given.guidance, given.seeds, given.device)
+
+
+if __name__ == "__main__":
+    main()
