@@ -60,8 +60,8 @@ class EmojiJudge(draft.Reward):
                 hint="reinstall draft-diffusion, or train them with `python -m draft_emoji.recipe judge`",
             )
         judge = RegNetForImageClassification.from_pretrained(folder, dtype=torch.float32)
-        judge = judge.to(device).eval().requires_grad_(False)
-        index = {name: number for number, name in judge.config.id2label.items()}
+        torch.nn.Module.to(judge.eval().requires_grad_(False), device)
+        index = {name: number for number, name in (judge.config.id2label or {}).items()}
 
         @torch.no_grad()
         def score(images: Images, prompts: Sequence[str]) -> Scores:
