@@ -14,6 +14,7 @@ COMMANDS = {
     "unet": "denoiser",
     "judge": "independent classifier",
     "clip": "image tower towards the locked text tower",
+    "adopt": "the shipped --weights into --out, to train them further",
     "export": "fp16 folders and manifest into --weights",
     "evaluate": "figures and contact sheet of --weights",
 }
@@ -98,6 +99,10 @@ def main() -> None:
             from draft_emoji.recipe.clip import train_clip
 
             train_clip(sitting, preset.clip)
+        case "adopt":
+            from draft_emoji.recipe.adopt import adopt
+
+            adopt(given.weights, given.out)
         case "export":
             from draft_emoji.recipe.export import export
 

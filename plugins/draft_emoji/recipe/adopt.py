@@ -1,0 +1,40 @@
+"""The shipped folders as a start: what shipped is trained further, without the checkpoints that made it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel
+
+from draft_emoji.recipe.checkpoint import save_tensors
+from draft_emoji.recipe.judge import load_judge
+
+
+def adopt(weights: Path, out: Path) -> None:
+    """Write the shipped weights where the other commands look for them, in float32.
+
+    `latents`, `unet`, `decoder`, `export` and `evaluate` can follow. The denoiser goes on from its running average with
+    a fresh optimizer; a judge or a CLIP that is trained again starts from nothing.
+
+    Args:
+        weights: The package's folder of weights.
+        out: The recipe's folder.
+
+    Raises:
+        SystemExit: `out` already holds a denoiser, which would be overwritten.
+    """
+    if (out / "unet").exists():
+        raise SystemExit(f"adopt: {out / 'unet'} exists; give another --out, or train on with `unet`")
+    folder = weights / "text_to_image"
+    AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).save_pretrained(out / "vae")
+    CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).save_pretrained(out / "text_encoder")
+    shutil.copytree(folder / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32).save_pretrained(out / "clip_model")
+    load_judge(weights / "judge").float().save_pretrained(out / "judge_model")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    for name in ("unet", "smooth"):
+        save_tensors(out / "unet" / f"{name}.safetensors", dict(unet.state_dict()))
+    print(f"adopted {weights} into {out}")
