@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[1]
 def passes(*command: str) -> None:
     # The tools' scripts lie beside the interpreter, whether or not the environment is activated.
     program = Path(sys.executable).parent / command[0]
-    if not program.exists():
-        pytest.skip(f"{command[0]} is not installed: pip install -e '.[dev]'")
+    assert program.exists(), f"{command[0]} is not installed: pip install -e '.[dev]'"
     done = subprocess.run([str(program), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-2000:]}"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from draft_emoji.recipe.__main__ import COMMANDS, TAKES, read
 from draft_emoji.recipe.checkpoint import save_tensors
 from draft_emoji.recipe.loop import Sitting, fit
 from draft_emoji.recipe.presets import Training
@@ -37,3 +39,11 @@ def test_weights_without_an_optimizer_are_a_start(tmp_path: Path) -> None:
     start = {"weight": torch.full((1, 3), 7.0), "bias": torch.zeros(1)}
     save_tensors(tmp_path / "part" / "net.safetensors", start)
     assert (train(tmp_path, 1) - 7).abs().max() < 0.2
+
+
+def test_an_option_that_a_command_would_not_read_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(TAKES) == set(COMMANDS)
+    assert read(["unet", "--steps", "3"]).steps == 3
+    with pytest.raises(SystemExit):
+        read(["judge", "--guidance", "2"])
+    assert "judge does not read --guidance (got [2.0])" in capsys.readouterr().err

@@ -19,9 +19,36 @@ COMMANDS = {
     "evaluate": "figures and contact sheet of --weights",
 }
 
+TRAINING = {"preset", "out", "seed", "device", "minutes", "steps", "threads"}
+TAKES = {
+    "prepare": {"sprites", "labels"},
+    "text": TRAINING,
+    "vae": TRAINING | {"init"},
+    "decoder": TRAINING,
+    "latents": {"preset", "out", "seed", "device", "threads", "count"},
+    "unet": TRAINING,
+    "judge": TRAINING,
+    "clip": TRAINING,
+    "adopt": {"out", "weights"},
+    "export": {"out", "weights"},
+    "evaluate": {"weights", "sheet", "sampling_steps", "guidance", "seeds", "device", "threads"},
+}
+"""The options that each command reads; any other is an error there."""
+
+
+def read(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse a command line, and refuse an option that its command would not read."""
+    parser = arguments()
+    given = parser.parse_args(words)
+    for name, value in vars(given).items():
+        if name != "command" and name not in TAKES[given.command] and value != parser.get_default(name):
+            taken = ", ".join(f"--{known.replace('_', '-')}" for known in sorted(TAKES[given.command]))
+            parser.error(f"{given.command} does not read --{name.replace('_', '-')} (got {value}); it reads {taken}")
+    return given
+
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line; every command takes the same options and ignores those that are not its own."""
+    """The options of all commands; `TAKES` says which are whose."""
     from draft_emoji import WEIGHTS
 
     parser = argparse.ArgumentParser(
@@ -51,7 +78,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run one command; each imports only what it needs."""
-    given = arguments().parse_args()
+    given = read()
     if given.command == "prepare":
         from draft_emoji.recipe.prepare import prepare
         from draft_emoji.scenes import SHEET
