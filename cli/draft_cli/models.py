@@ -7,16 +7,15 @@ from pathlib import Path
 import typer
 
 from draft.registry.extensions import named_models
-from draft_cli.rewards import columns
 
 
 def models_command() -> None:
-    """Show the named models: kind, licence, size on disk, folder."""
-    rows = [
-        (name, model.kind, model.licence or "unknown", size_on_disk(model.path), model.description, str(model.path))
-        for name, model in named_models().items()
-    ]
-    typer.echo(columns([("model", "kind", "licence", "size", "what it is", "folder"), *rows]))
+    """Show the named models: kind, licence, size on disk, what they are, what was measured of them, folder."""
+    for name, model in named_models().items():
+        typer.echo(f"{name}  ({model.kind}, {size_on_disk(model.path)}, {model.licence or 'licence unknown'})")
+        for line in (model.description, model.figures, str(model.path)):
+            if line:
+                typer.echo(f"  {line}")
 
 
 def size_on_disk(path: Path) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -50,14 +53,55 @@ def model_path(name: str) -> str:
         The folder of a registered name, else `name` itself.
 
     Raises:
-        PluginError: Two plugins offer a model of that name.
+        PluginError: Two plugins offer a model of that name, or a file of it is missing or damaged.
     """
-    offered = _offered()
-    found = [(dist, model) for dist, model in offered if name in (model.name, f"{dist}:{model.name}")]
+    model = named_model(name)
+    if model is None:
+        return name
+    _verify(model)
+    return str(model.path)
+
+
+def named_model(name: str) -> NamedModel | None:
+    """The model that a name means, as its plugin offers it; nothing is verified.
+
+    Args:
+        name: A registered name, or anything else.
+
+    Returns:
+        The model, or None if no plugin offers one of that name.
+
+    Raises:
+        PluginError: Two plugins do.
+    """
+    found = [(dist, model) for dist, model in _offered() if name in (model.name, f"{dist}:{model.name}")]
     if len(found) > 1:
         ways = " or ".join(repr(f"{dist}:{model.name}") for dist, model in found)
         raise PluginError(f"two plugins offer a model {name!r}", hint=f"write {ways}")
-    return str(found[0][1].path) if found else name
+    return found[0][1] if found else None
+
+
+def _verify(model: NamedModel) -> None:
+    for file, expected in model.sha256.items():
+        try:
+            state = (model.path / file).stat()
+        except OSError:
+            found = "missing"
+        else:
+            found = _digest(model.path / file, state.st_mtime_ns, state.st_size)
+        if found != expected:
+            what = "is missing" if found == "missing" else f"is damaged: its sha256 is {found}"
+            raise PluginError(
+                f"the file {file!r} of model {model.name!r} {what}, and must be {expected} (looked in {model.path})",
+                hint="install the package that brings the model again",
+            )
+
+
+@cache
+def _digest(file: Path, modified: int, size: int) -> str:
+    """The sha256 of a file; read again in this process only if it has changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _offered() -> list[tuple[str, NamedModel]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,11 @@ class NamedModel:
         kind: What it is: ``"text-to-image"``, ``"clip"``, ``"image-classifier"``, ...
         description: One sentence.
         licence: The weights' licence, an SPDX id where there is one.
+        figures: What was measured of it, in a few words.
+        sha256: File, relative to `path`, to the digest it must have; a missing or damaged one is an error before
+            anything is loaded. Empty: nothing is checked.
+        remark: Given all prompts of a stage, what to warn about, e.g. of words the model does not know; empty text
+            for nothing. None: no remarks.
     """
 
     name: str
@@ -33,6 +38,9 @@ class NamedModel:
     kind: str
     description: str
     licence: str = ""
+    figures: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    remark: Callable[[Sequence[str]], str] | None = None
 
 
 class RewardHooks:

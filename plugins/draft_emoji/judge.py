@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class EmojiJudge(draft.Reward):
-    """Share of the concepts named by the prompt that an independent classifier ranks among its first `top`, 0 to 1.
+    """Share of the concepts named by the prompt that an independent classifier finds in the image, 0 to 1.
 
     The classifier is another family of network than any reward and saw composed renders only, never a generated
     image, so a model that games its reward does not game the judge. It knows the emoji vocabulary alone.
@@ -34,6 +34,13 @@ class EmojiJudge(draft.Reward):
         ge=1,
         description="how many of the classifier's first answers count, for a prompt with one concept; "
         "a prompt with n concepts may use n times as many",
+    )
+    threshold: float = draft.Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="above 0: a concept is found where the classifier's probability for it exceeds this, "
+        "however many others are, and `top` does not count",
     )
 
     def load(self, device: torch.device) -> draft.Score:
@@ -67,12 +74,16 @@ class EmojiJudge(draft.Reward):
         def score(images: Images, prompts: Sequence[str]) -> Scores:
             wanted = [self._concepts(text, named) for text, named in zip(prompts, self._named(prompts), strict=True)]
             pixels = interpolate(images.float(), size=64, mode="bicubic", antialias=True).clamp(0, 1)
-            ranking = judge(pixel_values=pixels * 2 - 1).logits.argsort(dim=-1, descending=True)
-            found = []
-            for order, names in zip(ranking.tolist(), wanted, strict=True):
-                first = set(order[: self.top * len(names)])
-                found.append(sum(index[name] in first for name in names) / len(names))
-            return torch.tensor(found, device=images.device)
+            logits = judge(pixel_values=pixels * 2 - 1).logits
+            # Place of each concept in the classifier's ranking, 0 for its first answer.
+            places = logits.argsort(dim=-1, descending=True).argsort(dim=-1)
+            shares = []
+            for row, names in enumerate(wanted):
+                columns = [index[name] for name in names]
+                sure = logits[row, columns].sigmoid() > self.threshold
+                found = sure if self.threshold else places[row, columns] < self.top * len(names)
+                shares.append(found.float().mean())
+            return torch.stack(shares)
 
         return score
 

@@ -8,11 +8,23 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 _FILE = Path(__file__).parent / "vocabulary.json"
+
+_OTHER = """
+the one two three some small big large little tiny cute happy sad funny old young new nice beautiful colorful
+picture image drawing painting illustration icon sticker photograph render of in on with at near beside by to
+and left right above below under over front behind standing sitting flying running eating holding riding wearing
+next is are it its this that there background colour color orange white dark light bright style cartoon 3d
+realistic simple shiny smiling sleeping many few pair single no not very his her their a an
+"""
+
+OTHER_WORDS = tuple(_OTHER.split())
+"""Words a user may well write; the text tower has learnt to look past most of them."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,20 @@ def find_concepts(prompt: str) -> list[str]:
         else:
             place += 1
     return found
+
+
+def unknown_words(prompts: Iterable[str]) -> list[str]:
+    """Words that the models never met in training, each once, in order of appearance.
+
+    Args:
+        prompts: Any texts.
+
+    Returns:
+        Words in lower case.
+    """
+    known = {word for term in _terms() for word in term} | {*colours(), *OTHER_WORDS, "photo", "emoji"}
+    said = (word for prompt in prompts for word in re.findall(r"[a-z]+", prompt.lower()))
+    return list(dict.fromkeys(word for word in said if word not in known))
 
 
 def nearest(word: str, count: int = 3) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from draft_emoji.vocabulary import article, colours, concepts, entries, find_concepts, nearest
+from draft_emoji.plugin import outside
+from draft_emoji.vocabulary import article, colours, concepts, entries, find_concepts, nearest, unknown_words
 
 PROMPTS = Path(__file__).parents[2] / "pipelines" / "prompts"
 
@@ -71,3 +72,12 @@ def test_training_and_held_out_prompts_share_no_concept_and_name_the_one_they_sa
         columns[name] = {row["concept"] for row in rows}
     assert not columns["train"] & columns["heldout"]
     assert columns["train"] | columns["heldout"] == set(concepts())
+
+
+def test_words_that_no_training_met_are_named_with_the_nearest_known_ones() -> None:
+    assert unknown_words(["a photo of two cats on a blue background", "a happy ewe near a pizza"]) == []
+    assert unknown_words(["A zebr and a quokka", "a quokka"]) == ["zebr", "quokka"]
+    said = outside(["a zebr and a quokka"])
+    assert "'zebr' (nearest: zebra" in said
+    assert "'quokka'" in said
+    assert outside(["a cat"]) == ""

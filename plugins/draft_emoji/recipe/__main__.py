@@ -1,4 +1,4 @@
-"""The recipe's commands, in the order in which they run: prepare, text, vae, latents, unet, judge, clip, export."""
+"""The recipe's commands, in the order in which they run: see `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ COMMANDS = {
     "unet": "denoiser",
     "judge": "independent classifier",
     "clip": "image tower towards the locked text tower",
+    "detector": "OWL-ViT on the two towers of the CLIP",
+    "resnet": "classifier of one object, to be attacked",
+    "convnext": "classifier of another family, for transfer",
+    "preference": "CLIP that prefers whole pictures with their own captions",
+    "aesthetic": "rating head on the CLIP's embeddings",
     "adopt": "the shipped --weights into --out, to train them further",
     "export": "fp16 folders and manifest into --weights",
     "evaluate": "figures and contact sheet of --weights",
@@ -29,6 +34,11 @@ TAKES = {
     "unet": TRAINING,
     "judge": TRAINING,
     "clip": TRAINING,
+    "detector": TRAINING,
+    "resnet": TRAINING,
+    "convnext": TRAINING,
+    "preference": TRAINING,
+    "aesthetic": TRAINING,
     "adopt": {"out", "weights"},
     "export": {"out", "weights"},
     "evaluate": {"weights", "sheet", "sampling_steps", "guidance", "seeds", "device", "threads"},
@@ -126,6 +136,22 @@ def main() -> None:
             from draft_emoji.recipe.clip import train_clip
 
             train_clip(sitting, preset.clip)
+        case "detector":
+            from draft_emoji.recipe.detector import train_detector
+
+            train_detector(sitting, preset.detector)
+        case "resnet" | "convnext":
+            from draft_emoji.recipe.classifiers import train_classifier
+
+            train_classifier(given.command, sitting, preset.classifier)
+        case "preference":
+            from draft_emoji.recipe.preference import train_preference
+
+            train_preference(sitting, preset.preference)
+        case "aesthetic":
+            from draft_emoji.recipe.aesthetic import train_aesthetic
+
+            train_aesthetic(sitting, preset.aesthetic)
         case "adopt":
             from draft_emoji.recipe.adopt import adopt
 

@@ -17,8 +17,8 @@ from draft_emoji.recipe.judge import load_judge
 def adopt(weights: Path, out: Path) -> None:
     """Write the shipped weights where the other commands look for them, in float32.
 
-    `latents`, `unet`, `decoder`, `export` and `evaluate` can follow. The denoiser goes on from its running average with
-    a fresh optimizer; a judge or a CLIP that is trained again starts from nothing.
+    Every command but `text` and `vae` can follow and goes on from the shipped weights, with a fresh optimizer; the
+    denoiser from its running average.
 
     Args:
         weights: The package's folder of weights.
@@ -33,8 +33,12 @@ def adopt(weights: Path, out: Path) -> None:
     AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).save_pretrained(out / "vae")
     CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).save_pretrained(out / "text_encoder")
     shutil.copytree(folder / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-    CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32).save_pretrained(out / "clip_model")
-    load_judge(weights / "judge").float().save_pretrained(out / "judge_model")
+    clip = CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32)
+    clip.save_pretrained(out / "clip_model")
+    save_tensors(out / "clip" / "clip.safetensors", clip.state_dict())
+    judge = load_judge(weights / "judge")
+    judge.save_pretrained(out / "judge_model")
+    save_tensors(out / "judge" / "judge.safetensors", judge.state_dict())
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     for name in ("unet", "smooth"):
         save_tensors(out / "unet" / f"{name}.safetensors", dict(unet.state_dict()))

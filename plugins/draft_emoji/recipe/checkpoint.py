@@ -48,16 +48,15 @@ def save_checkpoint(folder: Path, step: int, modules: dict[str, nn.Module], opti
 
 
 def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
-    """Read what `save_checkpoint` wrote, or modules without an optimizer, which are a start and not a checkpoint.
+    """Read what `save_checkpoint` wrote, or some modules without an optimizer: a start and not a checkpoint.
 
     Returns:
         Updates done; 0 where there is no checkpoint.
     """
-    files = {name: folder / f"{name}.safetensors" for name in modules}
+    for name, module in modules.items():
+        if (weights := folder / f"{name}.safetensors").exists():
+            module.load_state_dict(load_file(weights))
     file = folder / "optimizer.pt"
-    if all(path.exists() for path in files.values()):
-        for name, module in modules.items():
-            module.load_state_dict(load_file(files[name]))
     if not file.exists():
         return 0
     state = torch.load(file, map_location="cpu", weights_only=True)

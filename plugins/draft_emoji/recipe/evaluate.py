@@ -1,4 +1,4 @@
-"""The figures of the shipped folders: what the model draws, as an independent judge sees it."""
+"""The figures of the shipped folders: what the model draws, and how much the others know of unseen scenes."""
 
 # The libraries annotate tuples and dicts where objects with attributes come back.
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer, OwlViTForObjectDetection
 
+from draft_emoji.recipe.aesthetic import agreement, load_head
 from draft_emoji.recipe.checkpoint import write_whole
+from draft_emoji.recipe.classifiers import CLASSIFIERS
+from draft_emoji.recipe.classifiers import accuracy as classified
 from draft_emoji.recipe.clip import retrieval
+from draft_emoji.recipe.detector import average_precisions
 from draft_emoji.recipe.judge import accuracy, both_found, load_judge, rank
+from draft_emoji.recipe.preference import LEVELS, wins
 from draft_emoji.recipe.sheet import contact_sheet
 from draft_emoji.recipe.vae import pictures, psnr
 from draft_emoji.scenes import Composer
@@ -115,7 +120,21 @@ def evaluate(
     Returns:
         The figures, as written.
     """
-    judge, pipeline = load_judge(weights / "judge"), load_pipeline(weights, device)
+    pipeline = load_pipeline(weights, device)
+    figures = drawing_figures(weights, pipeline, steps, guidances, seeds) | reward_figures(weights)
+    text = json.dumps(figures, indent=2) + "\n"
+    write_whole(weights / "figures.json", lambda part: part.write_text(text, encoding="utf-8"))
+    print(text)
+    if sheet is not None:
+        write_sheet(pipeline, sheet, steps, float(str(figures["guidance_scale"])))
+    return figures
+
+
+def drawing_figures(
+    weights: Path, pipeline: StableDiffusionPipeline, steps: int, guidances: list[float], seeds: int
+) -> dict[str, object]:
+    """What the model draws, in the eyes of the judge, and what the judge makes of real renders."""
+    judge = load_judge(weights / "judge")
     tried = {}
     for guidance in guidances:
         prompts, numbers, wanted = single_prompts(1)
@@ -131,11 +150,9 @@ def evaluate(
     real_pairs = pictures([Composer().scene(np.random.default_rng((7, i)), pair) for i, pair in enumerate(named(both))])
     real = accuracy(judge, "cpu")
     vae = AutoencoderKL.from_pretrained(weights / "text_to_image" / "vae", torch_dtype=torch.float32).eval()
-    clip = CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(weights / "clip")
     hits = (torch.cat([judge(part).logits.argmax(-1) for part in images.split(128)]) == wanted).detach()
     missed = [name for index, name in enumerate(concepts()) if not hits[wanted == index].any()]
-    figures: dict[str, object] = {
+    return {
         "concepts": len(entries()),
         "pictures": len(prompts),
         "steps": steps,
@@ -148,16 +165,36 @@ def evaluate(
         "judge_real_top1": round(real[0], 4),
         "judge_real_top5": round(real[1], 4),
         "judge_real_pairs_both_in_first_2": round(both_found(judge, real_pairs, both, 2), 4),
-        "clip_caption_among_100": round(retrieval(clip, tokenizer, "cpu"), 4),
         "vae_psnr_db": round(psnr(vae, "cpu"), 2),
         "never_recognised": missed,
         "guidance_tried": {str(scale): [round(share, 4) for share in both_tops] for scale, both_tops in tried.items()},
     }
-    text = json.dumps(figures, indent=2) + "\n"
-    write_whole(weights / "figures.json", lambda part: part.write_text(text, encoding="utf-8"))
-    print(text)
-    if sheet is not None:
-        write_sheet(pipeline, sheet, steps, guidance)
+
+
+def reward_figures(weights: Path) -> dict[str, object]:
+    """How well the models behind the rewards know held-out scenes; those that are not there are left out."""
+    figures: dict[str, object] = {}
+    tokenizer = CLIPTokenizer.from_pretrained(weights / "clip")
+    clip = CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32).eval()
+    figures["clip_caption_among_100"] = round(retrieval(clip, tokenizer, "cpu"), 4)
+    if (weights / "owlvit").exists():
+        detector = OwlViTForObjectDetection.from_pretrained(weights / "owlvit", dtype=torch.float32).eval()
+        every, smaller = average_precisions(detector, tokenizer)
+        figures |= {"detector_ap50": round(every, 4), "detector_ap50_smaller_of_two": round(smaller, 4)}
+    for name, make in CLASSIFIERS.items():
+        if (weights / name).exists():
+            network = type(make()).from_pretrained(weights / name, dtype=torch.float32).eval()
+            figures[f"{name}_top1_unseen_backgrounds"] = round(classified(network)[0], 4)
+    if (weights / "preference").exists():
+        prefers = CLIPModel.from_pretrained(weights / "preference", dtype=torch.float32).eval()
+        *shares, wrong = wins(prefers, tokenizer)
+        figures["preference_right_at_level"] = {
+            str(level): round(share, 4) for level, share in zip(LEVELS, shares, strict=True)
+        }
+        figures["preference_right_against_wrong_object"] = round(wrong, 4)
+    if (weights / "aesthetic").exists():
+        correlation, error = agreement(clip, load_head(weights / "aesthetic"))
+        figures |= {"aesthetic_correlation": round(correlation, 4), "aesthetic_mean_error_of_8": round(error, 3)}
     return figures
 
 

@@ -14,11 +14,21 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from draft_emoji.recipe.clip import image_processor
 from draft_emoji.recipe.judge import load_judge
 from draft_emoji.recipe.unet import load_smooth, make_scheduler
+
+PARTS = {
+    "detector": "owlvit",
+    "resnet": "resnet",
+    "convnext": "convnext",
+    "preference": "preference",
+    "aesthetic": "aesthetic",
+}
+"""Command that trains a part to the shipped folder's name."""
 
 
 def export(out: Path, weights: Path) -> None:
@@ -49,6 +59,11 @@ def export(out: Path, weights: Path) -> None:
         image_processor().save_pretrained(staged / "clip")
     if (out / "judge_model").exists():
         load_judge(out / "judge_model").half().save_pretrained(staged / "judge")
+    for part, shipped in PARTS.items():
+        if (out / f"{part}_model").exists():
+            shutil.copytree(out / f"{part}_model", staged / shipped)
+            weights_file = staged / shipped / "model.safetensors"
+            save_file({k: v.half() for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"})
     put_in_place(staged, weights)
     write_manifest(weights)
 
@@ -72,12 +87,13 @@ def put_in_place(staged: Path, weights: Path) -> None:
 
 
 def nameless(config: dict) -> dict:
-    """A configuration without the folders it was once loaded from, which mean nothing elsewhere."""
-    return {
+    """A configuration that names the shipped precision, and no folder it was once loaded from."""
+    shipped = {
         key: nameless(value) if isinstance(value, dict) else value
         for key, value in config.items()
         if key != "_name_or_path"
     }
+    return shipped | {"dtype": "float16"} if "dtype" in shipped else shipped
 
 
 def write_manifest(weights: Path) -> None:

@@ -87,7 +87,7 @@ def train_judge(sitting: Sitting, training: Training) -> None:
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         judge.train()
         rng = np.random.default_rng((sitting.seed, 6, step))
-        scenes = [composer.scene(rng, one_object=0.7) for _ in range(training.batch)]
+        scenes = [composer.scene(rng, one_object=0.5) for _ in range(training.batch)]
         given = blemish(pictures(scenes), rng).to(sitting.device)
         with sitting.autocast():
             logits = judge(given.contiguous(memory_format=torch.channels_last)).logits

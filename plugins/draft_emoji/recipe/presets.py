@@ -47,7 +47,11 @@ class Preset:
         decoder: Further training of the decoder alone, with the encoder frozen.
         unet: The denoiser.
         clip: The image tower of the CLIP.
-        judge: The classifier.
+        judge: The independent classifier.
+        detector: The OWL-ViT.
+        classifier: The ResNet and the ConvNeXt, each.
+        preference: The preference CLIP.
+        aesthetic: The head.
         latents: Encoded scenes that the denoiser learns from.
     """
 
@@ -57,6 +61,10 @@ class Preset:
     unet: Training
     clip: Training
     judge: Training
+    detector: Training
+    classifier: Training
+    preference: Training
+    aesthetic: Training
     latents: int
 
 
@@ -69,7 +77,11 @@ PRESETS = {
         # average of the weights does the rest.
         unet=Training(30_000, 32, 1e-3, warm=200, falling=0.5),
         clip=Training(3000, 96, 1e-3),
-        judge=Training(1500, 64, 2e-3),
+        judge=Training(2500, 64, 2e-3),
+        detector=Training(1600, 64, 1e-3, falling=0.7),
+        classifier=Training(1500, 64, 2e-3),
+        preference=Training(300, 64, 3e-4),
+        aesthetic=Training(4000, 256, 1e-3),
         latents=60_000,
     ),
     "gpu": Preset(
@@ -79,6 +91,10 @@ PRESETS = {
         unet=Training(120_000, 256, 1e-3, warm=1000, falling=0.25),
         clip=Training(10_000, 512, 1e-3),
         judge=Training(8000, 256, 2e-3),
+        detector=Training(20_000, 256, 1e-3, falling=0.7),
+        classifier=Training(6000, 256, 2e-3),
+        preference=Training(4000, 256, 3e-4),
+        aesthetic=Training(4000, 256, 1e-3),
         latents=400_000,
     ),
 }

@@ -15,23 +15,12 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from draft_emoji.scenes import TEMPLATES_ONE, TEMPLATES_TWO
-from draft_emoji.vocabulary import colours, entries
+from draft_emoji.vocabulary import OTHER_WORDS, colours, entries
 
 LENGTH = 24
 """Tokens in a caption, start and end included."""
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-
-_OTHER = """
-the one two three some small big large little tiny cute happy sad funny old young new nice beautiful colorful
-picture image drawing painting illustration icon sticker photograph render of in on with at near beside by to
-and left right above below under over front behind standing sitting flying running eating holding riding wearing
-next is are it its this that there background colour color orange white dark light bright style cartoon 3d
-realistic simple shiny smiling sleeping many few pair single no not very his her their a an
-"""
-
-OTHER_WORDS = tuple(_OTHER.split())
-"""Words a user may well write; the text tower learns to look past most of them."""
 
 
 def words() -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -78,6 +79,8 @@ def train_unet(sitting: Sitting, training: Training, shards: int = 10_000, avera
     tower = CLIPTextModel.from_pretrained(sitting.out / "text_encoder").to(device).eval().requires_grad_(False)
     torch.manual_seed(sitting.seed)
     unet = make_unet().to(device, memory_format=torch.channels_last)
+    # At 64 positions the plain products are a fifth faster in a training step on a CPU than the fused attention.
+    unet.set_attn_processor(AttnProcessor())
     smooth = copy.deepcopy(unet).requires_grad_(False)
     alphas = make_scheduler().alphas_cumprod.to(device)
 

@@ -1,0 +1,295 @@
+"""The detector: an OWL-ViT that finds what a text names, on the frozen text tower and the CLIP's image tower."""
+
+# The libraries annotate tuples and dicts where objects with attributes come back.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import CLIPModel, CLIPTokenizer, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
+
+from draft_emoji.recipe.clip import MEAN, STD
+from draft_emoji.recipe.judge import blemish
+from draft_emoji.recipe.loop import Sitting, fit
+from draft_emoji.recipe.presets import Training
+from draft_emoji.recipe.tokenizer import encode
+from draft_emoji.recipe.vae import pictures
+from draft_emoji.scenes import SIZE, Composer, Scene
+from draft_emoji.vocabulary import entries
+
+QUERIES = ("{word}", "{a}", "a photo of {a}")
+"""How a query may be said."""
+
+
+def make_detector(clip: CLIPModel) -> OwlViTForObjectDetection:
+    """An OWL-ViT that starts from a CLIP's towers; its heads are untrained.
+
+    Args:
+        clip: The small CLIP; both towers have the layout of OWL-ViT's.
+
+    Returns:
+        The detector, which says nothing is anywhere: scores near 0.01, boxes around their cells.
+    """
+    said, seen = clip.config.text_config, clip.config.vision_config
+    shared = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+    text = {name: getattr(said, name) for name in (*shared, "vocab_size", "max_position_embeddings", "bos_token_id")}
+    vision = {name: getattr(seen, name) for name in (*shared, "image_size", "patch_size")}
+    # The end token pads, as it does everywhere in this world: pooling takes the first of the highest ids.
+    ends = {"eos_token_id": said.eos_token_id, "pad_token_id": said.eos_token_id}
+    config = OwlViTConfig(text_config=text | ends, vision_config=vision, projection_dim=said.hidden_size)
+    detector = OwlViTForObjectDetection(config)
+    model = detector.owlvit
+    model.text_model.load_state_dict(clip.text_model.state_dict())
+    tower = {
+        key.replace("pre_layrnorm", "pre_layernorm"): value for key, value in clip.vision_model.state_dict().items()
+    }
+    model.vision_model.load_state_dict(tower)
+    model.text_projection.load_state_dict(clip.text_projection.state_dict())
+    model.visual_projection.load_state_dict(clip.visual_projection.state_dict())
+    head = detector.class_head
+    with torch.no_grad():
+        # logit = (cosine + shift) * (elu(scale) + 1): begin at (0 - 0.5) * 10.
+        for linear, start in ((head.logit_shift, -0.5), (head.logit_scale, 9.0)):
+            linear.weight.zero_()
+            linear.bias.fill_(start)
+        detector.box_head.dense2.weight.zero_()
+        detector.box_head.dense2.bias.zero_()
+    return detector
+
+
+def image_processor() -> OwlViTImageProcessor:
+    """The processor that matches `make_detector`: 64 px, [-1, 1]."""
+    return OwlViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=list(MEAN), image_std=list(STD))
+
+
+def phrasings() -> tuple[list[str], np.ndarray]:
+    """All ways in which the queries are said, and the index of the concept that each one means."""
+    texts, meant = [], []
+    for number, entry in enumerate(entries()):
+        for word in entry.words:
+            for template in QUERIES:
+                texts.append(template.format(word=word, a=entry.phrase(word)))
+                meant.append(number)
+    return texts, np.array(meant)
+
+
+def predict(detector: OwlViTForObjectDetection, images: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and boxes of every cell.
+
+    Args:
+        detector: The detector.
+        images: In [-1, 1], shape (B, 3, 64, 64).
+        queries: Projected vectors of Q texts, shape (Q, D).
+
+    Returns:
+        Logits (B, cells, Q), and boxes (B, cells, 4) as centre, width and height in parts of the picture's side.
+    """
+    grid, _ = detector.image_embedder(pixel_values=images)
+    cells = grid.flatten(1, 2)
+    logits, _ = detector.class_predictor(cells, queries.expand(len(images), *queries.shape))
+    return logits.float(), detector.box_predictor(cells, grid).float()
+
+
+def annotations(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
+    """What is where, padded to two objects.
+
+    Returns:
+        Concepts int64 (B, 2); boxes float32 (B, 2, 4) as centre, width and height in parts of the side; and which of
+        them are there, bool (B, 2).
+    """
+    index = {entry.name: number for number, entry in enumerate(entries())}
+    labels, boxes = torch.zeros(len(scenes), 2, dtype=torch.long), torch.zeros(len(scenes), 2, 4)
+    there = torch.zeros(len(scenes), 2, dtype=torch.bool)
+    for row, scene in enumerate(scenes):
+        for column, (label, box) in enumerate(zip(scene.labels, torch.from_numpy(scene.boxes), strict=True)):
+            labels[row, column] = index[label]
+            boxes[row, column] = torch.cat([(box[:2] + box[2:]) / 2, box[2:] - box[:2]]) / SIZE
+            there[row, column] = True
+    return labels, boxes, there
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Left, top, right, bottom of boxes given as centre, width and height, shape (..., 4)."""
+    return torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
+
+
+def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection over union, and its generalised form (Rezatofighi et al., arXiv 1902.09630).
+
+    Args:
+        first: Corners, shape (..., 4).
+        second: Corners, of a shape that broadcasts with `first`'s.
+
+    Returns:
+        Both, of the broadcast shape without the last axis.
+    """
+    low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1) for box in (first, second)]
+    union = areas[0] + areas[1] - shared
+    least, most = torch.minimum(first[..., :2], second[..., :2]), torch.maximum(first[..., 2:], second[..., 2:])
+    hull = (most - least).clamp(min=0).prod(-1)
+    ratio = shared / union.clamp(min=1e-6)
+    return ratio, ratio - (hull - union) / hull.clamp(min=1e-6)
+
+
+@torch.no_grad()
+def match(cost: Tensor, there: Tensor) -> Tensor:
+    """The cell of each object, each cell at most once, at the least total cost; exact for two objects.
+
+    Args:
+        cost: Shape (B, cells, 2).
+        there: Which objects exist, bool (B, 2).
+
+    Returns:
+        Cells, int64 (B, 2).
+    """
+    # For two objects one of them has its cheapest cell in a best assignment: try both orders.
+    cost = cost * there[:, None]
+    plans, totals = [], []
+    for first in (0, 1):
+        taken = cost[:, :, first].argmin(1)
+        rest = cost[:, :, 1 - first].scatter(1, taken[:, None], float("inf"))
+        other = rest.argmin(1)
+        plan = torch.stack([taken, other] if first == 0 else [other, taken], 1)
+        plans.append(plan)
+        totals.append(cost.gather(1, plan[:, None]).sum((1, 2)))
+    return torch.where((totals[0] <= totals[1])[:, None], plans[0], plans[1])
+
+
+def detection_losses(logits: Tensor, boxes: Tensor, scenes: list[Scene]) -> dict[str, Tensor]:
+    """Focal loss on all cells and queries, and box losses on the matched cells, as in OWL-ViT (arXiv 2205.06230).
+
+    Args:
+        logits: Shape (B, cells, concepts).
+        boxes: Shape (B, cells, 4), centre, width and height.
+        scenes: The B scenes.
+
+    Returns:
+        ``focal``, ``corners`` (mean absolute error) and ``giou``, each averaged over objects.
+    """
+    labels, true, there = (part.to(logits.device) for part in annotations(scenes))
+    named = logits.detach().gather(2, labels[:, None].expand(-1, logits.shape[1], -1)).sigmoid()
+    far = (boxes.detach()[:, :, None] - true[:, None]).abs().sum(-1)
+    _, near = overlap(corners(boxes.detach())[:, :, None], corners(true)[:, None])
+    cells = match(-named + 2 * far - near, there)
+    rows = torch.arange(len(scenes), device=logits.device)[:, None].expand_as(cells)
+    rows, cells, labels, true = rows[there], cells[there], labels[there], true[there]
+    wanted = torch.zeros_like(logits)
+    wanted[rows, cells, labels] = 1
+    said = logits.sigmoid()
+    hard = (said * (1 - wanted) + (1 - said) * wanted) ** 2
+    balance = 0.3 * wanted + 0.7 * (1 - wanted)
+    focal = (balance * hard * binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
+    chosen = boxes[rows, cells]
+    _, giou = overlap(corners(chosen), corners(true))
+    count = max(1, len(labels))
+    return {
+        "focal": 2 * focal / count,
+        "corners": 2 * (chosen - true).abs().sum() / count,
+        "giou": (1 - giou).sum() / count,
+    }
+
+
+def train_detector(sitting: Sitting, training: Training) -> None:
+    """Train everything but the text tower, and write ``detector_model/`` as a transformers folder.
+
+    Args:
+        sitting: Reads ``clip_model/`` and ``tokenizer/`` in its `out`.
+        training: The schedule.
+    """
+    device = sitting.device
+    tokenizer = CLIPTokenizer.from_pretrained(sitting.out / "tokenizer")
+    torch.manual_seed(sitting.seed)
+    detector = make_detector(CLIPModel.from_pretrained(sitting.out / "clip_model").float()).to(device)
+    detector.owlvit.text_model.requires_grad_(False)
+    for unused in (detector.owlvit.visual_projection, detector.owlvit.logit_scale):
+        unused.requires_grad_(False)
+    texts, meant = phrasings()
+    with torch.no_grad():
+        pooled = detector.owlvit.text_model(encode(tokenizer, texts).to(device)).pooler_output
+    ways = [np.flatnonzero(meant == number) for number in range(len(entries()))]
+    composer = Composer()
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((sitting.seed, 8, step))
+        scenes = [composer.scene(rng, one_object=0.5) for _ in range(training.batch)]
+        given = blemish(pictures(scenes), rng).to(device)
+        said = pooled[[way[rng.integers(len(way))] for way in ways]]
+        with sitting.autocast():
+            logits, boxes = predict(detector, given, detector.owlvit.text_projection(said))
+        return detection_losses(logits, boxes, scenes)
+
+    fit("detector", sitting, training, {"detector": detector}, loss_of, weight_decay=0.05)
+    folder = sitting.out / "detector_model"
+    detector.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor().save_pretrained(folder)
+    print("detector: AP50 over all objects, and over the smaller of two:", average_precisions(detector, tokenizer))
+
+
+@torch.no_grad()
+def average_precisions(
+    detector: OwlViTForObjectDetection, tokenizer: CLIPTokenizer, count: int = 2000
+) -> tuple[float, float]:
+    """AP50 on unseen scenes, every concept being asked for in every one, each averaged over the concepts.
+
+    Returns:
+        Over all objects; and over the smaller object of each scene with two, where other objects do not count.
+    """
+    composer, rng = Composer(), np.random.default_rng((1_000_003, 3))
+    scenes = [composer.scene(rng, one_object=0.5) for _ in range(count)]
+    ids = encode(tokenizer, [entry.phrase() for entry in entries()]).to(detector.device)
+    queries = detector.owlvit.text_projection(detector.owlvit.text_model(ids).pooler_output)
+    parts = [
+        predict(detector, pictures(scenes[start : start + 100]).to(detector.device), queries)
+        for start in range(0, count, 100)
+    ]
+    logits, boxes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    labels, true, there = annotations(scenes)
+    area = true[..., 2] * true[..., 3]
+    smaller = torch.zeros_like(there)
+    two = there.all(1)
+    smaller[two, area[two].argmin(1)] = True
+    every = [precision(logits[..., k], boxes, true, there & (labels == k)) for k in range(len(entries()))]
+    small = [
+        precision(logits[..., k], boxes, true, smaller & (labels == k), there & ~smaller & (labels == k))
+        for k in range(len(entries()))
+    ]
+    return tuple(float(np.nanmean(values)) for values in (every, small))  # type: ignore[return-value]
+
+
+def precision(logits: Tensor, boxes: Tensor, true: Tensor, wanted: Tensor, ignored: Tensor | None = None) -> float:
+    """Average precision at half overlap for one query, all points of the curve, as COCO and VOC 2010 count.
+
+    Args:
+        logits: Shape (N, cells).
+        boxes: Shape (N, cells, 4), centre, width and height.
+        true: Boxes of the objects, shape (N, 2, 4).
+        wanted: Which objects the query means, bool (N, 2); one at most in each picture.
+        ignored: Objects that the query means too but that are not asked for, bool (N, 2): their pictures are left out.
+
+    Returns:
+        In [0, 1]; not a number where nothing is wanted.
+    """
+    if ignored is not None:
+        kept = ~ignored.any(1)
+        logits, boxes, true, wanted = logits[kept], boxes[kept], true[kept], wanted[kept]
+    total = int(wanted.sum())
+    if not total:
+        return float("nan")
+    ratio, _ = overlap(corners(boxes)[:, :, None], corners(true)[:, None])
+    right = ((ratio >= 0.5) & wanted[:, None]).any(-1)
+    # Of the cells that are right in one picture, the surest counts and the others are wrong.
+    best = torch.where(right, logits, float("-inf")).argmax(1, keepdim=True)
+    first = torch.zeros_like(right).scatter(1, best, True) & right
+    order = logits.flatten().argsort(descending=True)
+    hits = first.flatten()[order].float()
+    share = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+    # The precision at a recall is the best at that recall or beyond.
+    envelope = share.flip(0).cummax(0).values.flip(0)
+    return float((envelope * hits).sum() / total)
