@@ -42,6 +42,25 @@ class StageError(DraftError):
     """A stage of a pipeline could not do its work."""
 
 
+class ResourceError(StageError):
+    """A stage cannot start or go on with what this machine has: memory, a GPU, a way to the model's files.
+
+    Args:
+        what: What is wrong, as in every `DraftError`.
+        needs: What it needs, in a few words.
+        where: Where it is.
+        hint: What to do about it here; a run adds the command of a rehearsal.
+    """
+
+    def __init__(self, what: str, *, needs: str, where: str = "", hint: str = "") -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.needs = needs
+
+    def __str__(self) -> str:
+        text, mark, hint = super().__str__().partition("\n  hint: ")
+        return f"{text}\n  needs: {self.needs}{mark}{hint}"
+
+
 class ConfigErrors(ConfigError):
     """Several configuration errors found in one pass, all shown at once.
 

@@ -13,6 +13,9 @@ File = Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or the n
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. stages.train.max_steps=20.")
 ]
+Rehearse = Annotated[
+    bool, typer.Option("--rehearse", help="Small and offline: stand-ins replace models, sizes and steps.")
+]
 
 
 def run_command(
@@ -25,6 +28,7 @@ def run_command(
     only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what could be reused.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget interrupted runs instead of resuming.")] = False,
+    rehearse: Rehearse = False,
     runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where results go.")] = Path("runs"),
 ) -> None:
     """Run a pipeline: reuse what still holds, run the rest, resume what was interrupted."""
@@ -40,6 +44,7 @@ def run_command(
         only=only,
         force=force,
         fresh=fresh,
+        rehearse=rehearse,
         progress=progress(),
     )
     listed = [(f"{stage.name}.{name}", str(path)) for stage in result.stages for name, path in stage.outputs.items()]
@@ -47,11 +52,14 @@ def run_command(
         typer.echo(f"results in {result.folder}:\n{rows(listed)}")
 
 
-def check_command(file: File, overrides: Overrides = None) -> None:
+def check_command(file: File, overrides: Overrides = None, rehearse: Rehearse = False) -> None:
     """Check a pipeline file without running it: all errors at once, each with its line."""
     from draft.pipeline.load import load_pipeline
+    from draft.pipeline.rehearsal import listing
 
-    pipeline = load_pipeline(file, overrides or [])
+    pipeline = load_pipeline(file, overrides or [], rehearse=rehearse)
+    if pipeline.replacements:
+        typer.echo(listing(pipeline.replacements))
     count = len(pipeline.stages)
     names = ", ".join(f"{name} ({stage.config.kind})" for name, stage in pipeline.stages.items())
     typer.echo(f"ok: {count} stage{'s' if count > 1 else ''}: {names}")

@@ -67,9 +67,29 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mappin
         }
         start += len(data)
         chunks.append(data)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-    text += b" " * (-len(text) % 8)
-    write_bytes(path, [len(text).to_bytes(8, "little"), text, *chunks])
+    write_bytes(path, [_header(header), *chunks])
+
+
+def copy_tensors(source: Path, target: Path, *, metadata: Mapping[str, str]) -> None:
+    """Copy a safetensors file with further header entries, its tensors' bytes, dtypes and order untouched, atomically.
+
+    Args:
+        source: The file.
+        target: Where to write; its folder is made if need be.
+        metadata: Entries to add to the header's `__metadata__`; they win over the file's own.
+
+    Raises:
+        StageError: There is no such file, it is not a safetensors file, or the copy cannot be written.
+    """
+    _inspect(source)
+    data = source.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8:start])
+        own = {**header.pop("__metadata__", {}), **metadata}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StageError(f"not an intact safetensors file ({error})", where=str(source)) from error
+    write_bytes(target, [_header({"__metadata__": dict(sorted(own.items())), **header}), data[start:]])
 
 
 def write_bytes(path: Path, chunks: list[bytes]) -> None:
@@ -96,6 +116,12 @@ def write_bytes(path: Path, chunks: list[bytes]) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise StageError(f"cannot write the file ({error.strerror or error})", where=str(path)) from error
+
+
+def _header(header: Mapping[str, object]) -> bytes:
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _inspect(path: Path) -> None:

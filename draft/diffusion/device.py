@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from draft.errors import StageError
+from draft.errors import ResourceError, StageError
 
 
 def choose_device(device: str) -> torch.device:
@@ -17,17 +17,23 @@ def choose_device(device: str) -> torch.device:
         The device.
 
     Raises:
-        StageError: The device does not exist here.
+        StageError: There is no such device, or (ResourceError) not here.
     """
     if device == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
+    gone = f"device {device!r} is not available here"
+    hint = "use device: auto or device: cpu"
     try:
         chosen = torch.device(device)
+    except RuntimeError as error:
+        raise StageError(f"{gone}: {str(error).splitlines()[0]}", hint=hint) from error
+    try:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise StageError(
-            f"device {device!r} is not available here: {str(error).splitlines()[0]}",
-            hint="use device: auto or device: cpu",
+        raise ResourceError(
+            f"{gone}: {str(error).splitlines()[0]}",
+            needs="a machine that has this device, or another device",
+            hint=hint,
         ) from error
     return chosen

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from draft.adapters.formats import read_adapter, unet_factors
 from draft.diffusion.device import choose_device
+from draft.diffusion.fits import check_fits
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
 from draft.diffusion.models import TextToImage, load_text_to_image
@@ -80,6 +81,7 @@ def load_arms(
         raise ConfigError(f"{BASE!r} is the label of the model without adapters", hint="give the adapter another label")
     loaded = {label: read_adapter(path) for label, (path, _) in adapters.items()}
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+    check_fits(model, settings.device)
     pipeline = load_text_to_image(model, device=choose_device(settings.device), dtype=dtype)
     for index, (label, adapter) in enumerate(loaded.items()):
         load_lora(pipeline.unet, unet_factors(adapter), name=_slot(index))

@@ -12,6 +12,7 @@ from draft.evaluation.page import write_page
 from draft.evaluation.results import Results, as_csv, as_json, compare
 from draft.evaluation.scoring import load_metrics, score_all
 from draft.evaluation.settings import EvaluateSettings
+from draft.evaluation.stamp import write_stamped
 from draft.progress import Progress
 from draft.registry.reward import Term
 from draft.types import Images, Prompts
@@ -41,7 +42,8 @@ def evaluate(
         prompts: Held-out prompts.
         terms: What is measured; rewards without a gradient are metrics like the others, weights play no part.
         seed: The first image's seed, and that of the bootstrap.
-        folder: Receives `report.html`, `report.json`, `scores.csv` and `images/<arm>/0000.png ...`.
+        folder: Receives `report.html`, `report.json`, `scores.csv`, `images/<arm>/0000.png ...` and, of every adapter,
+            a copy with its figures in the header, `adapters/<label>.safetensors`.
         progress: The reporter.
         curves: `metrics.jsonl` of trainings by label, for the page.
         title: The page's heading.
@@ -83,6 +85,7 @@ def evaluate(
     )
     (folder / "report.json").write_text(as_json(results, config_text=config_text), encoding="utf-8")
     (folder / "scores.csv").write_text(as_csv(results), encoding="utf-8")
+    write_stamped(results, adapters, terms, folder / "adapters")
     write_page(results, pictures, folder / "report.html", curves=curves or {}, config_text=config_text)
     return _figures(results)
 

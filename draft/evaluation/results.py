@@ -154,7 +154,7 @@ def as_json(results: Results, *, config_text: str = "") -> str:
         "versions": versions(),
         "config": config_text,
     }
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def as_csv(results: Results) -> str:
@@ -205,15 +205,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON, which knows no NaN and no infinity: they become None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, DraftWarning
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import check_references, upstream
 from draft.pipeline.ingredients import check_files, check_model, check_prompts, check_rewards, check_training
+from draft.pipeline.rehearsal import Replacement
 from draft.pipeline.schema import KINDS, OUTPUTS, EvaluateStage, GenerateStage, Head, MixStage, Stage, TrainStage
 from draft.registry.discovery import did_you_mean
+from draft.registry.plugins import named_model
 from draft.registry.reward import Term
 from draft.types import Prompts
 
@@ -63,12 +66,14 @@ class Pipeline:
         file: The file it was loaded from.
         seed: The seed of every stage that has no own one.
         stages: Name to stage, in the order in which they run.
+        replacements: What a rehearsal changed of the file; empty where this is none.
     """
 
     name: str
     file: Path
     seed: int
     stages: Mapping[str, CheckedStage]
+    replacements: tuple[Replacement, ...] = ()
 
 
 def check_document(document: Document, file: Path) -> tuple[Pipeline | None, list[DraftError]]:
@@ -81,14 +86,8 @@ def check_document(document: Document, file: Path) -> tuple[Pipeline | None, lis
     Returns:
         The pipeline (None if there are errors) and all errors.
     """
-    errors: list[DraftError] = []
-    data = dict(document.data)
-    if "rehearsal" in data:
-        place = document.place(("rehearsal",))
-        errors.append(ConfigError("'rehearsal' is not available yet", where=place, hint="leave it out"))
-        del data["rehearsal"]
-    head, found = validate(Head, data, (), document)
-    errors += found
+    data = document.data
+    head, errors = validate(Head, data, (), document)
     raw = data.get("stages")
     stages = {name: stage for name, stage in raw.items() if isinstance(stage, dict)} if isinstance(raw, dict) else {}
     errors += check_references(stages, document)
@@ -99,7 +98,19 @@ def check_document(document: Document, file: Path) -> tuple[Pipeline | None, lis
             checked[name] = result
     if errors:
         return None, errors
+    _remark(checked, document)
     return Pipeline(head.name, file.resolve(), head.seed, checked), []
+
+
+def _remark(stages: Mapping[str, CheckedStage], document: Document) -> None:
+    """Warn once for each named model of what it has to say about all the prompts that it will meet."""
+    for name in dict.fromkeys(str(stage.data["model"]) for stage in stages.values() if "model" in stage.data):
+        model = named_model(name)
+        users = [stage for stage in stages.values() if stage.data.get("model") == name]
+        met = [prompt for stage in users for prompt in stage.prompts]
+        if model is not None and model.remark is not None and (text := model.remark(met)):
+            place = document.place(("stages", users[0].name, "prompts"))
+            warnings.warn(f"{place}: {text}", DraftWarning, stacklevel=2)
 
 
 def _check_stage(

@@ -131,6 +131,28 @@ def parse_value(text: str) -> Any:
         raise ConfigError(f"not readable as YAML: {problem} (got {text!r})") from None
 
 
+def value_at(data: Any, path: Path) -> Any:
+    """The value at a path in plain data; None where there is nothing."""
+    for part in path:
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
+    return data
+
+
+def put(data: dict[Any, Any], path: Path, value: Any) -> None:
+    """Set the value at a path of keys in plain data; mappings on the way that are not there are made."""
+    *parents, last = path
+    for part in parents:
+        if not isinstance(data.get(part), dict):
+            data[part] = {}
+        data = data[part]
+    data[last] = value
+
+
 def dump_yaml(data: Any) -> str:
     """Plain data as YAML that `parse_document` reads back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

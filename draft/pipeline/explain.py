@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.describe import keys_at, kinds_at
-from draft.pipeline.document import Document, Path
+from draft.pipeline.document import Document, Path, value_at
 from draft.registry.discovery import did_you_mean
 
 _TAGS = ("a list of prompts", "a prompt file")
@@ -83,7 +83,7 @@ def _explain(error: ValidationError, data: Any, kind: Any, path: Path, document:
 def _finding(details: list[Any], loc: Path, data: Any, kind: Any, path: Path, document: Document) -> ConfigError:
     detail, place = details[0], document.place((*path, *loc))
     key = ".".join(map(str, (*path, *loc)))
-    got = _shown(_value(data, loc))
+    got = _shown(value_at(data, loc))
     context = detail.get("ctx", {})
     match detail["type"]:
         case unknown if unknown in _UNKNOWN:
@@ -98,7 +98,9 @@ def _finding(details: list[Any], loc: Path, data: Any, kind: Any, path: Path, do
             hint = did_you_mean(tag, known, otherwise=f"the kinds are {', '.join(known)}")
             return ConfigError(f"unknown {loc[-1]} {tag!r}", where=document.place((*path, *loc, "kind")), hint=hint)
         case "union_tag_not_found":
-            what = "needs a key 'kind'" if isinstance(_value(data, loc), Mapping) else "must be a mapping with a 'kind'"
+            what = (
+                "needs a key 'kind'" if isinstance(value_at(data, loc), Mapping) else "must be a mapping with a 'kind'"
+            )
             hint = f"the kinds are {', '.join(kinds_at(kind, loc))}"
             return ConfigError(f"{key} {what} (got {got})", where=place, hint=hint)
         case "too_short":
@@ -106,8 +108,8 @@ def _finding(details: list[Any], loc: Path, data: Any, kind: Any, path: Path, do
         case "string_too_short":
             return ConfigError(f"{key} is empty text", where=place)
         case "string_pattern_mismatch":
-            what = f"{key!r} is not a usable name" if _value(data, loc) is None else f"{key} is not a usable name"
-            name = loc[-1] if isinstance(_value(data, loc[:-1]), Mapping) and len(loc) > 1 else _value(data, loc)
+            what = f"{key!r} is not a usable name" if value_at(data, loc) is None else f"{key} is not a usable name"
+            name = loc[-1] if isinstance(value_at(data, loc[:-1]), Mapping) and len(loc) > 1 else value_at(data, loc)
             return ConfigError(
                 f"{what} (got {_shown(name)})",
                 where=place,
@@ -149,17 +151,6 @@ def _clean(loc: Iterable[str | int], data: Any) -> Path:
             value = None
         clean.append(part)
     return tuple(clean)
-
-
-def _value(data: Any, loc: Path) -> Any:
-    for part in loc:
-        if isinstance(data, Mapping):
-            data = data.get(part)
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            return None
-    return data
 
 
 def _shown(value: Any) -> str:

@@ -111,22 +111,25 @@ def _texts(value: Any, keys: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def check_model(data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]) -> str:
-    """Find a stage's model; makes the path of a local one in `data` absolute."""
+    """Find a stage's model; makes the path of a local one in `data` absolute.
+
+    A registered name wins over a folder of the same name, as it does in the options of rewards.
+    """
     name = data.get("model")
     here = (*keys, "model")
     if not isinstance(name, str) or not name or "${out:" in name:
         return ""  # the schema or the references say so
     place = document.place(here)
     path = base(here) / Path(name).expanduser()
-    if path.exists():
-        data["model"] = str(path)
-        return str(path)
     try:
         found = model_path(name)
         if found != name:
             if not Path(found).exists():
                 raise ConfigError(f"the model {name!r} has no weights (nothing at {found!r})")
             return found
+        if path.exists():
+            data["model"] = str(path)
+            return str(path)
         if name[0] in "./~\\" or Path(name).suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
             raise ConfigError(f"no such model (got {name!r}, which is {str(path)!r})")
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from draft.errors import DraftError
+from draft.errors import DraftError, ResourceError
 
 RUNS = Path("runs")
 """Where results go unless the person says otherwise."""
@@ -19,12 +19,16 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM); treated like Ctrl-C, exit code 143."""
 
 
-def resume_command(file: str | Path, overrides: Sequence[str], *, runs_dir: Path, only: str | None) -> str:
+def resume_command(
+    file: str | Path, overrides: Sequence[str], *, runs_dir: Path, only: str | None, rehearse: bool = False
+) -> str:
     """The command that goes on where a run stopped, ready to paste into a shell.
 
     `--force`, `--from` and `--fresh` are left out: they would begin again.
     """
     words = ["draft", "run", str(file), *overrides]
+    if rehearse:
+        words += ["--rehearse"]
     if Path(runs_dir) != RUNS:
         words += ["--runs-dir", str(runs_dir)]
     if only is not None:
@@ -32,14 +36,31 @@ def resume_command(file: str | Path, overrides: Sequence[str], *, runs_dir: Path
     return shlex.join(words)
 
 
+def rehearse_command(file: str | Path, *, runs_dir: Path) -> str:
+    """The command that runs a pipeline at small scale; without overrides, which are meant for its full size."""
+    return resume_command(file, (), runs_dir=runs_dir, only=None, rehearse=True)
+
+
 @contextmanager
-def noting(resume: str, stage: str) -> Iterator[None]:
-    """Add the way to go on to whatever stops a stage."""
+def noting(resume: str, stage: str, *, rehearsal: str = "") -> Iterator[None]:
+    """Add the way to go on to whatever stops a stage.
+
+    Args:
+        resume: The command that goes on.
+        stage: The stage.
+        rehearsal: The command to offer where this machine is too small for the stage; empty: none.
+
+    Yields:
+        Nothing; the stage runs inside the block.
+    """
     try:
         yield
     except BaseException as error:
         if isinstance(error, DraftError) and not error.where:
             error.where = f"stage {stage!r}"
+        if isinstance(error, ResourceError) and rehearsal:
+            offer = f"try the same pipeline at small scale now: {rehearsal}"
+            error.hint = f"{error.hint}; or {offer}" if error.hint else offer
         error.add_note(f"resume: {resume}")
         raise
 

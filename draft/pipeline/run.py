@@ -16,11 +16,12 @@ from draft.pipeline.check import CheckedStage, Pipeline
 from draft.pipeline.document import dump_yaml
 from draft.pipeline.folders import publish, settle, write_text
 from draft.pipeline.graph import parse_reference
-from draft.pipeline.interrupt import RUNS, noting, resume_command, sigterm
+from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.lock import locked
 from draft.pipeline.observers import Observers
 from draft.pipeline.plan import BEGUN, PARTIAL, Step, begun, make_plan
+from draft.pipeline.rehearsal import listing
 from draft.pipeline.stages import EXECUTORS, Executor, Job, adapter_metadata
 from draft.progress import Progress, Silent, duration
 
@@ -73,6 +74,7 @@ def run_pipeline(
     only: str | None = None,
     force: bool = False,
     fresh: bool = False,
+    rehearse: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = EXECUTORS,
 ) -> RunResult:
@@ -81,12 +83,13 @@ def run_pipeline(
     Args:
         file: A YAML file, or the name of one that ships with Draft.
         overrides: Changes as full dotted keys.
-        runs_dir: The results are in `runs_dir`/<pipeline's name>/.
+        runs_dir: The results are in `runs_dir`/<pipeline's name>/, those of a rehearsal in `<name>-rehearsal/`.
         dry_run: Only say what would happen; nothing is written.
         from_stage: Run this stage and all after it again.
         only: Run this stage alone.
         force: Run every stage again.
         fresh: Forget interrupted runs instead of continuing them.
+        rehearse: Run it at small scale on the embedded models; tells what was replaced.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it.
 
@@ -97,8 +100,10 @@ def run_pipeline(
         DraftError: Something the user can mend; if a stage had begun, with a note that says how to go on.
         KeyboardInterrupt: It was interrupted, with such a note.
     """
-    pipeline = load_pipeline(file, overrides)
+    pipeline = load_pipeline(file, overrides, rehearse=rehearse)
     reporter = Silent() if progress is None else progress
+    if pipeline.replacements:
+        reporter.say(listing(pipeline.replacements))
     runs = Path(runs_dir) / pipeline.name
 
     def plan() -> list[Step]:
@@ -109,7 +114,8 @@ def run_pipeline(
         for step in steps:
             reporter.say(str(step))
         return RunResult(pipeline.name, runs, tuple(StageResult(s.name, s.action) for s in steps))
-    resume = resume_command(file, overrides, runs_dir=runs_dir, only=only)
+    resume = resume_command(file, overrides, runs_dir=runs_dir, only=only, rehearse=rehearse)
+    offer = "" if rehearse else rehearse_command(file, runs_dir=runs_dir)
     plan()  # so that its errors come before anything is written
     try:
         runs.mkdir(parents=True, exist_ok=True)
@@ -136,7 +142,7 @@ def run_pipeline(
                 continue
             word = "resumes" if step.action == "continue" else "runs"
             reporter.say(f"{label}: {word} ({'; '.join(step.reasons)})")
-            with noting(resume, step.name):
+            with noting(resume, step.name, rehearsal=offer):
                 result = _run_stage(pipeline, stage, step, runs, reporter, executors, hooks)
             reporter.say(f"{label}: done in {duration(result.seconds)}")
             results.append(result)

@@ -152,6 +152,7 @@ class Head:
         stages: Name to stage, in the order in which they run.
         seed: The seed of every stage that has no own one.
         vars: Values that others use as `${vars.name}`.
+        rehearsal: Full dotted key to its value in a rehearsal, `draft run --rehearse`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -159,6 +160,7 @@ class Head:
     stages: Annotated[dict[Annotated[str, Field(pattern=STAGE)], dict[str, Any]], MinLen(1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     vars: dict[str, Any] = field(default_factory=dict)
+    rehearsal: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +183,10 @@ KINDS: Mapping[str, type[Any]] = {
 OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "train": {"adapter": "adapter.safetensors", "metrics": "metrics.jsonl"},
     "mix": {"adapter": "adapter.safetensors"},
-    "evaluate": {"report": "report.html", "results": "report.json"},
+    "evaluate": {"report": "report.html", "results": "report.json", "adapters": "adapters"},
     "generate": {"images": "images"},
 }
 """Stage kind to output name to path in the stage's folder, for ``${out:stage.output}``."""
 
-VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 1, "generate": 1}
+VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 2, "generate": 1}
 """Raised when a stage kind would give other results from the same configuration, so that old ones are not reused."""

@@ -37,16 +37,17 @@ def weights_digest(path: Path) -> str:
     64 blocks of 64 kB, spread evenly: a training changes nearly every weight.
 
     Args:
-        path: A folder or a file.
+        path: A folder or a file; the folder of a file's name beside it, which may overrule parts of it, counts too.
 
     Returns:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    for file in files:
+    folder = path if path.is_dir() else path.with_suffix("")
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for file in files if path.is_dir() else [path, *files]:
         size = file.stat().st_size
-        name = file.relative_to(path).as_posix() if path.is_dir() else ""
+        name = "" if file == path else file.relative_to(folder).as_posix()
         digest.update(f"{name}\0{size}\0".encode())
         with file.open("rb") as stream:
             if size <= _WHOLE:

@@ -56,19 +56,20 @@ Executor: TypeAlias = Callable[[Job], Mapping[str, float]]
 
 def run_train(job: Job) -> Mapping[str, float]:
     """Train an adapter."""
+    from draft.diffusion.fits import told_memory
     from draft.training.train import train
 
-    stage = _expect(job, TrainStage)
-    return train(
-        stage,
-        model=job.stage.model,
-        prompts=job.stage.prompts,
-        terms=job.stage.terms,
-        seed=job.stage.seed,
-        folder=job.folder,
-        progress=job.progress,
-        metadata=job.metadata,
-    )
+    with told_memory():
+        return train(
+            _expect(job, TrainStage),
+            model=job.stage.model,
+            prompts=job.stage.prompts,
+            terms=job.stage.terms,
+            seed=job.stage.seed,
+            folder=job.folder,
+            progress=job.progress,
+            metadata=job.metadata,
+        )
 
 
 def run_mix(job: Job) -> Mapping[str, float]:
@@ -83,37 +84,41 @@ def run_mix(job: Job) -> Mapping[str, float]:
 
 def run_evaluate(job: Job) -> Mapping[str, float]:
     """Compare adapters with the base model and write the page."""
+    from draft.diffusion.fits import told_memory
     from draft.evaluation.evaluate import evaluate
 
-    return evaluate(
-        _expect(job, EvaluateStage),
-        model=job.stage.model,
-        adapters=job.adapters(),
-        prompts=job.stage.prompts,
-        terms=job.stage.terms,
-        seed=job.stage.seed,
-        folder=job.folder,
-        progress=job.progress,
-        curves=job.curves(),
-        title=job.title,
-        model_name=model_name(job.stage),
-        config_text=job.config_text,
-    )
+    with told_memory():
+        return evaluate(
+            _expect(job, EvaluateStage),
+            model=job.stage.model,
+            adapters=job.adapters(),
+            prompts=job.stage.prompts,
+            terms=job.stage.terms,
+            seed=job.stage.seed,
+            folder=job.folder,
+            progress=job.progress,
+            curves=job.curves(),
+            title=job.title,
+            model_name=model_name(job.stage),
+            config_text=job.config_text,
+        )
 
 
 def run_generate(job: Job) -> Mapping[str, float]:
     """Make images."""
+    from draft.diffusion.fits import told_memory
     from draft.evaluation.generate import generate
 
-    return generate(
-        _expect(job, GenerateStage),
-        model=job.stage.model,
-        adapters=job.adapters(),
-        prompts=job.stage.prompts,
-        seed=job.stage.seed,
-        folder=job.folder,
-        progress=job.progress,
-    )
+    with told_memory():
+        return generate(
+            _expect(job, GenerateStage),
+            model=job.stage.model,
+            adapters=job.adapters(),
+            prompts=job.stage.prompts,
+            seed=job.stage.seed,
+            folder=job.folder,
+            progress=job.progress,
+        )
 
 
 EXECUTORS: Mapping[str, Executor] = MappingProxyType(

@@ -142,6 +142,8 @@ def _check_class(entry: Entry, reward: Any) -> None:
             f"reward {reward.name!r} has a field {taken[0]!r}, which Draft reserves",
             hint=f"rename it; reserved are {', '.join(RESERVED)}",
         )
+    if unknown := [option for option in reward.stand_in or {} if option not in reward.model_fields]:
+        raise fail(f"reward {reward.name!r} has a `stand_in` for {unknown[0]!r}, which is no option of it")
     if reward.api_version not in SUPPORTED_API:
         spoken = ", ".join(map(str, SUPPORTED_API))
         way = f"upgrade {'draft-diffusion' if reward.api_version > max(SUPPORTED_API) else entry.dist}"

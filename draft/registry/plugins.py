@@ -1,7 +1,7 @@
 """The plugin door in one place: what is installed, loading it by name, and making terms and models of it."""
 
 from draft.registry.discovery import RewardEntry, did_you_mean, reward_entries
-from draft.registry.extensions import extensions, model_path, named_models
+from draft.registry.extensions import extensions, model_path, named_model, named_models
 from draft.registry.loading import find_reward
 from draft.registry.terms import build_reward, build_term, reward_config, reward_source
 
@@ -13,6 +13,7 @@ __all__ = [
     "extensions",
     "find_reward",
     "model_path",
+    "named_model",
     "named_models",
     "reward_config",
     "reward_entries",

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 RESERVED = ("use", "weight", "isolated", "every", "device")
 """Keys of a reward term in a pipeline file that belong to Draft, so no reward may have a field of that name."""
 
+MODEL_OPTIONS = ("model", "weights", "checkpoint", "head", "revision")
+"""Options of these names, or whose names end so (`clip_model`), say which weights a reward loads."""
+
 
 class Score(Protocol):
     """A loaded reward: images and prompts in, one score per image out, differentiable with respect to the images."""
@@ -45,7 +48,10 @@ class Reward(BaseModel, ABC):
         cite: A citation of the source, shown by `draft rewards show`.
         differentiable: False for scores without a gradient: metrics for `evaluate`, refused by gradient methods.
         per_image: False if an image's score depends on the others of its batch; micro-batching is then off.
-        stand_in: Option values that make the reward run on the embedded models, for rehearsals.
+        stand_in: Option values with which the reward runs on the embedded models, in `draft run --rehearse`; ``{}``
+            says that it runs there as it is. None, the default, says the same of a reward without an option that
+            names weights (one of `MODEL_OPTIONS`); any other is refused in a rehearsal, unless those options name
+            embedded models already.
         api_version: The version of this contract that the reward was written for.
 
     Example:
@@ -63,7 +69,7 @@ class Reward(BaseModel, ABC):
     cite: ClassVar[str] = ""
     differentiable: ClassVar[bool] = True
     per_image: ClassVar[bool] = True
-    stand_in: ClassVar[Mapping[str, Any]] = {}
+    stand_in: ClassVar[Mapping[str, Any] | None] = None
     api_version: ClassVar[int] = 1
 
     @abstractmethod

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from draft.adapters.formats import Adapter, Factors, write_adapter
 from draft.diffusion.device import choose_device
+from draft.diffusion.fits import check_fits
 from draft.diffusion.generate import sample_images, seeded_noise
 from draft.diffusion.lora import add_lora, lora_factors, lora_parameters
 from draft.diffusion.methods.plans import Plan, make_plan
@@ -135,6 +136,7 @@ def _prepare(
     """Load everything and embed all prompts; returns the run and the preview's (embeddings, noise)."""
     device = choose_device(settings.device)
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+    check_fits(model, settings.device)
     loaded_model = load_text_to_image(model, device=device, dtype=dtype)
     grid = make_grid(loaded_model.schedule, settings.sampler)
     plan = make_plan(settings.method, grid.steps)

@@ -23,6 +23,7 @@ class EmojiJudge(draft.Reward):
 
     name: ClassVar[str] = "emoji_judge"
     differentiable: ClassVar[bool] = False
+    stand_in: ClassVar[dict[str, str]] = {}
 
     model: str = draft.Field("emoji/judge", description="the classifier: a registered model or a folder")
     concept: str = draft.Field(

@@ -54,7 +54,7 @@ class ClipScore(draft.Reward):
 
         from draft_rewards._clip import cached_text_features, load_clip
 
-        clip = load_clip(self.model, revision=self.revision, device=device)
+        clip = load_clip(self.model, revision=self.revision, device=device, where=self.name)
         features = cached_text_features(clip)
         text = self.text
 

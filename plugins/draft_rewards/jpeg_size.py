@@ -26,6 +26,7 @@ class JpegSize(draft.Reward):
     name = "jpeg_size"
     cite = "Clark et al., Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400"
     differentiable = False
+    stand_in = {}
 
     quality: int = draft.Field(50, ge=1, le=95, description="JPEG quality, 1 (coarse) to 95 (fine)")
     above_flat: bool = draft.Field(

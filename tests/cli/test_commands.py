@@ -115,6 +115,37 @@ def test_a_dry_run_prints_the_plan(draft: Draft, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+LISTING = "rehearsal on the embedded models, all as in the file except:\n  name: small -> small-rehearsal\n"
+
+
+def test_a_rehearsal_says_first_what_it_replaces(draft: Draft, tmp_path: Path) -> None:
+    assert draft("check", "small.yaml", "--rehearse") == (0, f"{LISTING}ok: 1 stage: both (mix)\n", "")
+    planned = f"{LISTING}both: will run (has not run)\n"
+    assert draft("run", "small.yaml", "--rehearse", "--dry-run") == (0, planned, "")
+    code, out, err = draft("run", "small.yaml", "--rehearse")
+    assert (code, out) == (2, f"{LISTING}[1/1] both: runs (has not run)\n")
+    assert err.endswith("\n  resume: draft run small.yaml --rehearse\n")
+    assert (tmp_path / "runs" / "small-rehearsal" / "both.partial").is_dir()
+
+
+def test_a_machine_that_is_too_small_gets_the_command_of_a_rehearsal(draft: Draft, monkeypatch) -> None:
+    from draft.errors import ResourceError
+    from draft.pipeline import run, stages
+
+    def short(job) -> None:
+        raise ResourceError("there is no GPU here", needs="a GPU", hint="buy one")
+
+    monkeypatch.setitem(run.run_pipeline.__kwdefaults__, "executors", {**stages.EXECUTORS, "mix": short})
+    code, _, err = draft("run", "small.yaml", "seed=1")
+    assert (code, err) == (
+        2,
+        "error: stage 'both': there is no GPU here\n"
+        "  needs: a GPU\n"
+        "  hint: buy one; or try the same pipeline at small scale now: draft run small.yaml --rehearse\n"
+        "  resume: draft run small.yaml seed=1\n",
+    )
+
+
 def test_a_failing_stage_says_how_to_go_on(draft: Draft, tmp_path: Path) -> None:
     code, out, err = draft("run", "small.yaml", "seed=1", "--runs-dir", "elsewhere")
     assert code == 2
@@ -205,6 +236,7 @@ def test_checking_and_a_fully_reused_run_import_nothing_heavy(tmp_path: Path) ->
         "    rewards: {jpeg: {quality: 50}, clip_score: {model: model}}\n"
     )
     assert quietly(tmp_path, "check", "small.yaml") == "ok: 1 stage: train (train)\n"
+    assert "model -> emoji/clip" in quietly(tmp_path, "check", "small.yaml", "--rehearse")
     from draft.pipeline.run import run_pipeline
 
     def write(job) -> dict[str, float]:

@@ -22,6 +22,11 @@ def _module() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_module() -> Any:
+    return _module()
+
+
+@pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny")
     return {name: _module().save_tiny_model(root / name, prediction=name) for name in ("epsilon", "v_prediction")}

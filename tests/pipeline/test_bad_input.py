@@ -198,7 +198,7 @@ CASES = {
     ),
     "rehearsal": (
         ("seed: 3", "rehearsal: {a: 1}"),
-        "demo.yaml:2: 'rehearsal' is not available yet\n  hint: leave it out",
+        "demo.yaml:2: unknown key 'a'\n  hint: the keys here are name, stages, seed, vars",
     ),
     "duplicate key": (
         ("seed: 3", "seed: 3\nname: other"),

@@ -35,7 +35,7 @@ def test_the_example_of_the_page_is_a_pipeline(tmp_path: Path) -> None:
     assert list(load_pipeline(tmp_path / "demo.yaml").stages) == ["train", "mix", "evaluate"]
 
 
-@pytest.mark.parametrize("option", ["--dry-run", "--from", "--only", "--force", "--fresh", "--runs-dir"])
+@pytest.mark.parametrize("option", ["--dry-run", "--from", "--only", "--force", "--fresh", "--rehearse", "--runs-dir"])
 def test_the_page_names_every_option(option: str) -> None:
     assert option in PAGE.read_text(encoding="utf-8")
 

@@ -17,6 +17,11 @@ def test_a_shipped_pipeline_has_no_errors_and_is_named_like_its_file(file: Path)
     assert pipeline.name == file.stem
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_shipped_pipeline_can_be_rehearsed(file: Path) -> None:
+    assert load_pipeline(file, rehearse=True).name == f"{file.stem}-rehearsal"
+
+
 def test_a_shipped_pipeline_is_found_by_its_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_pipeline("quickstart").name == "quickstart.yaml"

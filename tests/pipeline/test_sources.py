@@ -58,3 +58,12 @@ def test_a_large_file_is_sampled_from_its_first_to_its_last_byte(tmp_path: Path)
         file.write_bytes(content)
         assert weights_digest(file) != before
         content[place] = 0
+
+
+def test_the_folder_beside_a_single_file_counts_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(1000))
+    before = weights_digest(file)
+    (tmp_path / "model" / "scheduler").mkdir(parents=True)
+    (tmp_path / "model" / "scheduler" / "scheduler_config.json").write_text("{}")
+    assert weights_digest(file) != before

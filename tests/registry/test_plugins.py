@@ -116,6 +116,11 @@ def test_a_reward_for_another_version_of_the_contract_is_refused(site: Any) -> N
     assert error.hint == "upgrade draft-diffusion"
 
 
+def test_a_stand_in_for_an_option_that_is_not_there_is_refused(site: Any) -> None:
+    site.reward("draft-standing", "door_standing", "standing", field='stand_in = {"modle": "emoji/clip"}')
+    assert "has a `stand_in` for 'modle', which is no option of it" in refused("standing").what
+
+
 def test_an_entry_point_must_be_a_module(site: Any) -> None:
     site.install("draft-attribute", "door_attribute", "", rewards={"attribute": "door_attribute:thing"})
     assert "must be a module (got 'door_attribute:thing')" in refused("attribute").what

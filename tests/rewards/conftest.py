@@ -1,17 +1,34 @@
-"""One tiny CLIP for all tests of this folder."""
+"""One set of tiny networks for all tests of this folder."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location("tiny_clip", Path(__file__).with_name("tiny_clip.py"))
+def tiny() -> ModuleType:
+    """The module `tiny.py`, which cannot be imported by name: these folders are no packages."""
+    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.save_tiny_clip(tmp_path_factory.mktemp("clip"))
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session", params=["OwlViT", "Owlv2"])
+def tiny_owl(request: pytest.FixtureRequest, tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_owl(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session", params=["ResNet", "ConvNext", "ViT"])
+def tiny_classifier(request: pytest.FixtureRequest, tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_classifier(tmp_path_factory.mktemp(request.param), request.param)

@@ -74,3 +74,17 @@ def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) 
     from draft.diffusion.models.sd import load_stable_diffusion  # diffusers takes seconds to import
 
     return load_stable_diffusion(model, device=device, dtype=dtype)
+
+
+def denoiser_parameters(model: str) -> int | None:
+    """Count the parameters of a model's denoiser before its weights are read; None: not known.
+
+    Args:
+        model: A folder in diffusers' format, a `.safetensors` checkpoint, or an id on the Hugging Face hub.
+
+    Returns:
+        Their number, or None.
+    """
+    from draft.diffusion.models.size import count_parameters  # diffusers takes seconds to import
+
+    return count_parameters(model)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one text encoder, a UNet, an autoencoder. The only file that knows diffusers."""
+"""Stable Diffusion 1.x and 2.x: one text encoder, a UNet, an autoencoder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from draft.diffusion.models.single_file import load_single_file, settle_prediction
 from draft.diffusion.sampling import Schedule
-from draft.errors import DraftError, DraftWarning
+from draft.errors import DraftError, DraftWarning, ResourceError
 from draft.types import Images, Latents
 
 _EMBED_BATCH = 32
@@ -154,9 +155,10 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         DraftError: Weights are missing or unreachable, a pickle was given, or the pipeline is of another family.
     """
     path = Path(model)
+    settled = True
     with _undisturbed():
         if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin", ".pt"):
-            pipeline = _from_file(path)
+            pipeline, settled = load_single_file(path)
         else:
             pipeline = _from_pretrained(model)
     unet, vae, text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
@@ -167,9 +169,11 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         )
     for module in (unet, vae, text_encoder):
         nn.Module.to(module.requires_grad_(False).eval(), device, dtype)  # diffusers' own `to` warns of the cast
-    return StableDiffusion(
-        unet, vae, pipeline.tokenizer, text_encoder, read_schedule(pipeline.scheduler.config), device, dtype
-    )
+    schedule = read_schedule(pipeline.scheduler.config)
+    loaded = StableDiffusion(unet, vae, pipeline.tokenizer, text_encoder, schedule, device, dtype)
+    if not settled:
+        loaded.schedule = settle_prediction(loaded)
+    return loaded
 
 
 def read_schedule(config: Any) -> Schedule:
@@ -204,7 +208,7 @@ def _from_pretrained(model: str) -> Any:
         config: Any = DiffusionPipeline.load_config(model)
         family = config.get("_class_name", "unknown")
     except (OSError, ValueError) as error:
-        raise DraftError(f"cannot load model {model!r}: {_first_line(error)}", hint=hint) from error
+        raise _not_loaded(f"cannot load model {model!r}: {_first_line(error)}", model, hint=hint) from error
     if family != "StableDiffusionPipeline":
         raise DraftError(
             f"model {model!r} is a {family}, a family Draft cannot train yet",
@@ -219,35 +223,14 @@ def _from_pretrained(model: str) -> Any:
             use_safetensors=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise DraftError(
-            f"cannot load the weights of model {model!r}: {_first_line(error)}",
-            hint="Draft reads .safetensors weights only; " + hint,
-        ) from error
+        what = f"cannot load the weights of model {model!r}: {_first_line(error)}"
+        raise _not_loaded(what, model, hint="Draft reads .safetensors weights only; " + hint) from error
 
 
-def _from_file(path: Path) -> Any:
-    if path.suffix != ".safetensors":
-        raise DraftError(
-            f"checkpoint {path} is not a .safetensors file", hint="pickled weights can run code; convert the file first"
-        )
-    if not path.is_file():
-        raise DraftError(f"no such checkpoint: {path}")
-    try:
-        with safe_open(str(path), "pt") as file:
-            keys = set(file.keys())
-    except SafetensorError as error:
-        raise DraftError(f"checkpoint {path} is damaged: {_first_line(error)}") from error
-    if any(key.startswith("conditioner.embedders.1.") for key in keys):
-        raise DraftError(f"checkpoint {path} is Stable Diffusion XL, a family Draft cannot train yet")
-    if not any(key.startswith("model.diffusion_model.input_blocks.") for key in keys):
-        raise DraftError(f"checkpoint {path} is no Stable Diffusion 1.x or 2.x checkpoint")
-    try:
-        return StableDiffusionPipeline.from_single_file(str(path), safety_checker=None)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DraftError(
-            f"cannot load checkpoint {path}: {_first_line(error)}",
-            hint="a single file's configuration comes from the hub; offline, convert it to a folder first",
-        ) from error
+def _not_loaded(what: str, model: str, *, hint: str) -> DraftError:
+    if Path(model).exists():
+        return DraftError(what, hint=hint)
+    return ResourceError(what, needs="the model's files on this machine, or a way to the hub that has them", hint=hint)
 
 
 @contextmanager

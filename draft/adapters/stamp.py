@@ -1,0 +1,29 @@
+"""An adapter file as it was given, with something new in its header."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from draft.adapters.config import read_config
+from draft.adapters.container import copy_tensors
+from draft.adapters.metadata import json_text
+
+
+def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) -> None:
+    """Copy an adapter with further header entries; tensors, names, layout and scale stay what they are.
+
+    Args:
+        source: A `.safetensors` file, or a peft folder, whose configuration (with the alpha) moves into the header.
+        target: The file to write, atomically; the same inputs give the same bytes.
+        metadata: Header entries to add.
+
+    Raises:
+        StageError: The source cannot be read or the copy cannot be written.
+    """
+    if not source.is_dir():
+        copy_tensors(source, target, metadata=metadata)
+        return
+    config = read_config(source / "adapter_config.json")
+    own = {} if config is None else {"lora_adapter_metadata": json_text(config)}
+    copy_tensors(source / "adapter_model.safetensors", target, metadata={**own, **metadata})

@@ -1,0 +1,237 @@
+"""Changes to a pipeline file: the command line's overrides, and in a rehearsal the file's own `rehearsal:`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from draft.errors import ConfigError, DraftError
+from draft.pipeline.describe import keys_at
+from draft.pipeline.document import Document, Path, parse_value, value_at
+from draft.pipeline.rehearsal import Replacement
+from draft.pipeline.resolve import first_line, hold, plain_data
+from draft.pipeline.schema import KINDS, Head
+from draft.registry.discovery import did_you_mean
+
+REHEARSAL = "rehearsal"
+_SHORTEST = {"stages": 3, "vars": 2}
+"""Fewest parts of a key of `rehearsal:`, which has one entry per value."""
+_LABELLED = ("rewards", "adapters", "curves")
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What overrides did to a document.
+
+    Args:
+        broken: Dotted keys that could not be resolved and are missing for that reason only.
+        explicit: Paths of the values that the command line or `rehearsal:` set, themselves or through a variable.
+        replaced: What the file's `rehearsal:` changed.
+    """
+
+    broken: list[str]
+    explicit: frozenset[Path]
+    replaced: list[Replacement]
+
+
+def apply_overrides(
+    document: Document, overrides: Sequence[str], errors: list[DraftError], *, rehearse: bool = False
+) -> Applied:
+    """Apply overrides and resolve interpolations in `document.data`.
+
+    Args:
+        document: The file; its data, lines and places are changed.
+        overrides: The command line's, ``"dotted.key=value"``.
+        errors: Gets what is wrong.
+        rehearse: Whether the file's `rehearsal:` is applied too, before the command line; its keys are checked anyway.
+
+    Returns:
+        What was done.
+    """
+    config = OmegaConf.create()
+    for key, value in document.data.items():
+        try:
+            if key != REHEARSAL:
+                config[key] = hold(value, (key,), document, errors)
+        except OmegaConfBaseException as error:
+            errors.append(ConfigError(first_line(error), where=document.place((key,))))
+    planned = list(_planned(config, document, errors))
+    before: dict[str, Any] = {}
+    explicit: set[Path] = set()
+    moved: list[Path] = []
+    if rehearse:
+        before, _ = plain_data(config, document, [])
+        for source, parts, value in planned:
+            keys = _keys(config, parts)
+            _move_lines(document, source, keys)
+            try:
+                explicit |= _set(config, keys, value, document, errors)
+                moved.append(keys)
+            except ConfigError as error:
+                error.where = document.place(source)
+                errors.append(error)
+    for text in overrides:
+        try:
+            explicit |= _override(config, text, document, errors)
+        except ConfigError as error:
+            error.where = error.where or f"command line, {text!r}"
+            errors.append(error)
+    explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars"})
+    data, broken = plain_data(config, document, errors)
+    if REHEARSAL in document.data:
+        data[REHEARSAL] = document.data[REHEARSAL]
+    document.data = data
+    replaced = [
+        change
+        for keys in moved
+        if not document.overridden(keys)
+        for change in _changes(keys, value_at(before, keys), value_at(data, keys))
+    ]
+    return Applied(broken, frozenset(explicit), replaced)
+
+
+def _planned(config: Any, document: Document, errors: list[DraftError]) -> Iterator[tuple[Path, list[str], Any]]:
+    """The entries of `rehearsal:` whose keys the schema knows: where each stands, the parts of its key, its value."""
+    entries = document.data.get(REHEARSAL)
+    for key, value in entries.items() if isinstance(entries, dict) else ():
+        parts = _parts(key)
+        try:
+            if not all(parts) or len(parts) < _SHORTEST.get(parts[0], 1):
+                raise ConfigError(
+                    f"{key!r} is not the full key of a value",
+                    hint="one dotted key per value, e.g. stages.train.rewards.animal.queries: [cat]",
+                )
+            _known(config, parts, "")
+            if parts[0] == "stages":
+                _known_inside(config, parts)
+        except ConfigError as error:
+            error.where = document.place((REHEARSAL, key))
+            errors.append(error)
+        else:
+            yield (REHEARSAL, key), parts, value
+
+
+def _parts(key: str) -> list[str]:
+    return re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(".")
+
+
+def _override(config: Any, text: str, document: Document, errors: list[DraftError]) -> set[Path]:
+    key, equals, value_text = text.partition("=")
+    parts = _parts(key)
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"an override must be key=value (got {text!r})", where="command line", hint="e.g. stages.train.max_steps=20"
+        )
+    _known(config, parts, f"={value_text}")
+    keys = _keys(config, parts)
+    _forget(document, keys)
+    document.places[keys] = f"command line, {text!r}"
+    return _set(config, keys, parse_value(value_text), document, errors)
+
+
+def _set(config: Any, keys: Path, value: Any, document: Document, errors: list[DraftError]) -> set[Path]:
+    dotted = ".".join(map(str, keys))
+    held = hold(value, keys, document, errors)
+    try:
+        OmegaConf.update(config, dotted, held, merge=False, force_add=True)
+    except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
+        raise ConfigError(f"cannot set {dotted!r}: {first_line(error)}") from None
+    return set(_leaves(value, keys))
+
+
+def _keys(config: Any, parts: list[str]) -> Path:
+    keys: Path = ()
+    node: Any = config
+    for part in parts:
+        keys = (*keys, int(part) if OmegaConf.is_list(node) and part.isdigit() else part)
+        node = OmegaConf.select(config, ".".join(map(str, keys)), throw_on_missing=False) if _plain(node) else None
+    return keys
+
+
+def _forget(document: Document, keys: Path) -> None:
+    for below in [path for path in document.lines if path[: len(keys)] == keys]:
+        del document.lines[below]
+    document.places.pop(keys, None)
+
+
+def _move_lines(document: Document, source: Path, keys: Path) -> None:
+    """Let errors of a value that is set from another place in the file name that place."""
+    lines = {path[len(source) :]: line for path, line in document.lines.items() if path[: len(source)] == source}
+    _forget(document, keys)
+    document.lines |= {(*keys, *rest): line for rest, line in lines.items()}
+
+
+def _plain(node: Any) -> bool:
+    return OmegaConf.is_config(node) and not OmegaConf.is_interpolation(node)
+
+
+def _leaves(value: Any, keys: Path) -> Iterator[Path]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*keys, key))
+    else:
+        yield keys
+
+
+def _changes(keys: Path, before: Any, after: Any) -> Iterator[Replacement]:
+    """What differs, down to the values inside mappings."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys([*before, *after]):
+            yield from _changes((*keys, key), before.get(key), after.get(key))
+    elif before != after:
+        yield Replacement(".".join(map(str, keys)), before, after)
+
+
+def _through_variables(config: Any, names: set[str]) -> set[Path]:
+    """The values of stages that are made of one of these variables."""
+    stages = OmegaConf.to_container(config, resolve=False).get("stages")  # type: ignore[union-attr]
+    return {
+        keys
+        for keys in _leaves(stages, ("stages",))
+        if isinstance(text := value_at({"stages": stages}, keys), str)
+        and names & set(re.findall(r"\$\{vars\.(\w+)", text))
+    }
+
+
+def _known(config: Any, parts: list[str], tail: str) -> None:
+    first, *rest = parts
+    known = [key for key in keys_at(Head, (), {}) if key != REHEARSAL]
+    if first not in known:
+        stages = config.get("stages") or {}
+        full = [
+            f"stages.{name}.{'.'.join(parts)}{tail}"
+            for name, stage in stages.items()
+            if OmegaConf.is_dict(stage) and first in keys_at(KINDS.get(str(stage.get("kind")), Head), (), {})
+        ]
+        otherwise = f"the keys here are {', '.join(known)}"
+        hint = f"keys are written in full: {full[0]}" if full else did_you_mean(first, known, otherwise=otherwise)
+        raise ConfigError(f"unknown key {first!r}", hint=hint)
+    for group, noun in (("stages", "stage"), ("vars", "variable")):
+        names = [str(name) for name in config.get(group) or {}]
+        if first == group and rest and rest[0] not in names:
+            hint = did_you_mean(rest[0], names, otherwise=f"the {noun}s are {', '.join(names) or 'none'}")
+            raise ConfigError(f"unknown {noun} {rest[0]!r}", hint=hint)
+
+
+def _known_inside(config: Any, parts: list[str]) -> None:
+    """Refuse a key that no stage of its kind has, or a label that this one has not.
+
+    An override needs no such look: it is applied, and the schema finds it. What stands under `rehearsal:` is seldom
+    applied, and must not be misspelt until then.
+    """
+    data: Any = OmegaConf.to_container(config["stages"], resolve=False)
+    stage = data[parts[1]]
+    kind = KINDS.get(str(stage.get("kind"))) if isinstance(stage, dict) else None
+    for index, part in enumerate(parts[2:] if kind is not None else (), start=2):
+        known = keys_at(kind, tuple(parts[2:index]), {})
+        group = stage.get(parts[2]) if parts[2] in _LABELLED and index == 3 and len(parts) > 4 else None
+        if isinstance(group, dict):
+            known = list(group)
+        if known and part not in known and not part.isdigit():
+            hint = did_you_mean(part, known, otherwise=f"the keys here are {', '.join(known)}")
+            raise ConfigError(f"unknown key {'.'.join(parts[: index + 1])!r}", hint=hint)

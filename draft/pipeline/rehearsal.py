@@ -1,0 +1,257 @@
+"""Rehearsals: the same pipeline at small scale on the embedded models, by declared stand-ins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from draft.errors import ConfigError, DraftError
+from draft.pipeline.document import Document, put
+from draft.pipeline.document import Path as Keys
+from draft.pipeline.explain import validate
+from draft.pipeline.graph import parse_reference
+from draft.pipeline.schema import KINDS, EvaluateStage, GenerateStage, MixStage, TrainStage
+from draft.registry.plugins import find_reward
+from draft.registry.reward import MODEL_OPTIONS, Reward
+
+SUFFIX = "-rehearsal"
+"""What a rehearsal's name ends with, so that its results never mix with those of the full-size run."""
+
+FAMILIES: Mapping[str, str] = {"StableDiffusionPipeline": "emoji"}
+"""Model family, as `model_index.json` has it under `_class_name`, to the embedded model that stands in for it."""
+
+_UNREAD = "emoji"
+"""The stand-in of a hub id or a checkpoint, whose family is not known before it has been read."""
+
+Chosen: TypeAlias = Callable[[Keys], bool]
+"""Whether somebody chose the value at a path for this rehearsal, so that no stand-in may replace it."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One value that a rehearsal changed.
+
+    Args:
+        key: The full dotted key.
+        before: The value in the file, or its default; None also where there is neither.
+        after: The value in the rehearsal.
+    """
+
+    key: str
+    before: Any
+    after: Any
+
+
+def use_stand_ins(
+    document: Document, explicit: Collection[Keys], folder: Path, errors: list[DraftError]
+) -> list[Replacement]:
+    """Replace, in `document.data`, what a full-size run has and a rehearsal cannot have.
+
+    Args:
+        document: The file with overrides applied and variables resolved.
+        explicit: Paths of values that somebody chose for this rehearsal; they stay.
+        folder: Where relative paths of the file start.
+        errors: Gets what has no stand-in.
+
+    Returns:
+        What was replaced, in the order of the file.
+    """
+
+    def chosen(path: Keys) -> bool:
+        return any(path[:length] in explicit for length in range(len(path) + 1))
+
+    found: list[Replacement] = []
+    if isinstance(name := document.data.get("name"), str) and not name.endswith(SUFFIX):
+        document.data["name"] = f"{name}{SUFFIX}"
+        found.append(Replacement("name", name, document.data["name"]))
+    replaced_models: list[str] = []
+    typed = _typed_stages(document)
+    for name, stage in typed.items():
+        keys: Keys = ("stages", name)
+        changes: dict[Keys, tuple[Any, Any]] = {}
+        if not isinstance(stage, MixStage):
+            if not is_embedded(stage.model) and not chosen((*keys, "model")):
+                changes["model",] = (stage.model, _model_stand_in(stage.model, keys, document, folder, errors))
+                replaced_models.append(name)
+            changes |= _sizes(stage, keys, chosen)
+        if isinstance(stage, TrainStage | EvaluateStage):
+            for label, options in stage.rewards.items():
+                changes |= _reward_stand_ins(label, options or {}, keys, chosen, document, errors)
+        for path, (before, after) in changes.items():
+            put(document.data, (*keys, *path), after)
+            found.append(Replacement(".".join(map(str, (*keys, *path))), before, after))
+    for name, stage in typed.items():
+        small = bool(replaced_models) if isinstance(stage, MixStage) else name in replaced_models
+        for label, adapter in getattr(stage, "adapters", {}).items() if small else ():
+            path = ("stages", name, "adapters", label, "from")
+            if parse_reference(adapter.from_) is None and not chosen(path):
+                errors.append(_foreign_adapter(path, adapter.from_, document))
+    return found
+
+
+def is_embedded(model: Any) -> bool:
+    """Whether a value names a model of the embedded world: `emoji`, `emoji/clip`, ..."""
+    worlds = {stand_in.partition("/")[0] for stand_in in FAMILIES.values()}
+    # A name may be qualified by its distribution, where two plugins use it.
+    return isinstance(model, str) and model.rpartition(":")[2].partition("/")[0] in worlds
+
+
+def listing(replacements: Sequence[Replacement]) -> str:
+    """What a rehearsal replaced, one line each: first what is the whole file's, then stage by stage.
+
+    Args:
+        replacements: As in `Pipeline.replacements`.
+
+    Returns:
+        Lines ``key: old -> new``.
+    """
+    grouped: dict[str, list[tuple[str, str]]] = {}
+    for each in sorted(replacements, key=lambda each: each.key.startswith("stages.")):
+        top, _, rest = each.key.partition(".")
+        stage, _, inner = rest.partition(".") if top == "stages" else ("", "", each.key)
+        grouped.setdefault(stage, []).append((f"{inner}:", f"{_shown(each.before)} -> {_shown(each.after)}"))
+    width = max((len(key) for group in grouped.values() for key, _ in group), default=0)
+    lines = ["rehearsal on the embedded models, all as in the file except:"]
+    for stage, group in grouped.items():
+        lines += [f"  {stage}"] if stage else []
+        lines += [f"{'    ' if stage else '  '}{key:<{width}} {change}" for key, change in group]
+    return "\n".join(lines)
+
+
+def _typed_stages(document: Document) -> dict[str, Any]:
+    """The stages that are right as they are written; a stand-in must not hide what is wrong with the others."""
+    stages = document.data.get("stages")
+    found = {}
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        kind = stage.get("kind") if isinstance(stage, dict) else None
+        if isinstance(kind, str) and kind in KINDS:
+            config, _ = validate(KINDS[kind], stage, ("stages", name), document)
+            found |= {name: config} if config is not None else {}
+    return found
+
+
+def _sizes(
+    stage: TrainStage | EvaluateStage | GenerateStage, keys: Keys, chosen: Chosen
+) -> dict[Keys, tuple[Any, Any]]:
+    """Path in the stage to its value and the smaller one."""
+    wanted: dict[str, Any] = {
+        "sampler.num_inference_steps": min(stage.sampler.num_inference_steps, 10),
+        "sampler.guidance_scale": min(stage.sampler.guidance_scale, 2.0),
+        "resolution": None,
+        "mixed_precision": "no",
+        "device": stage.device if stage.device in ("auto", "cpu") else "auto",
+    }
+    if isinstance(stage, TrainStage):
+        wanted |= {
+            "max_steps": min(stage.max_steps, 40),
+            "warmup_steps": min(stage.warmup_steps, 4),
+            "batch_size": min(stage.batch_size, 6),
+            "gradient_accumulation_steps": 1,
+            "micro_batch_size": 0,
+            "report_to": (),
+        }
+        updates = stage.max_steps if chosen((*keys, "max_steps")) else wanted["max_steps"]
+        for part in ("checkpoint", "preview"):
+            # An interval that the shorter training would never reach.
+            if attrgetter(part)(stage).every >= updates:
+                wanted[f"{part}.every"] = max(1, updates // 4)
+        steps = wanted["sampler.num_inference_steps"]
+        if chosen((*keys, "sampler", "num_inference_steps")):
+            steps = stage.sampler.num_inference_steps
+        if getattr(stage.method, "k", 1) > steps:
+            wanted["method.k"] = steps
+    else:
+        wanted |= {
+            "images_per_prompt": min(stage.images_per_prompt, 2),
+            "batch_size": min(stage.batch_size, 16),
+        }
+    return {
+        path: (_plain(own), _plain(value))
+        for key, value in wanted.items()
+        if (own := attrgetter(key)(stage)) != value and not chosen((*keys, *(path := tuple(key.split(".")))))
+    }
+
+
+def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, errors: list[DraftError]) -> str:
+    try:
+        text = (folder / Path(model).expanduser() / "model_index.json").read_text(encoding="utf-8")
+        family = json.loads(text).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        family = None  # not a folder, or one that is told when it is loaded
+    if family is None:
+        return _UNREAD
+    if family not in FAMILIES:
+        key = ".".join(map(str, (*keys, "model")))
+        errors.append(
+            ConfigError(
+                f"model {model!r} is a {family}, a family without a stand-in, so it cannot be rehearsed",
+                where=document.place((*keys, "model")),
+                hint=f"set {key} under `rehearsal:`, e.g. to {_UNREAD}",
+            )
+        )
+    return FAMILIES.get(family, _UNREAD)
+
+
+def _reward_stand_ins(
+    label: str, options: Mapping[str, Any], keys: Keys, chosen: Chosen, document: Document, errors: list[DraftError]
+) -> dict[Keys, tuple[Any, Any]]:
+    """Path in the stage to a term's value and its stand-in."""
+    here = ("rewards", label)
+    name = options.get("use", label)
+    try:
+        reward = find_reward(name)
+    except DraftError:
+        return {}  # told with the other errors of rewards
+    wanted = dict(reward.stand_in or {})
+    own = {option: options.get(option, _default(reward, option)) for option in reward.model_fields}
+    if reward.stand_in is None:
+        named = [option for option in own if _names_model(option)]
+        given = [option for option in named if own[option]]
+        full_size = [o for o in given if not is_embedded(own[o]) and not chosen((*keys, *here, o))]
+        if named and (full_size or not given):
+            key = ".".join(map(str, (*keys, *here, (full_size or named)[0])))
+            errors.append(
+                ConfigError(
+                    f"reward {name!r} has no stand-in, so it cannot be rehearsed",
+                    where=document.place((*keys, *here)),
+                    hint=f"give its class a `stand_in`, or set {key} under `rehearsal:`",
+                )
+            )
+    if options.get("device", "") not in ("", "auto", "cpu"):
+        wanted["device"], own["device"] = "", options["device"]
+    return {
+        path: (_plain(own.get(option)), _plain(value))
+        for option, value in wanted.items()
+        if _plain(own.get(option)) != _plain(value) and not chosen((*keys, *(path := (*here, option))))
+    }
+
+
+def _names_model(option: str) -> bool:
+    return any(option == word or option.endswith(f"_{word}") for word in MODEL_OPTIONS)
+
+
+def _default(reward: type[Reward], option: str) -> Any:
+    field = reward.model_fields[option]
+    return None if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _foreign_adapter(path: Keys, file: str, document: Document) -> ConfigError:
+    key = ".".join(map(str, path))
+    return ConfigError(
+        f"{key} was trained on another model than the embedded one, so it cannot be rehearsed (got {file!r})",
+        where=document.place(path),
+        hint=f"set {key} under `rehearsal:`, e.g. to the output of a stage, ${{out:train.adapter}}",
+    )
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,121 @@
+"""Interpolation: `${vars.name}` becomes its value, while references and prompts stay as they are written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from draft.errors import ConfigError, DraftError
+from draft.pipeline.document import Document, Path
+from draft.registry.discovery import did_you_mean
+
+
+def hold(value: Any, keys: Path, document: Document, errors: list[DraftError]) -> Any:
+    """Hide from OmegaConf what it must not read: references, and prompts, which are taken as they are written.
+
+    NUL marks the hidden text: it cannot occur in a YAML file.
+
+    Args:
+        value: Plain data.
+        keys: Where it stands in the file.
+        document: The file, for places.
+        errors: Gets every text that is no readable interpolation.
+
+    Returns:
+        What OmegaConf may have.
+    """
+    if isinstance(value, dict):
+        return {key: hold(inner, (*keys, key), document, errors) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hold(inner, (*keys, index), document, errors) for index, inner in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    if _in_prompts(keys) and isinstance(keys[-1], int):
+        return value.replace("${", "\0$\0{").replace("???", "\0???")
+    held = re.sub(r"(?<!\\)\$\{out:([^{}]*)\}", "\0out:\\1\0", value)
+    if "${" in held:
+        try:
+            OmegaConf.create({"value": held})
+        except OmegaConfBaseException:
+            errors.append(
+                ConfigError(
+                    f"{'.'.join(map(str, keys))} is not a readable interpolation (got {value!r})",
+                    where=document.place(keys),
+                    hint="write ${vars.name}, or \\${ for the two characters themselves",
+                )
+            )
+            return ""
+    return held
+
+
+def plain_data(config: Any, document: Document, errors: list[DraftError]) -> tuple[dict[str, Any], list[str]]:
+    """Resolve all interpolations.
+
+    Args:
+        config: OmegaConf's configuration, made of what `hold` returned.
+        document: The file, for places.
+        errors: Gets what cannot be resolved.
+
+    Returns:
+        Plain data, newly made, and the dotted keys that are missing from it because they could not be resolved.
+    """
+    broken: list[str] = []
+    try:
+        return _resolve(config, (), document, errors, broken), broken
+    except RecursionError:
+        errors.append(ConfigError("an interpolation contains itself", where=document.name))
+        return dict(document.data), broken
+
+
+def first_line(error: Exception) -> str:
+    """An error of OmegaConf in one line that begins like ours."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line[:1].lower() + line[1:]
+
+
+def _in_prompts(keys: Path) -> bool:
+    return (keys[:1] == ("stages",) and keys[2:3] == ("prompts",)) or keys[2:4] == ("preview", "prompts")
+
+
+def _release(text: str) -> str:
+    return re.sub("\0out:([^\0]*)\0", r"${out:\1}", text).replace("\0$\0{", "${").replace("\0???", "???")
+
+
+def _resolve(node: Any, keys: Path, document: Document, errors: list[DraftError], broken: list[str]) -> Any:
+    if isinstance(node, str):
+        return _release(node)
+    if not OmegaConf.is_config(node):
+        return node
+    found: dict[Any, Any] = {}
+    for key in node if OmegaConf.is_dict(node) else range(len(node)):
+        here = (*keys, key)
+        try:
+            value = node[key]
+        except (OmegaConfBaseException, RecursionError) as error:
+            errors.append(_unresolved(error, here, node, document))
+            broken.append(".".join(map(str, here)))
+            continue
+        found[key] = _resolve(value, here, document, errors, broken)
+    return found if OmegaConf.is_dict(node) else list(found.values())
+
+
+def _unresolved(error: Exception, keys: Path, node: Any, document: Document) -> ConfigError:
+    place, key = document.place(keys), ".".join(map(str, keys))
+    text = _release(str(OmegaConf.to_container(node, resolve=False)[keys[-1]]))  # type: ignore[index,call-overload]
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(f"{key} must be given (got '???')", where=place)
+    if isinstance(error, InterpolationKeyError) and (match := re.search(r"key '([^']*)' not found", str(error))):
+        head, _, last = match[1].rpartition(".")
+        names = [str(name) for name in document.data.get("vars") or {}] if head in ("", "vars") else []
+        hint = did_you_mean(last, names, otherwise=f"the variables are {', '.join(names)}" if names else "")
+        if not head and last in names:
+            hint = f"write ${{vars.{last}}}"
+        return ConfigError(f"{key} names an unknown key {match[1]!r} (got {text!r})", where=place, hint=hint)
+    return ConfigError(
+        f"{key} cannot be resolved: {first_line(error)} (got {text!r})",
+        where=place,
+        hint="write ${vars.name}, ${out:stage.output}, or \\${ for the two characters themselves",
+    )

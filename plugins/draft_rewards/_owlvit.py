@@ -1,0 +1,163 @@
+"""A frozen OWL-ViT or OWLv2 in pure tensors: how sure each of its boxes is of each query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
+
+import draft
+from draft_rewards._loading import explained, hub_options, load_frozen
+from draft_rewards._preprocessing import Preprocessing, read_preprocessing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from draft.types import Images
+
+PROMPT, PLACE = "{prompt}", "{query}"
+
+
+def _one_or_more(value: Any) -> Any:
+    # A list, too: behind this function pydantic's strict mode takes a tuple only.
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _with_place(template: str) -> str:
+    if PLACE not in template:
+        raise ValueError(f"must contain {PLACE}")
+    return template
+
+
+Queries = Annotated[
+    tuple[Annotated[str, draft.Field(min_length=1)], ...],
+    BeforeValidator(_one_or_more, json_schema_input_type=str | tuple[str, ...]),
+    draft.Field(
+        min_length=1,
+        description="what to look for, one text or several: '{prompt}' is the image's prompt, '{column}' a column of "
+        "the prompt file",
+    ),
+]
+"""The option `queries` of the rewards with a detector."""
+
+Template = Annotated[
+    str,
+    AfterValidator(_with_place),
+    draft.Field(
+        description="the sentence a query is put into; '{query}' leaves it as it is; '{prompt}' is never put into it"
+    ),
+]
+"""The option `template` of the rewards with a detector."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A loaded OWL-ViT or OWLv2.
+
+    Args:
+        model: The frozen `OwlViTForObjectDetection` or `Owlv2ForObjectDetection`, float32.
+        tokenizer: Its tokenizer.
+        preprocessing: Its image preprocessing.
+    """
+
+    model: Any
+    tokenizer: Any
+    preprocessing: Preprocessing
+
+    def logits(self, images: Images, queries: Tensor) -> Tensor:
+        """How sure each box is of each query, before the sigmoid and before any threshold.
+
+        Args:
+            images: Float (B, 3, H, W) in [0, 1].
+            queries: The queries' vectors, (B, Q, D).
+
+        Returns:
+            Float32 (B, P, Q) for the P boxes, one per patch of the image; the gradient reaches the pixels.
+        """
+        pixels = self.preprocessing(images.float())
+        patches = self.model.image_embedder(pixel_values=pixels)[0].flatten(1, 2)
+        return self.model.class_predictor(patches, queries, None)[0].float()
+
+    def query_vector(self, text: str) -> Tensor:
+        """The unit vector of one query, cut at the model's longest length.
+
+        Args:
+            text: The whole text. One at a time and without padding, which the causal text tower never looks at.
+
+        Returns:
+            Float32 (D,), of length 1, without a gradient.
+        """
+        import torch
+        from torch.nn import functional as F
+
+        limit = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer([text], truncation=True, max_length=limit, padding=False, return_tensors="pt")
+        device, owl = self.model.device, getattr(self.model, self.model.base_model_prefix)
+        with torch.no_grad():
+            pooled = owl.text_model(
+                input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+            ).pooler_output
+            return F.normalize(owl.text_projection(pooled).float(), dim=-1)[0]
+
+
+def load_detector(model: str, *, revision: str = "", device: torch.device, where: str) -> Detector:
+    """Load an OWL-ViT or OWLv2 of transformers from a registered name, a folder or the hub; safetensors only.
+
+    Args:
+        model: A name of `draft models`, a folder, or a hub id.
+        revision: A hub revision; empty: the newest.
+        device: Where to put it.
+        where: The reward's name, for errors.
+
+    Returns:
+        The model, frozen and in evaluation mode, with its tokenizer and preprocessing.
+
+    Raises:
+        DraftError: There is no such model here, or its weights are missing or of another architecture.
+    """
+    from transformers import AutoConfig, AutoTokenizer, Owlv2ForObjectDetection, OwlViTForObjectDetection
+
+    families = {"owlvit": OwlViTForObjectDetection, "owlv2": Owlv2ForObjectDetection}
+    path, options, what = draft.model_path(model), hub_options(revision), "OWL-ViT detector"
+    with explained(what, model, where=where):
+        kind = AutoConfig.from_pretrained(path, **options).model_type
+        if kind not in families:
+            raise ValueError(f"its model_type must be owlvit or owlv2 (got {kind!r})")
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        preprocessing = read_preprocessing(path, options, kind={"owlvit": "OwlViT", "owlv2": "Owlv2"}[kind])
+        if preprocessing is None:
+            raise ValueError("it has no preprocessor_config.json")
+    network = load_frozen(families[kind], model, revision=revision, device=device, what=what, where=where)
+    return Detector(network, tokenizer, preprocessing)
+
+
+def query_vectors(detector: Detector, queries: Sequence[str], template: str) -> Callable[[Sequence[str]], Tensor]:
+    """The vectors of each prompt's queries, every text encoded once.
+
+    Args:
+        detector: The detector whose text tower encodes them.
+        queries: The option `queries`, Q texts.
+        template: The option `template`.
+
+    Returns:
+        A function from B prompts to float32 (B, Q, D).
+    """
+    import torch
+
+    vector = lru_cache(maxsize=8192)(detector.query_vector)
+
+    def texts(query: str, prompts: Sequence[str]) -> list[str]:
+        # A prompt is a sentence already.
+        if query == PROMPT:
+            return list(prompts)
+        return [template.replace(PLACE, text) for text in draft.per_prompt(query, prompts)]
+
+    def vectors(prompts: Sequence[str]) -> Tensor:
+        rows = zip(*(texts(query, prompts) for query in queries), strict=True)
+        return torch.stack([torch.stack([vector(text) for text in row]) for row in rows])
+
+    return vectors

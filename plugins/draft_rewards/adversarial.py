@@ -1,0 +1,73 @@
+"""The reward `adversarial`: images that a classifier takes for something else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import draft
+from draft_rewards._classifier import Mode, Target
+
+if TYPE_CHECKING:
+    import torch
+
+    from draft.registry.reward import Score
+    from draft.types import Images, Scores
+
+
+class Adversarial(draft.Reward):
+    """How well an image fools a classifier: log p(target), or with `mode: untargeted` -log p(the true class).
+
+    With the classifier's probabilities p(. | x), r(x) = log p(target | x), the negative cross-entropy, at most 0; or
+    r(x) = -log p(target | x), at least 0, where `target` is the class that the image really shows. The gradient is
+    strongest where the classifier is surest of something else, and fades only as the attack succeeds.
+
+    A class is found by its name in the model's labels, whatever the case and whichever of a label's names
+    ("tench, Tinca tinca" has two), or by its index.
+
+    Note:
+        The DRaFT paper (arXiv 2309.17400) makes adversarial examples for a ResNet-50. Judge the result with
+        `attack_rate`, for this classifier and, as the transfer rate, for one of another family.
+    """
+
+    name = "adversarial"
+    cite = "Clark et al., Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400"
+    stand_in = {"model": "emoji/resnet", "revision": "", "target": "cat"}
+
+    model: str = draft.Field(
+        "microsoft/resnet-50",
+        description="an image classifier of transformers: a name of `draft models`, a folder, or a hub id",
+    )
+    revision: str = draft.Field("", description="a hub revision (branch, tag or commit); empty: the newest")
+    target: Target
+    mode: Mode = "targeted"
+
+    def load(self, device: torch.device) -> Score:
+        """Load the classifier and find the class.
+
+        Args:
+            device: Where the images will be.
+
+        Returns:
+            A function from images and prompts to scores.
+        """
+        import torch
+
+        from draft_rewards._classifier import load_classifier, target_classes
+
+        classifier = load_classifier(self.model, revision=self.revision, device=device, where=self.name)
+        classes = target_classes(classifier, self.target, where=self.name)
+        sign = 1.0 if self.mode == "targeted" else -1.0
+
+        def score(images: Images, prompts: Sequence[str]) -> Scores:
+            wanted = torch.tensor(classes(prompts), device=images.device)
+            chosen = classifier.log_probabilities(images).gather(1, wanted[:, None])[:, 0]
+            return (sign * chosen).to(images.dtype)
+
+        return score
+
+
+@draft.hookimpl
+def draft_rewards() -> list[type[draft.Reward]]:
+    """The rewards of this module."""
+    return [Adversarial]

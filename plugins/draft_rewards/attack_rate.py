@@ -1,0 +1,68 @@
+"""The metric `attack_rate`: whether a classifier is fooled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import draft
+from draft_rewards._classifier import Mode, Target
+
+if TYPE_CHECKING:
+    import torch
+
+    from draft.registry.reward import Score
+    from draft.types import Images, Scores
+
+
+class AttackRate(draft.Reward):
+    """Whether a classifier is fooled, 1 or 0; the mean over images is the attack rate. A metric without a gradient.
+
+    1 where the classifier's first answer is `target`, or with `mode: untargeted` where it is not. With the `model` that
+    `adversarial` was trained against this is the attack rate, with one of another family (ConvNeXt, ViT) the transfer
+    rate. An index may mean another class to another model: give names.
+    """
+
+    name = "attack_rate"
+    cite = "Clark et al., Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400"
+    differentiable = False
+    stand_in = {"model": "emoji/resnet", "revision": "", "target": "cat"}
+
+    model: str = draft.Field(
+        "microsoft/resnet-50",
+        description="an image classifier of transformers: a name of `draft models`, a folder, or a hub id",
+    )
+    revision: str = draft.Field("", description="a hub revision (branch, tag or commit); empty: the newest")
+    target: Target
+    mode: Mode = "targeted"
+
+    def load(self, device: torch.device) -> Score:
+        """Load the classifier and find the class.
+
+        Args:
+            device: Where the images will be.
+
+        Returns:
+            A function from images and prompts to 0 or 1, float32.
+        """
+        import torch
+
+        from draft_rewards._classifier import load_classifier, target_classes
+
+        classifier = load_classifier(self.model, revision=self.revision, device=device, where=self.name)
+        classes = target_classes(classifier, self.target, where=self.name)
+        targeted = self.mode == "targeted"
+
+        @torch.no_grad()
+        def score(images: Images, prompts: Sequence[str]) -> Scores:
+            wanted = torch.tensor(classes(prompts), device=images.device)
+            hit = classifier.log_probabilities(images).argmax(dim=-1) == wanted
+            return (hit if targeted else ~hit).float()
+
+        return score
+
+
+@draft.hookimpl
+def draft_rewards() -> list[type[draft.Reward]]:
+    """The rewards of this module."""
+    return [AttackRate]

@@ -1,0 +1,75 @@
+"""The reward `pickscore`: which of two images for a prompt people would pick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import draft
+
+if TYPE_CHECKING:
+    import torch
+
+    from draft.registry.reward import Score
+    from draft.types import Images, Scores
+
+
+class Pickscore(draft.Reward):
+    """How much people would prefer an image for its prompt: PickScore, about 20 to 23 for the published model.
+
+    r(x, c) = s cos(image(x), text(c)) with the CLIP's own scale s = exp(logit_scale), about 100. People picked the
+    better one of two images for a prompt, and the model says how likely: sigmoid(r(x, c) - r(x', c)). So a difference
+    of 1 is a chance of 73 %, and scores for different prompts do not compare.
+    """
+
+    name = "pickscore"
+    cite = "Kirstain et al., Pick-a-Pic: An Open Dataset of User Preferences, arXiv 2305.01569"
+    stand_in = {"model": "emoji/preference", "revision": "", "processor": ""}
+
+    model: str = draft.Field(
+        "yuvalkirstain/PickScore_v1",
+        description="a CLIPModel of transformers: a name of `draft models`, a folder, or a hub id",
+    )
+    revision: str = draft.Field(
+        "", description="a hub revision of the model (branch, tag or commit); empty: the newest"
+    )
+    processor: str = draft.Field(
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        description="where tokenizer and image preprocessing come from, likewise; empty: from `model`",
+    )
+    text: str = draft.Field(
+        "{prompt}",
+        min_length=1,
+        description="what the image should fit: '{prompt}' is its prompt, '{column}' a column of the prompt file, "
+        "anything else is one text for all images",
+    )
+
+    def load(self, device: torch.device) -> Score:
+        """Load the CLIP.
+
+        Args:
+            device: Where the images will be.
+
+        Returns:
+            A function from images and prompts to scores.
+        """
+        import torch
+
+        from draft_rewards._clip import cached_text_features, load_clip
+
+        clip = load_clip(self.model, processor=self.processor, revision=self.revision, device=device, where=self.name)
+        features, scale, text = cached_text_features(clip), clip.model.logit_scale.exp(), self.text
+
+        def score(images: Images, prompts: Sequence[str]) -> Scores:
+            texts = list(prompts) if text == "{prompt}" else draft.per_prompt(text, prompts)
+            # Each image with its own text; the model card's snippet has one prompt only.
+            wanted = torch.stack([features(one) for one in texts])
+            return (scale * (clip.image_features(images) * wanted).sum(dim=-1)).to(images.dtype)
+
+        return score
+
+
+@draft.hookimpl
+def draft_rewards() -> list[type[draft.Reward]]:
+    """The rewards of this module."""
+    return [Pickscore]
