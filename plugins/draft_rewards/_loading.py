@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import draft
+from draft.errors import ResourceError
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +60,8 @@ def explained(what: str, model: str, *, where: str) -> Iterator[None]:
         where: The reward's name.
 
     Raises:
-        DraftError: The block raised because files are missing, broken or of another kind.
+        DraftError: The block raised because files are missing, broken or of another kind; a `ResourceError` where
+            only the hub has them.
     """
     from safetensors import SafetensorError
 
@@ -66,8 +69,8 @@ def explained(what: str, model: str, *, where: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise draft.DraftError(
-            f"cannot load the {what} {model!r}: {reason}",
-            where=where,
-            hint=f"give a name of `draft models`, a folder that holds the {what}, or a hub id you can reach",
-        ) from error
+        told = f"cannot load the {what} {model!r}: {reason}"
+        hint = f"give a name of `draft models`, a folder that holds the {what}, or a hub id you can reach"
+        if isinstance(error, OSError) and not Path(draft.model_path(model)).exists():
+            raise ResourceError(told, needs=f"{model} of the hub, or a copy of it", where=where, hint=hint) from error
+        raise draft.DraftError(told, where=where, hint=hint) from error

@@ -10,7 +10,16 @@ import torch
 
 from draft_emoji.recipe.aesthetic import Head
 from draft_emoji.recipe.classifiers import CLASSIFIERS, UNSEEN
-from draft_emoji.recipe.detector import annotations, corners, detection_losses, match, overlap, precision
+from draft_emoji.recipe.detector import (
+    Prediction,
+    annotations,
+    corners,
+    detection_losses,
+    inside,
+    match,
+    overlap,
+    precision,
+)
 from draft_emoji.recipe.preference import degrade, pairs
 from draft_emoji.scenes import SIZE, Composer
 from draft_emoji.vocabulary import colours, concepts
@@ -47,15 +56,31 @@ def test_annotations_are_the_boxes_of_the_scene() -> None:
     np.testing.assert_allclose(corners(boxes)[0].numpy() * SIZE, scene.boxes, atol=1e-4)
 
 
-def test_a_perfect_prediction_costs_next_to_nothing_and_a_moved_box_costs_more() -> None:
+def test_a_perfect_prediction_costs_next_to_nothing_and_moved_boxes_cost_more() -> None:
     scenes = [Composer().scene(np.random.default_rng(k)) for k in range(4)]
     labels, true, there = annotations(scenes)
-    logits, boxes = torch.full((4, 6, len(concepts())), -12.0), torch.rand(4, 6, 4) * 0.01
-    for row, column in there.nonzero().tolist():
-        logits[row, 2 + column, labels[row, column]] = 12
-        boxes[row, 2 + column] = true[row, column]
-    assert sum(detection_losses(logits, boxes, scenes).values()).item() < 1e-3
-    assert detection_losses(logits, boxes + 0.1, scenes)["corners"].item() == pytest.approx(2 * 4 * 0.1, abs=1e-3)
+    cells = inside(true, there, 64)
+    logits, cosines = torch.full((4, 64, len(concepts())), -12.0), torch.full((4, 64, len(concepts())), -1.0)
+    boxes = torch.rand(4, 64, 4) * 0.01
+    for picture, cell, thing in cells.nonzero().tolist():
+        boxes[picture, cell] = true[picture, thing]
+        cosines[picture, cell, labels[picture, thing]] = 1
+    for picture, thing in there.nonzero().tolist():
+        first = int(cells[picture, :, thing].nonzero()[0])
+        logits[picture, first, labels[picture, thing]] = 12
+    assert sum(detection_losses(Prediction(logits, boxes, cosines), scenes).values()).item() < 1e-3
+    moved = detection_losses(Prediction(logits, boxes + 0.1, cosines), scenes)
+    assert moved["corners"].item() == pytest.approx(5 * 4 * 0.1, abs=1e-3)
+
+
+def test_a_cell_lies_in_an_object_when_its_centre_does() -> None:
+    true = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 1.0, 0.5]]])
+    first = inside(true, torch.tensor([[True, False]]), 16)
+    assert first[0, :, 0].view(4, 4).tolist() == [[True, True, False, False]] * 2 + [[False] * 4] * 2
+    assert not first[0, :, 1].any()
+    both = inside(true, torch.tensor([[True, True]]), 16)
+    assert not both.all(-1).any()
+    assert both[0, :, 1].view(4, 4)[0].tolist() == [False, False, True, False]
 
 
 def test_average_precision_of_a_known_ranking() -> None:

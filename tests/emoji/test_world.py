@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import torch
 import draft
 from draft.registry.plugins import named_models
 from draft_emoji import WEIGHTS
+from draft_emoji.recipe.preference import degrade
 from draft_emoji.scenes import Composer
 from draft_emoji.vocabulary import concepts, entries
 
 MEGABYTE = 1_000_000
+PARTS = ("clip", "judge", "owlvit", "resnet", "convnext", "preference", "aesthetic")
 
 
 def test_every_shipped_file_is_the_one_in_the_manifest_and_small_enough() -> None:
@@ -29,14 +33,15 @@ def test_every_shipped_file_is_the_one_in_the_manifest_and_small_enough() -> Non
         name: row["sha256"] for name, row in manifest["files"].items()
     }
     assert max(map(len, files.values())) <= 15 * MEGABYTE
-    assert sum(map(len, files.values())) <= 25 * MEGABYTE
+    assert sum(map(len, files.values())) <= 40 * MEGABYTE
     assert (WEIGHTS.parent / "sprites.webp").stat().st_size <= 3 * MEGABYTE
 
 
 def test_the_named_models_are_folders_with_a_configuration() -> None:
     models = named_models()
-    assert {"emoji", "emoji/clip", "emoji/judge"} <= set(models)
-    for name in ("emoji", "emoji/clip", "emoji/judge"):
+    embedded = ["emoji", *(f"emoji/{part}" for part in PARTS)]
+    assert set(embedded) <= set(models)
+    for name in embedded:
         assert list(models[name].path.glob("*.json"))
         assert draft.model_path(name) == str(models[name].path)
 
@@ -141,3 +146,66 @@ def test_the_autoencoder_gives_unseen_scenes_back() -> None:
     assert -10 * error.log10() > 25
     assert latents.mean((0, 2, 3)).abs().max() < 0.3
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.2
+
+
+def test_the_detector_is_surer_of_what_an_unseen_scene_shows_than_of_what_it_does_not() -> None:
+    composer, rng = Composer(), np.random.default_rng(515)
+    scenes = [composer.scene(rng, one_object=0.0) for _ in range(60)]
+    images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).float() / 255
+    absent = [next(name for name in rng.permutation(concepts()) if name not in scene.labels) for scene in scenes]
+    columns = {"shown": [scene.labels[0] for scene in scenes], "absent": absent}
+    prompts = draft.Prompts([""] * len(scenes), columns)
+    shown = draft.load("owlvit", model="emoji/owlvit", queries="{shown}")(images, prompts)
+    other = draft.load("owlvit", model="emoji/owlvit", queries="{absent}")(images, prompts)
+    assert (shown > other).float().mean() >= 0.95
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnext"])
+def test_a_classifier_names_what_an_unseen_render_shows(name: str, renders: tuple[torch.Tensor, list[str]]) -> None:
+    images, _ = renders
+    prompts = draft.Prompts([""] * len(images), {"shown": concepts()})
+    assert draft.load("attack_rate", model=f"emoji/{name}", target="{shown}")(images, prompts).mean() >= 0.93
+
+
+def test_taste_prefers_a_whole_render_to_a_degraded_one(renders: tuple[torch.Tensor, list[str]]) -> None:
+    images, prompts = renders
+    spoilt = degrade(images * 2 - 1, torch.full((len(images),), 0.7), np.random.default_rng(0)) / 2 + 0.5
+    for score in (
+        draft.load("pickscore", model="emoji/preference", processor=""),
+        draft.load("aesthetic", model="emoji/clip", head="emoji/aesthetic"),
+    ):
+        assert (score(images, prompts) > score(spoilt, prompts)).float().mean() >= 0.9
+
+
+def test_a_missing_or_damaged_weight_file_is_named_with_the_digest_it_must_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(WEIGHTS, tmp_path / "weights")
+    monkeypatch.setattr("draft_emoji.plugin.WEIGHTS", tmp_path / "weights")
+    file = tmp_path / "weights" / "judge" / "model.safetensors"
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    damaged = file.read_bytes()[:-1] + b"x"
+    file.write_bytes(damaged)
+    with pytest.raises(draft.DraftError, match="'model.safetensors' of model 'emoji/judge' is damaged") as error:
+        draft.model_path("emoji/judge")
+    assert expected in str(error.value)
+    assert hashlib.sha256(damaged).hexdigest() in str(error.value)
+    file.unlink()
+    with pytest.raises(draft.DraftError, match=f"is missing, and must be {expected}"):
+        draft.model_path("emoji/judge")
+    assert draft.model_path("emoji/clip") == str(tmp_path / "weights" / "clip")
+
+
+def test_the_models_are_listed_with_size_licence_and_what_was_measured() -> None:
+    from typer.testing import CliRunner
+
+    from draft_cli.app import app
+
+    said = CliRunner().invoke(app, ["models"]).output
+    for name, model in named_models().items():
+        if name.partition("/")[0] == "emoji":
+            assert f"{name}  ({model.kind}, " in said
+            assert model.figures in said
+            assert model.licence in said
+            assert "not measured yet" not in model.figures
+            assert "a stand-in" in model.description

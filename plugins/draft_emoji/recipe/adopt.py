@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModel
 
 from draft_emoji.recipe.checkpoint import save_tensors
-from draft_emoji.recipe.judge import load_judge
+from draft_emoji.recipe.export import PARTS
 
 
 def adopt(weights: Path, out: Path) -> None:
@@ -36,9 +37,13 @@ def adopt(weights: Path, out: Path) -> None:
     clip = CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32)
     clip.save_pretrained(out / "clip_model")
     save_tensors(out / "clip" / "clip.safetensors", clip.state_dict())
-    judge = load_judge(weights / "judge")
-    judge.save_pretrained(out / "judge_model")
-    save_tensors(out / "judge" / "judge.safetensors", judge.state_dict())
+    for part, shipped in PARTS.items():
+        if (weights / shipped).exists():
+            halves = load_file(weights / shipped / "model.safetensors")
+            tensors = {key: value.float() if value.is_floating_point() else value for key, value in halves.items()}
+            shutil.copytree(weights / shipped, out / f"{part}_model", dirs_exist_ok=True)
+            save_tensors(out / f"{part}_model" / "model.safetensors", tensors)
+            save_tensors(out / part / f"{part}.safetensors", tensors)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     for name in ("unet", "smooth"):
         save_tensors(out / "unet" / f"{name}.safetensors", dict(unet.state_dict()))

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 from transformers import CLIPModel, CLIPTokenizer, OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
 
 from draft_emoji.recipe.clip import MEAN, STD
@@ -23,6 +25,9 @@ from draft_emoji.vocabulary import entries
 
 QUERIES = ("{word}", "{a}", "a photo of {a}")
 """How a query may be said."""
+
+SHARPNESS = 15.0
+"""Of the softmax in which a cell names its object; cosines lie in [-1, 1]."""
 
 
 def make_detector(clip: CLIPModel) -> OwlViTForObjectDetection:
@@ -77,8 +82,23 @@ def phrasings() -> tuple[list[str], np.ndarray]:
     return texts, np.array(meant)
 
 
-def predict(detector: OwlViTForObjectDetection, images: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and boxes of every cell.
+@dataclass(frozen=True)
+class Prediction:
+    """What the detector says of every cell of B pictures, for Q queries.
+
+    Attributes:
+        logits: Whether what a query names is centred here, shape (B, cells, Q).
+        boxes: Centre, width and height in parts of the picture's side, shape (B, cells, 4).
+        cosines: Between the cell's vector and the query's, shape (B, cells, Q).
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    cosines: Tensor
+
+
+def predict(detector: OwlViTForObjectDetection, images: Tensor, queries: Tensor) -> Prediction:
+    """Ask every cell of every picture for every query.
 
     Args:
         detector: The detector.
@@ -86,12 +106,13 @@ def predict(detector: OwlViTForObjectDetection, images: Tensor, queries: Tensor)
         queries: Projected vectors of Q texts, shape (Q, D).
 
     Returns:
-        Logits (B, cells, Q), and boxes (B, cells, 4) as centre, width and height in parts of the picture's side.
+        The prediction, float32.
     """
     grid, _ = detector.image_embedder(pixel_values=images)
     cells = grid.flatten(1, 2)
-    logits, _ = detector.class_predictor(cells, queries.expand(len(images), *queries.shape))
-    return logits.float(), detector.box_predictor(cells, grid).float()
+    logits, vectors = detector.class_predictor(cells, queries.expand(len(images), *queries.shape))
+    cosines = normalize(vectors.float(), dim=-1) @ normalize(queries.float(), dim=-1).T
+    return Prediction(logits.float(), detector.box_predictor(cells, grid).float(), cosines)
 
 
 def annotations(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,38 +182,52 @@ def match(cost: Tensor, there: Tensor) -> Tensor:
     return torch.where((totals[0] <= totals[1])[:, None], plans[0], plans[1])
 
 
-def detection_losses(logits: Tensor, boxes: Tensor, scenes: list[Scene]) -> dict[str, Tensor]:
-    """Focal loss on all cells and queries, and box losses on the matched cells, as in OWL-ViT (arXiv 2205.06230).
+def detection_losses(said: Prediction, scenes: list[Scene]) -> dict[str, Tensor]:
+    """Focal loss on all cells and queries with one cell for each object, as in OWL-ViT (arXiv 2205.06230), and more.
+
+    One cell an object is little to learn from. So every cell whose centre lies in an object's box also learns to name
+    that object among all concepts, and to give its box.
 
     Args:
-        logits: Shape (B, cells, concepts).
-        boxes: Shape (B, cells, 4), centre, width and height.
+        said: The prediction for B scenes, the queries being all concepts in order.
         scenes: The B scenes.
 
     Returns:
-        ``focal``, ``corners`` (mean absolute error) and ``giou``, each averaged over objects.
+        ``focal``, each object counting once, and ``naming``, ``corners`` (absolute error) and ``giou``, means over
+        the cells in objects.
     """
-    labels, true, there = (part.to(logits.device) for part in annotations(scenes))
-    named = logits.detach().gather(2, labels[:, None].expand(-1, logits.shape[1], -1)).sigmoid()
-    far = (boxes.detach()[:, :, None] - true[:, None]).abs().sum(-1)
-    _, near = overlap(corners(boxes.detach())[:, :, None], corners(true)[:, None])
-    cells = match(-named + 2 * far - near, there)
-    rows = torch.arange(len(scenes), device=logits.device)[:, None].expand_as(cells)
-    rows, cells, labels, true = rows[there], cells[there], labels[there], true[there]
-    wanted = torch.zeros_like(logits)
-    wanted[rows, cells, labels] = 1
-    said = logits.sigmoid()
-    hard = (said * (1 - wanted) + (1 - said) * wanted) ** 2
+    labels, true, there = (part.to(said.logits.device) for part in annotations(scenes))
+    sure = said.logits.detach().gather(2, labels[:, None].expand(-1, said.logits.shape[1], -1)).sigmoid()
+    far = (said.boxes.detach()[:, :, None] - true[:, None]).abs().sum(-1)
+    _, near = overlap(corners(said.boxes.detach())[:, :, None], corners(true)[:, None])
+    cells = match(-sure + 2 * far - near, there)
+    rows = torch.arange(len(scenes), device=cells.device)[:, None].expand_as(cells)
+    wanted = torch.zeros_like(said.logits)
+    wanted[rows[there], cells[there], labels[there]] = 1
+    chance = said.logits.sigmoid()
+    hard = (chance * (1 - wanted) + (1 - chance) * wanted) ** 2
     balance = 0.3 * wanted + 0.7 * (1 - wanted)
-    focal = (balance * hard * binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
-    chosen = boxes[rows, cells]
-    _, giou = overlap(corners(chosen), corners(true))
-    count = max(1, len(labels))
+    focal = (balance * hard * binary_cross_entropy_with_logits(said.logits, wanted, reduction="none")).sum()
+    picture, cell, thing = inside(true, there, said.logits.shape[1]).nonzero(as_tuple=True)
+    boxes = said.boxes[picture, cell]
+    _, giou = overlap(corners(boxes), corners(true[picture, thing]))
     return {
-        "focal": 2 * focal / count,
-        "corners": 2 * (chosen - true).abs().sum() / count,
-        "giou": (1 - giou).sum() / count,
+        "focal": 2 * focal / there.sum(),
+        "naming": cross_entropy(SHARPNESS * said.cosines[picture, cell], labels[picture, thing]),
+        "corners": 5 * (boxes - true[picture, thing]).abs().sum(-1).mean(),
+        "giou": (1 - giou).mean(),
     }
+
+
+def inside(true: Tensor, there: Tensor, cells: int) -> Tensor:
+    """Which cells have their centre in which object's box: bool (B, cells, 2); of two boxes the first takes a cell."""
+    side = round(cells**0.5)
+    middle = (torch.arange(side, device=true.device) + 0.5) / side
+    places = torch.stack(torch.meshgrid(middle, middle, indexing="xy"), -1).view(1, cells, 1, 2)
+    edges = corners(true)[:, None]
+    within = ((places > edges[..., :2]) & (places < edges[..., 2:])).all(-1) & there[:, None]
+    within[..., 1] &= ~within[..., 0]
+    return within
 
 
 def train_detector(sitting: Sitting, training: Training) -> None:
@@ -221,8 +256,8 @@ def train_detector(sitting: Sitting, training: Training) -> None:
         given = blemish(pictures(scenes), rng).to(device)
         said = pooled[[way[rng.integers(len(way))] for way in ways]]
         with sitting.autocast():
-            logits, boxes = predict(detector, given, detector.owlvit.text_projection(said))
-        return detection_losses(logits, boxes, scenes)
+            found = predict(detector, given, detector.owlvit.text_projection(said))
+        return detection_losses(found, scenes)
 
     fit("detector", sitting, training, {"detector": detector}, loss_of, weight_decay=0.05)
     folder = sitting.out / "detector_model"
@@ -249,7 +284,7 @@ def average_precisions(
         predict(detector, pictures(scenes[start : start + 100]).to(detector.device), queries)
         for start in range(0, count, 100)
     ]
-    logits, boxes = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    logits, boxes = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("logits", "boxes"))
     labels, true, there = annotations(scenes)
     area = true[..., 2] * true[..., 3]
     smaller = torch.zeros_like(there)

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from draft_emoji.recipe.clip import image_processor
-from draft_emoji.recipe.judge import load_judge
 from draft_emoji.recipe.unet import load_smooth, make_scheduler
 
 PARTS = {
+    "judge": "judge",
     "detector": "owlvit",
     "resnet": "resnet",
     "convnext": "convnext",
@@ -57,13 +57,12 @@ def export(out: Path, weights: Path) -> None:
         CLIPModel.from_pretrained(out / "clip_model").half().save_pretrained(staged / "clip")
         CLIPTokenizer.from_pretrained(out / "tokenizer").save_pretrained(staged / "clip")
         image_processor().save_pretrained(staged / "clip")
-    if (out / "judge_model").exists():
-        load_judge(out / "judge_model").half().save_pretrained(staged / "judge")
     for part, shipped in PARTS.items():
         if (out / f"{part}_model").exists():
             shutil.copytree(out / f"{part}_model", staged / shipped)
             weights_file = staged / shipped / "model.safetensors"
-            save_file({k: v.half() for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"})
+            halves = {k: v.half() if v.is_floating_point() else v for k, v in load_file(weights_file).items()}
+            save_file(halves, weights_file, {"format": "pt"})
     put_in_place(staged, weights)
     write_manifest(weights)
 

@@ -1,0 +1,58 @@
+"""Every shipped pipeline runs on the embedded models through the command line: all of it, offline."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from draft.pipeline.load import load_pipeline
+
+PIPELINES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
+
+
+def rehearse(folder: Path, file: Path, *overrides: str) -> Path:
+    done = subprocess.run(
+        [sys.executable, "-m", "draft", "run", str(file), "--rehearse", *overrides],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rehearsal on the embedded models" in done.stdout
+    return folder / "runs" / f"{file.stem}-rehearsal"
+
+
+def shortened(file: Path) -> list[str]:
+    """Overrides that leave every stage of a pipeline and every reward in it, at the smallest size."""
+    found = []
+    for name, stage in load_pipeline(file, rehearse=True).stages.items():
+        if stage.config.kind == "train":
+            found += [f"stages.{name}.max_steps=2", f"stages.{name}.preview.every=0", f"stages.{name}.batch_size=2"]
+        if stage.config.kind in ("train", "evaluate", "generate"):
+            found.append(f"stages.{name}.sampler.num_inference_steps=2")
+        if stage.config.kind in ("evaluate", "generate"):
+            found.append(f"stages.{name}.images_per_prompt=1")
+    return found
+
+
+def test_removing_objects_is_rehearsed_with_all_its_rewards(tmp_path: Path) -> None:
+    file = next(path for path in PIPELINES if path.stem == "remove_objects")
+    runs = rehearse(tmp_path, file, *shortened(file))
+    assert (runs / "train" / "adapter.safetensors").exists()
+    assert (runs / "evaluate" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", PIPELINES, ids=lambda path: path.stem)
+def test_a_shipped_pipeline_is_rehearsed_whole(file: Path, tmp_path: Path) -> None:
+    runs = rehearse(tmp_path, file)
+    for name, stage in load_pipeline(file, rehearse=True).stages.items():
+        for output in stage.outputs.values():
+            assert (runs / name / output).exists(), (name, output)
