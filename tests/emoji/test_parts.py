@@ -12,11 +12,11 @@ from draft_emoji.recipe.aesthetic import Head
 from draft_emoji.recipe.classifiers import CLASSIFIERS, UNSEEN
 from draft_emoji.recipe.detector import (
     Prediction,
-    annotations,
     corners,
     detection_losses,
     inside,
     match,
+    objects,
     overlap,
     precision,
 )
@@ -48,9 +48,9 @@ def test_an_absent_second_object_takes_no_cell_from_the_first() -> None:
     assert match(cost, torch.tensor([[True, False]]))[0, 0] == 0
 
 
-def test_annotations_are_the_boxes_of_the_scene() -> None:
+def test_objects_are_the_boxes_of_the_scene() -> None:
     scene = Composer().scene(np.random.default_rng(0), ("cat", "pizza"))
-    labels, boxes, there = annotations([scene])
+    labels, boxes, there = objects([scene])
     assert [concepts()[k] for k in labels[0]] == ["cat", "pizza"]
     assert there.all()
     np.testing.assert_allclose(corners(boxes)[0].numpy() * SIZE, scene.boxes, atol=1e-4)
@@ -58,7 +58,7 @@ def test_annotations_are_the_boxes_of_the_scene() -> None:
 
 def test_a_perfect_prediction_costs_next_to_nothing_and_moved_boxes_cost_more() -> None:
     scenes = [Composer().scene(np.random.default_rng(k)) for k in range(4)]
-    labels, true, there = annotations(scenes)
+    labels, true, there = objects(scenes)
     cells = inside(true, there, 64)
     logits, cosines = torch.full((4, 64, len(concepts())), -12.0), torch.full((4, 64, len(concepts())), -1.0)
     boxes = torch.rand(4, 64, 4) * 0.01

@@ -83,7 +83,7 @@ def train_aesthetic(sitting: Sitting, training: Training) -> None:
     torch.manual_seed(sitting.seed)
     head = Head(vectors.shape[1]).to(sitting.device)
     with torch.no_grad():
-        head.layers[-1].bias.fill_(float(ratings.mean()))
+        head.layers[-1].get_parameter("bias").fill_(float(ratings.mean()))
 
     def loss_of(step: int) -> dict[str, Tensor]:
         head.train()

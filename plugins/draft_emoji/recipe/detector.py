@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,14 +109,15 @@ def predict(detector: OwlViTForObjectDetection, images: Tensor, queries: Tensor)
     Returns:
         The prediction, float32.
     """
-    grid, _ = detector.image_embedder(pixel_values=images)
+    grid = detector.image_embedder(pixel_values=images)[0]
     cells = grid.flatten(1, 2)
-    logits, vectors = detector.class_predictor(cells, queries.expand(len(images), *queries.shape))
+    said: Any = detector.class_predictor(cells, queries.expand(len(images), *queries.shape))
+    logits, vectors = said
     cosines = normalize(vectors.float(), dim=-1) @ normalize(queries.float(), dim=-1).T
     return Prediction(logits.float(), detector.box_predictor(cells, grid).float(), cosines)
 
 
-def annotations(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
+def objects(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
     """What is where, padded to two objects.
 
     Returns:
@@ -196,7 +198,7 @@ def detection_losses(said: Prediction, scenes: list[Scene]) -> dict[str, Tensor]
         ``focal``, each object counting once, and ``naming``, ``corners`` (absolute error) and ``giou``, means over
         the cells in objects.
     """
-    labels, true, there = (part.to(said.logits.device) for part in annotations(scenes))
+    labels, true, there = (part.to(said.logits.device) for part in objects(scenes))
     sure = said.logits.detach().gather(2, labels[:, None].expand(-1, said.logits.shape[1], -1)).sigmoid()
     far = (said.boxes.detach()[:, :, None] - true[:, None]).abs().sum(-1)
     _, near = overlap(corners(said.boxes.detach())[:, :, None], corners(true)[:, None])
@@ -285,7 +287,7 @@ def average_precisions(
         for start in range(0, count, 100)
     ]
     logits, boxes = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("logits", "boxes"))
-    labels, true, there = annotations(scenes)
+    labels, true, there = objects(scenes)
     area = true[..., 2] * true[..., 3]
     smaller = torch.zeros_like(there)
     two = there.all(1)
