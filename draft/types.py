@@ -107,10 +107,10 @@ _COLUMN = re.compile(r"\{(\w+)\}")
 
 
 def per_prompt(value: str, prompts: Sequence[str]) -> list[str]:
-    """An option's value for each prompt: the value itself, or a column of the prompts if it reads ``"{column}"``.
+    """An option's value for each prompt: the value itself, or where it reads ``"{column}"`` that column's.
 
     Args:
-        value: A plain string, or a column's name in braces.
+        value: A plain string, or a column's name in braces; ``"{prompt}"`` is the prompt itself.
         prompts: B prompts; only a `Prompts` has columns.
 
     Returns:
@@ -126,5 +126,7 @@ def per_prompt(value: str, prompts: Sequence[str]) -> list[str]:
     match = _COLUMN.fullmatch(value)
     if match is None:
         return [value] * len(prompts)
+    if match[1] == "prompt":
+        return [str(prompt) for prompt in prompts]
     batch = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     return batch.column(match[1])

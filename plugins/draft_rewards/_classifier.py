@@ -26,6 +26,12 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+ClassifierModel = Annotated[
+    str,
+    draft.Field(description="an image classifier of transformers: a name of `draft models`, a folder, or a hub id"),
+]
+"""The option `model` of the rewards with a classifier."""
+
 Target = Annotated[
     str,
     BeforeValidator(_as_text, json_schema_input_type=int | str),

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
 from draft_rewards._loading import explained, hub_options, load_frozen
 from draft_rewards._preprocessing import Preprocessing, read_preprocessing
+from draft_rewards._text import text_vector
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from draft.types import Images
+
+ClipModel = Annotated[
+    str, draft.Field(description="a CLIPModel of transformers: a name of `draft models`, a folder, or a hub id")
+]
+"""The option `model` of the rewards with a CLIP."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +55,8 @@ class Clip:
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
     def text_features(self, text: str) -> Tensor:
-        """The unit vector of one text, cut at the model's longest length.
-
-        Args:
-            text: One text. One at a time, so that its vector never depends on what else is in a batch.
-
-        Returns:
-            Float32 (D,), of length 1, without a gradient.
-        """
-        import torch
-        from torch.nn import functional as F
-
-        limit = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer([text], truncation=True, max_length=limit, return_tensors="pt")
-        device = self.model.device
-        with torch.no_grad():
-            pooled = self.model.text_model(
-                input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
-            ).pooler_output
-            return F.normalize(self.model.text_projection(pooled).float(), dim=-1)[0]
+        """The unit vector of one text: float32 (D,), without a gradient."""
+        return text_vector(self.model, self.tokenizer, text)
 
 
 def load_clip(model: str, *, processor: str = "", revision: str = "", device: torch.device, where: str) -> Clip:
@@ -99,6 +89,22 @@ def load_clip(model: str, *, processor: str = "", revision: str = "", device: to
     return Clip(network, tokenizer, preprocessing)
 
 
-def cached_text_features(clip: Clip, *, size: int = 8192) -> Any:
-    """`clip.text_features`, remembering the last `size` texts."""
-    return lru_cache(maxsize=size)(clip.text_features)
+def cosines(clip: Clip, text: str) -> Callable[[Images, Sequence[str]], Tensor]:
+    """How alike images and texts are to a CLIP, every text encoded once.
+
+    Args:
+        clip: The CLIP.
+        text: The option `text`: each image is compared with its own.
+
+    Returns:
+        A function from B images and prompts to float32 (B,) in [-1, 1]; the gradient reaches the pixels.
+    """
+    import torch
+
+    vector = lru_cache(maxsize=8192)(clip.text_features)
+
+    def compare(images: Images, prompts: Sequence[str]) -> Tensor:
+        wanted = torch.stack([vector(one) for one in draft.per_prompt(text, prompts)])
+        return (clip.image_features(images) * wanted).sum(dim=-1)
+
+    return compare

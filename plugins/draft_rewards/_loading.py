@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
 from draft.errors import ResourceError
 
 if TYPE_CHECKING:
     import torch
+
+Revision = Annotated[
+    str, draft.Field(description="a hub revision of the model (branch, tag or commit); empty: the newest")
+]
+"""The option `revision` of the rewards with a model."""
 
 
 def load_frozen(family: Any, model: str, *, revision: str, device: torch.device, what: str, where: str) -> Any:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator
 import draft
 from draft_rewards._loading import explained, hub_options, load_frozen
 from draft_rewards._preprocessing import Preprocessing, read_preprocessing
+from draft_rewards._text import text_vector
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,15 @@ def _with_place(template: str) -> str:
         raise ValueError(f"must contain {PLACE}")
     return template
 
+
+DetectorModel = Annotated[
+    str,
+    draft.Field(
+        description="an OwlViTForObjectDetection or Owlv2ForObjectDetection of transformers: a name of `draft models`, "
+        "a folder, or a hub id"
+    ),
+]
+"""The option `model` of the rewards with a detector."""
 
 Queries = Annotated[
     tuple[Annotated[str, draft.Field(min_length=1)], ...],
@@ -83,25 +93,8 @@ class Detector:
         return self.model.class_predictor(patches, queries, None)[0].float()
 
     def query_vector(self, text: str) -> Tensor:
-        """The unit vector of one query, cut at the model's longest length.
-
-        Args:
-            text: The whole text. One at a time and without padding, which the causal text tower never looks at.
-
-        Returns:
-            Float32 (D,), of length 1, without a gradient.
-        """
-        import torch
-        from torch.nn import functional as F
-
-        limit = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer([text], truncation=True, max_length=limit, padding=False, return_tensors="pt")
-        device, owl = self.model.device, getattr(self.model, self.model.base_model_prefix)
-        with torch.no_grad():
-            pooled = owl.text_model(
-                input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
-            ).pooler_output
-            return F.normalize(owl.text_projection(pooled).float(), dim=-1)[0]
+        """The unit vector of one whole query: float32 (D,), without a gradient."""
+        return text_vector(getattr(self.model, self.model.base_model_prefix), self.tokenizer, text)
 
 
 def load_detector(model: str, *, revision: str = "", device: torch.device, where: str) -> Detector:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
-from draft_rewards._classifier import Mode, Target
+from draft_rewards._classifier import ClassifierModel, Mode, Target
+from draft_rewards._loading import Revision
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +29,8 @@ class AttackRate(draft.Reward):
     differentiable = False
     stand_in = {"model": "emoji/resnet", "revision": "", "target": "cat"}
 
-    model: str = draft.Field(
-        "microsoft/resnet-50",
-        description="an image classifier of transformers: a name of `draft models`, a folder, or a hub id",
-    )
-    revision: str = draft.Field("", description="a hub revision (branch, tag or commit); empty: the newest")
+    model: ClassifierModel = "microsoft/resnet-50"
+    revision: Revision = ""
     target: Target
     mode: Mode = "targeted"
 

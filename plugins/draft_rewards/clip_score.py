@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
+from draft_rewards._clip import ClipModel
+from draft_rewards._loading import Revision
+from draft_rewards._text import Text
 
 if TYPE_CHECKING:
     import torch
@@ -29,17 +32,9 @@ class ClipScore(draft.Reward):
     cite = "Hessel et al., CLIPScore: A Reference-free Evaluation Metric for Image Captioning, arXiv 2104.08718"
     stand_in = {"model": "emoji/clip", "revision": ""}
 
-    model: str = draft.Field(
-        "openai/clip-vit-large-patch14",
-        description="a CLIPModel of transformers: a name of `draft models`, a folder, or a hub id",
-    )
-    revision: str = draft.Field("", description="a hub revision (branch, tag or commit); empty: the newest")
-    text: str = draft.Field(
-        "{prompt}",
-        min_length=1,
-        description="what the image should fit: '{prompt}' is its prompt, '{column}' a column of the prompt file, "
-        "anything else is one text for all images",
-    )
+    model: ClipModel = "openai/clip-vit-large-patch14"
+    revision: Revision = ""
+    text: Text = "{prompt}"
 
     def load(self, device: torch.device) -> Score:
         """Load the CLIP.
@@ -50,18 +45,13 @@ class ClipScore(draft.Reward):
         Returns:
             A function from images and prompts to scores.
         """
-        import torch
-
-        from draft_rewards._clip import cached_text_features, load_clip
+        from draft_rewards._clip import cosines, load_clip
 
         clip = load_clip(self.model, revision=self.revision, device=device, where=self.name)
-        features = cached_text_features(clip)
-        text = self.text
+        cosine = cosines(clip, self.text)
 
         def score(images: Images, prompts: Sequence[str]) -> Scores:
-            texts = list(prompts) if text == "{prompt}" else draft.per_prompt(text, prompts)
-            wanted = torch.stack([features(one) for one in texts])
-            return (100.0 * (clip.image_features(images) * wanted).sum(dim=-1)).to(images.dtype)
+            return (100.0 * cosine(images, prompts)).to(images.dtype)
 
         return score
 

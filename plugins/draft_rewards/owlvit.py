@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 import draft
-from draft_rewards._owlvit import Queries, Template
+from draft_rewards._loading import Revision
+from draft_rewards._owlvit import DetectorModel, Queries, Template
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +44,8 @@ class Owlvit(draft.Reward):
     cite = "Minderer et al., Simple Open-Vocabulary Object Detection with Vision Transformers, arXiv 2205.06230"
     stand_in = {"model": "emoji/owlvit", "revision": ""}
 
-    model: str = draft.Field(
-        "google/owlvit-base-patch32",
-        description="an OwlViTForObjectDetection or Owlv2ForObjectDetection of transformers: a name of "
-        "`draft models`, a folder, or a hub id",
-    )
-    revision: str = draft.Field("", description="a hub revision (branch, tag or commit); empty: the newest")
+    model: DetectorModel = "google/owlvit-base-patch32"
+    revision: Revision = ""
     queries: Queries = ("{prompt}",)
     template: Template = "a photo of a {query}"
     aggregation: Literal["softmax", "mean"] = draft.Field(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
-from draft_rewards._owlvit import Queries, Template
+from draft_rewards._loading import Revision
+from draft_rewards._owlvit import DetectorModel, Queries, Template
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +29,8 @@ class OwlvitCount(draft.Reward):
     differentiable = False
     stand_in = {"model": "emoji/owlvit", "revision": ""}
 
-    model: str = draft.Field(
-        "google/owlvit-base-patch32",
-        description="an OwlViTForObjectDetection or Owlv2ForObjectDetection of transformers: a name of "
-        "`draft models`, a folder, or a hub id",
-    )
-    revision: str = draft.Field("", description="a hub revision (branch, tag or commit); empty: the newest")
+    model: DetectorModel = "google/owlvit-base-patch32"
+    revision: Revision = ""
     queries: Queries = ("{prompt}",)
     template: Template = "a photo of a {query}"
     threshold: float = draft.Field(0.1, ge=0, le=1, description="confidence above which a box counts")

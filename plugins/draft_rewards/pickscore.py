@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
+from draft_rewards._clip import ClipModel
+from draft_rewards._loading import Revision
+from draft_rewards._text import Text
 
 if TYPE_CHECKING:
     import torch
@@ -26,23 +29,13 @@ class Pickscore(draft.Reward):
     cite = "Kirstain et al., Pick-a-Pic: An Open Dataset of User Preferences, arXiv 2305.01569"
     stand_in = {"model": "emoji/preference", "revision": "", "processor": ""}
 
-    model: str = draft.Field(
-        "yuvalkirstain/PickScore_v1",
-        description="a CLIPModel of transformers: a name of `draft models`, a folder, or a hub id",
-    )
-    revision: str = draft.Field(
-        "", description="a hub revision of the model (branch, tag or commit); empty: the newest"
-    )
+    model: ClipModel = "yuvalkirstain/PickScore_v1"
+    revision: Revision = ""
     processor: str = draft.Field(
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         description="where tokenizer and image preprocessing come from, likewise; empty: from `model`",
     )
-    text: str = draft.Field(
-        "{prompt}",
-        min_length=1,
-        description="what the image should fit: '{prompt}' is its prompt, '{column}' a column of the prompt file, "
-        "anything else is one text for all images",
-    )
+    text: Text = "{prompt}"
 
     def load(self, device: torch.device) -> Score:
         """Load the CLIP.
@@ -53,18 +46,14 @@ class Pickscore(draft.Reward):
         Returns:
             A function from images and prompts to scores.
         """
-        import torch
-
-        from draft_rewards._clip import cached_text_features, load_clip
+        from draft_rewards._clip import cosines, load_clip
 
         clip = load_clip(self.model, processor=self.processor, revision=self.revision, device=device, where=self.name)
-        features, scale, text = cached_text_features(clip), clip.model.logit_scale.exp(), self.text
+        # Each image with its own text; the model card's snippet has one prompt only.
+        cosine, scale = cosines(clip, self.text), clip.model.logit_scale.exp()
 
         def score(images: Images, prompts: Sequence[str]) -> Scores:
-            texts = list(prompts) if text == "{prompt}" else draft.per_prompt(text, prompts)
-            # Each image with its own text; the model card's snippet has one prompt only.
-            wanted = torch.stack([features(one) for one in texts])
-            return (scale * (clip.image_features(images) * wanted).sum(dim=-1)).to(images.dtype)
+            return (scale * cosine(images, prompts)).to(images.dtype)
 
         return score
 
