@@ -13,8 +13,8 @@ import torch
 from draft.diffusion.models import TextToImage, load_text_to_image
 
 
-def _module() -> Any:
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+def _module(name: str = "tiny") -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -24,6 +24,11 @@ def _module() -> Any:
 @pytest.fixture(scope="session")
 def tiny_module() -> Any:
     return _module()
+
+
+@pytest.fixture(scope="session")
+def layout() -> Any:
+    return _module("original_layout")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ stages:
     curves:
       train: ${out:train.metrics}
 """
+FULL = Path(__file__).with_name("full.yaml")
 
 
 @dataclass
@@ -96,6 +98,14 @@ def workshop(tmp_path: Path) -> Workshop:
     (tmp_path / "held.txt").write_text("# held out\n\na fox\na cow\n")
     (tmp_path / "demo.yaml").write_text(PIPELINE)
     return Workshop(tmp_path)
+
+
+@pytest.fixture
+def full(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """The full-size pipeline in its folder, and that folder the current one."""
+    monkeypatch.chdir(workshop.folder)
+    shutil.copy(FULL, workshop.file)
+    return workshop
 
 
 @pytest.fixture

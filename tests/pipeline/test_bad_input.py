@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from draft.errors import ConfigErrors, DraftError
+from draft.errors import ConfigErrors, DraftError, DraftWarning
 from draft.pipeline.load import load_pipeline
 
 
@@ -378,3 +378,17 @@ def test_a_missing_file_is_told_with_the_shipped_ones(workshop, monkeypatch: pyt
     assert str(caught.value) == "no such pipeline file (got 'quikstart')\n  hint: did you mean 'quickstart'?"
     with pytest.raises(DraftError, match="a pipeline is a file, not a folder"):
         load_pipeline(Path("model"))
+
+
+def test_words_that_the_embedded_model_never_met_are_told_once_with_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        "name: p\nstages:\n  a:\n    kind: generate\n    model: emoji\n    prompts: [a zebr on the moon]\n"
+        "  b:\n    kind: generate\n    model: emoji\n    prompts: [a cat and a zebr]\n"
+    )
+    with pytest.warns(DraftWarning) as told:
+        load_pipeline(file)
+    assert len(told) == 1
+    text = str(told[0].message)
+    assert text.startswith(f"{file}:6: the emoji model does not know 'zebr' (nearest: zebra")
+    assert "'moon'" in text

@@ -2,79 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from draft.errors import ConfigErrors, DraftError, DraftWarning, ResourceError
+from draft.errors import ConfigErrors, DraftError
 from draft.pipeline.check import Pipeline
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.rehearsal import Replacement, is_embedded, listing
 
-FULL = """\
-name: full
-vars:
-  model: CompVis/stable-diffusion-v1-4
-  thing: person
-  steps: 50
-stages:
-  train:
-    kind: train
-    model: ${vars.model}
-    prompts: [a person in a park]
-    method: {kind: draft_k, k: 20}
-    sampler: {num_inference_steps: "${vars.steps}"}
-    lora: {rank: 4}
-    learning_rate: 3e-4
-    max_steps: 1000
-    gradient_accumulation_steps: 4
-    warmup_steps: 100
-    mixed_precision: bf16
-    resolution: 512
-    device: cuda:1
-    report_to: [tensorboard]
-    preview: {every: 100}
-    rewards:
-      jpeg: {quality: 50, weight: 0.5}
-      clip_score: {text: "a ${vars.thing}", device: "cuda:0"}
-  mix:
-    kind: mix
-    adapters: {a: {from: "${out:train.adapter}"}}
-  evaluate:
-    kind: evaluate
-    model: ${vars.model}
-    prompts: {file: held.txt}
-    sampler: {guidance_scale: 1}
-    images_per_prompt: 4
-    batch_size: 32
-    adapters: {mix: {from: "${out:mix.adapter}"}}
-    rewards:
-      clip_score:
-      judge: {use: emoji_judge}
-  generate:
-    kind: generate
-    model: ${vars.model}
-    prompts: [a cat]
-"""
+FULL = Path(__file__).with_name("full.yaml").read_text()
 REHEARSAL = """\
 rehearsal:
   vars.thing: cat
   stages.train.prompts: ["a ${vars.thing}", a dog]
   stages.train.max_steps: 12
 """
-
-
-@pytest.fixture
-def full(workshop, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The full-size pipeline in its folder, and that folder the current one."""
-    monkeypatch.chdir(workshop.folder)
-    workshop.file.write_text(FULL)
-    return workshop
 
 
 def rehearsed(full, *overrides: str, add: str = "", swap: tuple[str, str] = ("", "")) -> Pipeline:
@@ -336,101 +279,3 @@ def test_the_listing_is_aligned_and_goes_stage_by_stage(full) -> None:
         "    rewards.clip_score.model:    openai/clip-vit-large-patch14 -> emoji/clip\n"
         '    rewards.clip_score.device:   cuda:0 -> ""'
     )
-
-
-def test_results_lie_apart_and_their_configuration_runs_again_without_rehearse(full) -> None:
-    full.file.write_text(FULL + REHEARSAL)
-    result = full.run(rehearse=True)
-    assert result.folder == full.folder / "runs" / "full-rehearsal"
-    assert full.ran() == ["train", "mix", "evaluate", "generate"]
-    config = full.folder / "copy.yaml"
-    shutil.copy(result.folder / "config.yaml", config)
-    assert "rehearsal:" not in config.read_text()
-    again = full.run(file=config)
-    assert (again.folder, full.ran()) == (result.folder, [])
-    assert full.run(file=config, rehearse=True).folder == result.folder
-    assert full.ran() == []
-
-
-def test_the_way_to_go_on_is_again_a_rehearsal(full) -> None:
-    full.failing["mix"] = ResourceError("too small", needs="more", hint="buy it")
-    with pytest.raises(ResourceError) as caught:
-        full.run("seed=1", rehearse=True)
-    runs = full.folder / "runs"
-    assert caught.value.__notes__ == [f"resume: draft run {full.file} seed=1 --rehearse --runs-dir {runs}"]
-    assert str(caught.value) == "stage 'mix': too small\n  needs: more\n  hint: buy it", "this is the rehearsal"
-
-
-@pytest.mark.parametrize(("hint", "text"), [("buy it", "buy it; or try"), ("", "try")])
-def test_a_full_size_run_that_cannot_start_says_what_it_needs_and_offers_a_rehearsal(full, hint, text) -> None:
-    full.failing["train"] = ResourceError("too small", needs="more", hint=hint)
-    with pytest.raises(ResourceError) as caught:
-        full.run("seed=1")
-    offer = f"draft run {full.file} --rehearse --runs-dir {full.folder / 'runs'}"
-    assert str(caught.value) == (
-        f"stage 'train': too small\n  needs: more\n  hint: {text} the same pipeline at small scale now: {offer}"
-    )
-
-
-def test_planning_a_rehearsal_imports_no_torch(full) -> None:
-    script = (
-        "import sys\nfrom draft.pipeline.run import run_pipeline\n"
-        "run_pipeline('demo.yaml', rehearse=True, dry_run=True)\n"
-        "found = [name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules]\n"
-        "assert not found, found\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-SMALL = """\
-name: small
-stages:
-  train:
-    kind: train
-    model: CompVis/stable-diffusion-v1-4
-    prompts: [a cat, a dog]
-    rewards:
-      jpeg: {quality: 50}
-      clip_score: {weight: 0.1}
-  evaluate:
-    kind: evaluate
-    model: CompVis/stable-diffusion-v1-4
-    prompts: [a fox]
-    adapters: {trained: {from: "${out:train.adapter}"}}
-    rewards:
-      clip_score:
-      kb: {use: jpeg_size}
-rehearsal:
-  stages.train.max_steps: 2
-  stages.train.batch_size: 1
-  stages.train.sampler.num_inference_steps: 2
-  stages.evaluate.sampler.num_inference_steps: 2
-"""
-
-
-def test_a_full_size_pipeline_rehearses_to_the_end_offline(workshop) -> None:
-    from draft.pipeline.stages import EXECUTORS
-
-    workshop.file.write_text(SMALL)
-    result = workshop.run(rehearse=True, executors=EXECUTORS)
-    assert [stage.action for stage in result.stages] == ["ran", "ran"]
-    metrics = (result.folder / "train" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in metrics] == [1, 2]
-    report = json.loads((result.folder / "evaluate" / "report.json").read_text())
-    assert list(report["arms"]) == ["base", "trained"]
-    assert (result.folder / "train" / "adapter.safetensors").stat().st_size > 10_000
-
-
-def test_words_that_the_embedded_model_never_met_are_told_once_with_their_place(tmp_path: Path) -> None:
-    file = tmp_path / "pipeline.yaml"
-    file.write_text(
-        "name: p\nstages:\n  a:\n    kind: generate\n    model: emoji\n    prompts: [a zebr on the moon]\n"
-        "  b:\n    kind: generate\n    model: emoji\n    prompts: [a cat and a zebr]\n"
-    )
-    with pytest.warns(DraftWarning) as told:
-        load_pipeline(file)
-    assert len(told) == 1
-    text = str(told[0].message)
-    assert text.startswith(f"{file}:6: the emoji model does not know 'zebr' (nearest: zebra")
-    assert "'moon'" in text
