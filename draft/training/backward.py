@@ -35,7 +35,8 @@ class Figures:
     Args:
         scores: Mean raw score of each term, shape (terms,).
         gradients: Norm of each term's gradient with respect to the images, not finite where a reward broke, (terms,).
-        saturated: Share of pixel values at 0 or 1, where the clamp lets no gradient through; scalar.
+        saturated: Share of pixel values at 0 or 1, which the decoder puts there or beyond; scalar. Their gradient is
+            0 unless `saturation` lets it straight through.
     """
 
     scores: Tensor

@@ -65,6 +65,8 @@ class TrainSettings:
         gradient_checkpointing: Recompute each recorded step in the backward pass instead of keeping its
             activations; `auto` does so when more than two steps are recorded.
         micro_batch_size: Images decoded and scored at once in the split backward pass; 0: the whole batch.
+        saturation: What the gradient does at pixel values that were decoded outside [0, 1] and clipped: with `clip` it
+            is 0 there, with `straight_through` it passes as if nothing had been clipped. The images are the same.
         resolution: Side of the square images in pixels; None: the model's own.
         checkpoint: When the state is written.
         preview: The grid of progress pictures.
@@ -89,6 +91,7 @@ class TrainSettings:
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     micro_batch_size: Annotated[int, Ge(0)] = 1
+    saturation: Literal["clip", "straight_through"] = "clip"
     resolution: Annotated[int, Ge(8)] | None = None
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     preview: PreviewSettings = field(default_factory=PreviewSettings)

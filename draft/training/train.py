@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def _rollout(run: Run, *, scale: float) -> Figures:
     )
     return split_backward(
         latents,
-        run.model.decode,
+        partial(run.model.decode, straight_through=run.settings.saturation == "straight_through"),
         run.loaded,
         run.prompts.take(indices),
         micro_batch_size=run.settings.micro_batch_size,

@@ -48,8 +48,8 @@ class TextToImage(Protocol):
         """The network's output at a scalar time, in the latents' precision."""
         ...
 
-    def decode(self, latents: Latents) -> Images:
-        """Images in [0, 1] with gradient."""
+    def decode(self, latents: Latents, *, straight_through: bool = False) -> Images:
+        """Images in [0, 1] with gradient, clipped there as `draft.diffusion.saturation.clip` does it."""
         ...
 
     def latent_shape(self, resolution: int | None) -> tuple[int, ...]:

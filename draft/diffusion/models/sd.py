@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from draft.diffusion.models.single_file import load_single_file, settle_prediction
 from draft.diffusion.sampling import Schedule
+from draft.diffusion.saturation import clip
 from draft.errors import DraftError, DraftWarning, ResourceError
 from draft.types import Images, Latents
 
@@ -107,19 +108,20 @@ class StableDiffusion:
         )[0]
         return out.to(latents.dtype)
 
-    def decode(self, latents: Latents) -> Images:
+    def decode(self, latents: Latents, *, straight_through: bool = False) -> Images:
         """Decode latents to images, with gradient.
 
         Args:
             latents: (B, C, h, w), scaled to unit variance as the UNet sees them.
+            straight_through: Whether the gradient passes where values are clipped; see `draft.diffusion.saturation`.
 
         Returns:
-            sRGB clamped to [0, 1], (B, 3, H, W), in the latents' precision.
+            sRGB clipped to [0, 1], (B, 3, H, W), in the latents' precision.
         """
         config: Any = self.vae.config
         scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         images = self.vae.decode(scaled.to(self.dtype), return_dict=False)[0].to(latents.dtype)
-        return (images / 2 + 0.5).clamp(0, 1)
+        return clip(images / 2 + 0.5, straight_through=straight_through)
 
     def latent_shape(self, resolution: int | None) -> tuple[int, ...]:
         """Shape (C, h, w) of the latents of a square image.
