@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from draft.registry.describe import headline, options, yaml_example
+from draft.registry.describe import facts, headline, options, yaml_example
 from draft.registry.discovery import OWN, reward_entries
 from draft.registry.loading import find_reward
 from draft.registry.reward import Reward
+from draft_rewards._weights import WEIGHTS
 
 PAGE = Path(__file__).with_name("rewards.md")
 HEAD = """# Rewards
@@ -21,13 +22,21 @@ one), `weight` (1 if left out) and `device`. `draft rewards` lists what is insta
 show NAME` tells all of this in the terminal, and [Writing a reward](writing-a-reward.md) is how to add one.
 """
 
+WEIGHTS_HEAD = """## Published weights
+
+What an empty `revision` means: these models are read as they were at this commit, whatever their owners change since,
+any other in its newest revision. The licence is the one that the model's page names. Nothing is downloaded before a
+reward is loaded; where a model is missing, the error has the command that fetches it, and with `HF_HUB_OFFLINE=1`
+nothing is fetched at all. Weights are read from safetensors, or with `torch.load(weights_only=True)`.
+"""
+
 
 def page() -> str:
     """The whole page."""
     rewards = [find_reward(entry.name) for entry in reward_entries() if entry.dist == OWN]
     rows = [f"| [`{r.name}`](#{r.name}) | {_kind(r)} | {headline(r)} |" for r in rewards]
     overview = "\n".join(["| reward | | what it scores |", "| --- | --- | --- |", *rows])
-    return "\n\n".join([HEAD.strip(), overview, *map(section, rewards)]) + "\n"
+    return "\n\n".join([HEAD.strip(), overview, *map(section, rewards), WEIGHTS_HEAD.strip(), weights()]) + "\n"
 
 
 def section(reward: type[Reward]) -> str:
@@ -36,14 +45,19 @@ def section(reward: type[Reward]) -> str:
     # A docstring's note becomes a paragraph like the others.
     words = "\n\n".join(" ".join(part.split()) for part in rest.split("\n\n")).replace("Note: ", "**Note.** ")
     parts = [f"## {reward.name}", headline(reward), words]
-    if reward.cite:
-        parts.append(f"Source: {reward.cite}.")
+    parts.append("\n".join(f"- {name[0].upper()}{name[1:]}: {text}" for name, text in facts(reward)))
     if listed := options(reward):
         rows = [f"| `{o.name}` | {o.type} | `{o.default}` | {o.bounds} | {o.description} |" for o in listed]
         head = ["| option | type | default | bounds | meaning |", "| --- | --- | --- | --- | --- |"]
         parts.append("\n".join(head + rows))
     parts.append(f"```yaml\n{yaml_example(reward)}\n```")
     return "\n\n".join(part for part in parts if part)
+
+
+def weights() -> str:
+    """The table of pinned weights."""
+    rows = [f"| `{hub}` | `{w.revision}` | {w.licence} | {w.megabytes} |" for hub, w in sorted(WEIGHTS.items())]
+    return "\n".join(["| on the hub | commit | licence | MB |", "| --- | --- | --- | --- |", *rows])
 
 
 def _kind(reward: type[Reward]) -> str:

@@ -63,6 +63,24 @@ def headline(reward: type[Reward]) -> str:
     return _first_line(inspect.getdoc(reward) or "")
 
 
+def facts(reward: type[Reward]) -> list[tuple[str, str]]:
+    """What a reward says of itself beside its docstring: source, typical scores, licence and memory of its weights.
+
+    Args:
+        reward: The reward's class.
+
+    Returns:
+        A name and a text for each that it says something of.
+    """
+    said = (
+        ("source", reward.cite),
+        ("typical scores", reward.typical),
+        ("licence of the weights", reward.licence),
+        ("memory", reward.memory),
+    )
+    return [(name, text) for name, text in said if text]
+
+
 def options(reward: type[Reward]) -> list[Option]:
     """The parameters of a reward with types, defaults, bounds and descriptions.
 

@@ -46,6 +46,9 @@ class Reward(BaseModel, ABC):
     Attributes:
         name: The reward's name in pipelines; must equal its entry point's name.
         cite: A citation of the source, shown by `draft rewards show`.
+        licence: The licence of the weights that it loads by default, if it loads any; shown there, too.
+        typical: Which scores to expect of which images, in words.
+        memory: What those weights take on the device, in words.
         differentiable: False for scores without a gradient: metrics for `evaluate`, refused by gradient methods.
         per_image: False if an image's score depends on the others of its batch; micro-batching is then off.
         stand_in: Option values with which the reward runs on the embedded models, in `draft run --rehearse`; ``{}``
@@ -67,6 +70,9 @@ class Reward(BaseModel, ABC):
 
     name: ClassVar[str]
     cite: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+    typical: ClassVar[str] = ""
+    memory: ClassVar[str] = ""
     differentiable: ClassVar[bool] = True
     per_image: ClassVar[bool] = True
     stand_in: ClassVar[Mapping[str, Any] | None] = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import draft
@@ -26,7 +25,7 @@ def load_head(
     Args:
         head: A registered name, a folder, a file, a hub id, or a hub id and a file as ``"owner/name/file"``.
         width: Length of the vectors it will get.
-        revision: A hub revision; empty: the newest.
+        revision: A hub revision; empty: the pinned one, see `_loading.hub_options`.
         device: Where to put it.
         where: The reward's name, for errors.
 
@@ -38,7 +37,7 @@ def load_head(
     """
     from torch.nn import functional as F
 
-    with explained("aesthetic head", head, where=where):
+    with explained("aesthetic head", head, where=where, revision=revision):
         weights = _read(_find(head, revision))
         names = [f"layers.{number}.{kind}" for number in LAYERS for kind in ("weight", "bias")]
         if sorted(weights) != sorted(names):
@@ -77,7 +76,7 @@ def _find(head: str, revision: str) -> Path:
     name, _, file = rest.partition("/")
     if path.is_absolute() or not (owner.strip(".") and name):
         raise ValueError("there is no such file or folder")
-    return Path(str(cached_file(f"{owner}/{name}", file or "model.safetensors", **hub_options(revision))))
+    return Path(str(cached_file(f"{owner}/{name}", file or "model.safetensors", **hub_options(revision, head))))
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -86,10 +85,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
     if file.suffix == ".safetensors":
         return load_file(file)
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(f"{file.name} is not a file of weights alone") from error
+    weights = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(weights, dict):
         raise ValueError(f"it must hold a state dict (got {type(weights).__name__})")
     return weights

@@ -82,7 +82,7 @@ def load_classifier(model: str, *, revision: str = "", device: torch.device, whe
 
     Args:
         model: A name of `draft models`, a folder, or a hub id.
-        revision: A hub revision; empty: the newest.
+        revision: A hub revision; empty: the pinned one, see `_loading.hub_options`.
         device: Where to put it.
         where: The reward's name, for errors.
 
@@ -94,14 +94,15 @@ def load_classifier(model: str, *, revision: str = "", device: torch.device, whe
     """
     from transformers import AutoModelForImageClassification
 
-    path, what = draft.model_path(model), "image classifier"
-    with explained(what, model, where=where):
-        preprocessing = read_preprocessing(path, hub_options(revision))
-        if preprocessing is None:
-            raise ValueError("it has no preprocessor_config.json")
+    what = "image classifier"
+    # First of all, because its absence has a clear reason; a missing preprocessing may be an unreachable one.
     network = load_frozen(
         AutoModelForImageClassification, model, revision=revision, device=device, what=what, where=where
     )
+    with explained(what, model, where=where, revision=revision):
+        preprocessing = read_preprocessing(draft.model_path(model), hub_options(revision, model))
+        if preprocessing is None:
+            raise ValueError("it has no preprocessor_config.json")
     labels = network.config.id2label
     return Classifier(network, preprocessing, tuple(str(labels[index]) for index in sorted(labels)))
 

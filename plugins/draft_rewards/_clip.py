@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
-from draft_rewards._loading import explained, hub_options, load_frozen
+from draft_rewards._loading import TOKENS_AND_SIZES, explained, hub_options, load_frozen
 from draft_rewards._preprocessing import Preprocessing, read_preprocessing
 from draft_rewards._text import text_vector
 
@@ -65,7 +65,7 @@ def load_clip(model: str, *, processor: str = "", revision: str = "", device: to
     Args:
         model: A name of `draft models`, a folder, or a hub id.
         processor: Where tokenizer and image preprocessing come from, likewise; empty: from `model`.
-        revision: A hub revision of `model`; empty: the newest.
+        revision: A hub revision of `model`; empty: the pinned one, see `_loading.hub_options`.
         device: Where to put it.
         where: The reward's name, for errors.
 
@@ -78,11 +78,12 @@ def load_clip(model: str, *, processor: str = "", revision: str = "", device: to
     from transformers import AutoTokenizer, CLIPModel
 
     network = load_frozen(CLIPModel, model, revision=revision, device=device, what="CLIP model", where=where)
-    source = draft.model_path(processor or model)
-    options = hub_options("" if processor else revision)
-    with explained("CLIP processor" if processor else "CLIP model", processor or model, where=where):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        preprocessing = read_preprocessing(source, options, kind="CLIP")
+    source, meant = processor or model, "" if processor else revision
+    path, options = draft.model_path(source), hub_options(meant, source)
+    what, files = ("CLIP processor", TOKENS_AND_SIZES) if processor else ("CLIP model", ())
+    with explained(what, source, where=where, revision=meant, files=files):
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        preprocessing = read_preprocessing(path, options, kind="CLIP")
     if preprocessing is None:
         side = network.config.vision_config.image_size
         preprocessing = Preprocessing(shortest_edge=side, cropped=(side, side))

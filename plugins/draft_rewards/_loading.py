@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
 from draft.errors import ResourceError
+from draft_rewards._weights import download_command, known, revision_of
 
 if TYPE_CHECKING:
     import torch
 
 Revision = Annotated[
-    str, draft.Field(description="a hub revision of the model (branch, tag or commit); empty: the newest")
+    str,
+    draft.Field(
+        description="a hub revision of the model (branch, tag or commit); empty: the commit that docs/rewards.md pins, "
+        "the newest for a model that is not there"
+    ),
 ]
 """The option `revision` of the rewards with a model."""
 
+TOKENS_AND_SIZES = ("*.json", "*.txt")
+"""Patterns of the files that a processor needs: everything but weights."""
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)*")
+
 
 def load_frozen(family: Any, model: str, *, revision: str, device: torch.device, what: str, where: str) -> Any:
-    """Load a network from safetensors, frozen, in evaluation mode and float32.
+    """Load a network's weights, frozen, in evaluation mode and float32.
+
+    They are read from safetensors. Where a model has none, its `pytorch_model.bin` is read as weights alone: torch
+    unpickles tensors and refuses everything else.
 
     Args:
         family: A class of transformers with `from_pretrained`.
         model: A name of `draft models`, a folder, or a hub id.
-        revision: A hub revision; empty: the newest.
+        revision: A hub revision; empty: the pinned one, see `hub_options`.
         device: Where to put it.
         what: What is being loaded, e.g. ``"CLIP model"``, for errors.
         where: The reward's name, for errors.
@@ -36,9 +52,13 @@ def load_frozen(family: Any, model: str, *, revision: str, device: torch.device,
     Raises:
         DraftError: It cannot be loaded, or its weights lack tensors, which transformers would draw at random.
     """
-    with explained(what, model, where=where):
+    with explained(what, model, where=where, revision=revision):
+        options = hub_options(revision, model)
+        pickled = _folder_without_safetensors(draft.model_path(model), options)
+        if pickled:
+            options = {"use_safetensors": False, "weights_only": True}
         network, info = family.from_pretrained(
-            draft.model_path(model), use_safetensors=True, output_loading_info=True, **hub_options(revision)
+            pickled or draft.model_path(model), output_loading_info=True, **{"use_safetensors": True, **options}
         )
     if missing := sorted(info["missing_keys"]):
         kind = type(network).__name__
@@ -50,19 +70,30 @@ def load_frozen(family: Any, model: str, *, revision: str, device: torch.device,
     return network.to(device=device).float().eval().requires_grad_(False)
 
 
-def hub_options(revision: str) -> dict[str, Any]:
-    """Arguments of transformers' loaders for a hub revision; empty: the newest."""
-    return {"revision": revision} if revision else {}
+def hub_options(revision: str, model: str = "") -> dict[str, Any]:
+    """Arguments of transformers' loaders for a hub revision.
+
+    Args:
+        revision: The option `revision`.
+        model: The model; one of `draft_rewards._weights` has a commit that an empty revision means.
+
+    Returns:
+        ``{"revision": ...}``, or nothing for the newest.
+    """
+    meant = revision_of(model, revision)
+    return {"revision": meant} if meant else {}
 
 
 @contextmanager
-def explained(what: str, model: str, *, where: str) -> Iterator[None]:
-    """Turn what goes wrong while files are read into an error that names the model.
+def explained(what: str, model: str, *, where: str, revision: str = "", files: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what goes wrong while files are read into an error that names the model and how to get it.
 
     Args:
         what: What is being loaded, e.g. ``"CLIP model"``.
         model: The model as the user wrote it.
         where: The reward's name.
+        revision: The option `revision`, for the command that fetches it.
+        files: Patterns of the files that are read, where they are not all that the reward reads of this model.
 
     Raises:
         DraftError: The block raised because files are missing, broken or of another kind; a `ResourceError` where
@@ -72,10 +103,55 @@ def explained(what: str, model: str, *, where: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        told = f"cannot load the {what} {model!r}: {reason}"
-        hint = f"give a name of `draft models`, a folder that holds the {what}, or a hub id you can reach"
-        if isinstance(error, OSError) and not Path(draft.model_path(model)).exists():
-            raise ResourceError(told, needs=f"{model} of the hub, or a copy of it", where=where, hint=hint) from error
-        raise draft.DraftError(told, where=where, hint=hint) from error
+        if isinstance(error, UnpicklingError):
+            reason = "its file is a pickle of more than weights, and no other is read"
+        ways = f"give a name of `draft models`, a folder that holds the {what}, or a hub id you can reach"
+        path = draft.model_path(model)
+        if not isinstance(error, OSError) or Path(path).exists() or not _HUB_ID.fullmatch(path):
+            raise draft.DraftError(f"cannot load the {what} {model!r}: {reason}", where=where, hint=ways) from error
+        reason, hint = _out_of_reach(model, reason, download_command(model, revision, files))
+        entry = known(model)
+        facts = f" ({entry.megabytes} MB, licence: {entry.licence})" if entry and not files else ""
+        raise ResourceError(
+            f"cannot load the {what} {model!r}: {reason}",
+            needs=f"{model} of the hub{facts}, or a copy of it",
+            where=where,
+            hint=f"{hint}; or {ways}",
+        ) from error
+
+
+def _out_of_reach(model: str, reason: str, command: str) -> tuple[str, str]:
+    """Why a model of the hub is not here, and what to do about it."""
+    entry, first = known(model), ""
+    if entry and entry.gated:
+        first = f"accept its licence at https://huggingface.co/{model}, log in with `hf auth login`, then "
+    for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        # As the hub's own library reads them.
+        if os.environ.get(switch, "").upper() in ("1", "ON", "YES", "TRUE"):
+            there = f"{first}run `{command}` where there is a network and bring the hub's cache here"
+            return f"it is not on this machine, and {switch} is set", f"unset {switch}, or {there}"
+    return reason, f"{first}fetch it with `{command}`"
+
+
+def _folder_without_safetensors(path: str, options: Mapping[str, Any]) -> str:
+    """The folder with `pytorch_model.bin` of a model that has no safetensors, which is then loaded from there.
+
+    From a folder, because for a hub id transformers would ask the hub to convert the file for everybody.
+    """
+    from transformers.utils.hub import cached_file
+
+    # A hub that is out of reach shall be found out at once, and not after every file's retries.
+    cached_file(path, "config.json", **options)
+    quiet: dict[str, Any] = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        **options,
+    }
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if cached_file(path, name, **quiet):
+            return ""
+    file = cached_file(path, "pytorch_model.bin", **quiet)
+    # Nothing at all: loading it will say so in its own words.
+    return "" if file is None else str(Path(file).parent)

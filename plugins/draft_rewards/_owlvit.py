@@ -102,7 +102,7 @@ def load_detector(model: str, *, revision: str = "", device: torch.device, where
 
     Args:
         model: A name of `draft models`, a folder, or a hub id.
-        revision: A hub revision; empty: the newest.
+        revision: A hub revision; empty: the pinned one, see `_loading.hub_options`.
         device: Where to put it.
         where: The reward's name, for errors.
 
@@ -115,8 +115,8 @@ def load_detector(model: str, *, revision: str = "", device: torch.device, where
     from transformers import AutoConfig, AutoTokenizer, Owlv2ForObjectDetection, OwlViTForObjectDetection
 
     families = {"owlvit": OwlViTForObjectDetection, "owlv2": Owlv2ForObjectDetection}
-    path, options, what = draft.model_path(model), hub_options(revision), "OWL-ViT detector"
-    with explained(what, model, where=where):
+    path, options, what = draft.model_path(model), hub_options(revision, model), "OWL-ViT detector"
+    with explained(what, model, where=where, revision=revision):
         kind = AutoConfig.from_pretrained(path, **options).model_type
         if kind not in families:
             raise ValueError(f"its model_type must be owlvit or owlv2 (got {kind!r})")

@@ -33,6 +33,12 @@ class Adversarial(draft.Reward):
 
     name = "adversarial"
     cite = "Clark et al., Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400"
+    licence = "Apache-2.0"
+    memory = "0.1 GB of weights: 26 M parameters in float32"
+    typical = (
+        "-6.9, log(1/1000), where an ImageNet classifier has no idea, towards 0 as the attack succeeds; untargeted: "
+        "from 0 up"
+    )
     stand_in = {"model": "emoji/resnet", "revision": "", "target": "cat"}
 
     model: ClassifierModel = "microsoft/resnet-50"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
+from draft_rewards._loading import Revision
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +29,22 @@ class Aesthetic(draft.Reward):
 
     name = "aesthetic"
     cite = "Schuhmann, improved-aesthetic-predictor, https://github.com/christophschuhmann/improved-aesthetic-predictor"
+    licence = "CLIP: MIT (its code's; the hub names none); head: Apache-2.0"
+    typical = "LAION's mean embeddings of pictures that people rated 0, 5 and 9 score 1.66, 4.70 and 5.75"
+    memory = "1.7 GB of weights: 429 M parameters in float32"
     stand_in = {"model": "emoji/clip", "revision": "", "head": "emoji/aesthetic", "head_revision": ""}
 
     model: str = draft.Field(
         "openai/clip-vit-large-patch14",
         description="the CLIPModel the head was trained on: a name of `draft models`, a folder, or a hub id",
     )
-    revision: str = draft.Field("", description="a hub revision of the CLIP (branch, tag or commit); empty: the newest")
+    revision: Revision = ""
     head: str = draft.Field(
         "ttj/sac-logos-ava1-l14-linearMSE",
         description="the head's weights: a name of `draft models`, a folder, a .safetensors or .pth file, a hub id "
         "with model.safetensors, or a hub id and a file as 'owner/name/file.pth'",
     )
-    head_revision: str = draft.Field("", description="a hub revision of the head; empty: the newest")
+    head_revision: str = draft.Field("", description="a hub revision of the head, likewise")
 
     def load(self, device: torch.device) -> Score:
         """Load the CLIP and the head.

@@ -26,6 +26,9 @@ class AttackRate(draft.Reward):
 
     name = "attack_rate"
     cite = "Clark et al., Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400"
+    licence = "Apache-2.0"
+    memory = "0.1 GB of weights: 26 M parameters in float32"
+    typical = "0 or 1"
     differentiable = False
     stand_in = {"model": "emoji/resnet", "revision": "", "target": "cat"}
 

@@ -25,6 +25,7 @@ class JpegSize(draft.Reward):
 
     name = "jpeg_size"
     cite = "Clark et al., Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400"
+    typical = "14 to 28 kB for photographs of about 500 pixels at quality 50"
     differentiable = False
     stand_in = {}
 

@@ -33,15 +33,21 @@ class Owlvit(draft.Reward):
     for a small `temperature` T nearly the surest box and for a large one the mean of all, grows with each box and does
     not depend on how many boxes the detector has. Lower `absent` for a detector that is surer of what is not there.
 
+    Queries are names of things: the detector reads 16 tokens of one, about ten words, and no more.
+
     Note:
         The DRaFT paper (arXiv 2309.17400) detects and removes with OWL-ViT; its exact score is not known to us, so
         this one is ours. OWL-ViT is trained with CLIP's prompt templates and evaluated with an ensemble of seven;
-        here there is one, that of transformers' examples. A removed thing may come back as what the detector cannot
-        name: judge the result with `owlvit_count`, best with another detector, and look at pictures.
+        here there is one, that of transformers' examples. A picture that is no square is squeezed into one, as
+        transformers does it; the original code pads it with grey. A removed thing may come back as what the detector
+        cannot name: judge the result with `owlvit_count`, best with another detector, and look at pictures.
     """
 
     name = "owlvit"
     cite = "Minderer et al., Simple Open-Vocabulary Object Detection with Vision Transformers, arXiv 2205.06230"
+    licence = "Apache-2.0"
+    memory = "0.6 GB of weights: 153 M parameters in float32"
+    typical = "-6.9 (nothing is seen) to 4.6 (surely seen), or what `absent` and `present` make of it"
     stand_in = {"model": "emoji/owlvit", "revision": ""}
 
     model: DetectorModel = "google/owlvit-base-patch32"

@@ -144,13 +144,14 @@ def test_models_that_do_not_fit_are_clear_errors(tiny_clip: Path, tiny_classifie
     with pytest.raises(draft.DraftError, match="cannot load the image classifier") as raised:
         draft.load("adversarial", model=str(tmp_path / "nothing"), target=0)
     assert "draft models" in raised.value.hint
+    folder = shutil.copytree(tiny_classifier, tmp_path / "blind")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(draft.DraftError, match="has no preprocessor_config.json"):
+        draft.load("adversarial", model=str(folder), target=0)
     folder = shutil.copytree(tiny_classifier, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     gone = next(name for name in weights if name.startswith("classifier"))
     del weights[gone]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(draft.DraftError, match=f"lack 1 of .*'s tensors, e.g. '{gone}'"):
-        draft.load("adversarial", model=str(folder), target=0)
-    (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(draft.DraftError, match="has no preprocessor_config.json"):
         draft.load("adversarial", model=str(folder), target=0)
