@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,11 +17,14 @@ from torch import nn
 from transformers import CLIPModel
 
 import draft
+from draft.errors import ResourceError
 from draft.testing import check_reward
 from draft_rewards._aesthetic import load_head
 from draft_rewards.aesthetic import Aesthetic
 
 CPU = torch.device("cpu")
+LAION = "sac+logos+ava1-l14-linearMSE.pth"
+RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "aesthetic.json").read_text(encoding="utf-8"))
 
 
 class Published(nn.Module):
@@ -134,3 +141,33 @@ def test_a_head_of_another_shape_or_kind_is_refused(tiny: ModuleType, head: Path
         with pytest.raises(draft.DraftError, match="there is no such file or folder") as raised:
             load(missing)
         assert (raised.value.where, "draft models" in raised.value.hint) == ("aesthetic", True)
+
+
+def test_a_head_is_read_from_either_format_of_torchs_files(head: Path, tmp_path: Path) -> None:
+    vectors = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    wanted = load_head(str(head), 16, device=CPU, where="aesthetic")(vectors)
+    for zipped in (True, False):
+        torch.save(load_file(head), tmp_path / "head.pth", _use_new_zipfile_serialization=zipped)
+        assert torch.equal(load_head(str(tmp_path / "head.pth"), 16, device=CPU, where="aesthetic")(vectors), wanted)
+
+
+def test_the_card_says_what_was_recorded_of_laions_head() -> None:
+    low, middle, high = (RECORDED["scores"][rating] for rating in ("0", "5", "9"))
+    assert f"rated 0, 5 and 9 score {low:.2f}, {middle:.2f} and {high:.2f}" in Aesthetic.typical
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("head", [LAION, Aesthetic.model_fields["head"].default])
+def test_laions_mean_embeddings_of_rated_pictures_score_as_recorded(head: str) -> None:
+    if not (folder := os.environ.get("DRAFT_AESTHETIC_DATA")):
+        pytest.skip("DRAFT_AESTHETIC_DATA must name the folder of tests/golden/record_aesthetic.py")
+    for name, digest in RECORDED["sha256"].items():
+        assert hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() == digest
+    try:
+        rate = load_head(str(Path(folder) / LAION) if head == LAION else head, 768, device=CPU, where="aesthetic")
+    except ResourceError as missing:
+        pytest.skip(missing.what)
+    for rating, score in RECORDED["scores"].items():
+        embedding = torch.from_numpy(np.load(Path(folder) / f"vit_l_14_embeddings_rating{rating}.npy"))
+        found = rate(torch.nn.functional.normalize(embedding.float(), dim=-1)).item()
+        assert found == pytest.approx(score, abs=2e-5)
