@@ -26,6 +26,13 @@ class ConfigError(DraftError):
     """A pipeline file, an override or a command-line argument is wrong."""
 
 
+class OptionError(ConfigError, ValueError):
+    """A reward's option is wrong: what a validator of its class raises where a `ValueError` could give no hint.
+
+    Whoever reads the options collects it with the others and adds the place.
+    """
+
+
 class PluginError(DraftError):
     """A plugin cannot be found, imported or trusted to be what it says."""
 

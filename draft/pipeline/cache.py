@@ -14,7 +14,7 @@ from draft.pipeline.check import CheckedStage
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.schema import VERSIONS
 from draft.pipeline.sources import source_digest, weights_digest
-from draft.registry.plugins import named_models, reward_config, reward_source
+from draft.registry.plugins import each_reward, named_models, reward_config, reward_source
 
 RECORD = "stage.json"
 FORMAT = 1
@@ -99,7 +99,11 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         "version": VERSIONS[stage.config.kind],
         "settings": settings,
         "rewards": {term.label: reward_config(term) for term in stage.terms},
-        "sources": {term.label: source_digest(reward_source(type(term.reward))) for term in stage.terms},
+        "sources": {
+            ".".join((term.label, *keys)): source_digest(reward_source(type(reward)))
+            for term in stage.terms
+            for keys, reward in each_reward(term.reward)
+        },
         "reward_models": _reward_models(stage),
         "upstream": dict(upstream),
     }

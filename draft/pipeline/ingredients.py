@@ -17,7 +17,7 @@ from draft.pipeline.document import Path as Keys
 from draft.pipeline.schema import KINDS, TrainStage
 from draft.prompts import load_prompts
 from draft.registry.discovery import did_you_mean
-from draft.registry.plugins import build_term, model_path, named_models
+from draft.registry.plugins import build_term, model_path, named_models, without_gradient
 from draft.registry.reward import Term
 from draft.types import Prompts
 
@@ -185,11 +185,11 @@ def check_training(
             )
         )
     for term in terms:
-        if not term.reward.differentiable:
+        for inner, reward in without_gradient(term.reward) if term.weight else ():
             errors.append(
                 ConfigError(
-                    f"reward {term.reward.name!r} has no gradient, so {config.method.kind} cannot train for it",
-                    where=document.place((*keys, "rewards", term.label)),
+                    f"reward {reward.name!r} has no gradient, so {config.method.kind} cannot train for it",
+                    where=document.place((*keys, "rewards", term.label, *inner)),
                     hint="measure it in an evaluate stage instead",
                 )
             )

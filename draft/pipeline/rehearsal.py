@@ -15,7 +15,7 @@ from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.schema import KINDS, EvaluateStage, GenerateStage, MixStage, TrainStage
-from draft.registry.plugins import find_reward
+from draft.registry.plugins import find_reward, part_options
 from draft.registry.reward import MODEL_OPTIONS, Reward
 
 SUFFIX = "-rehearsal"
@@ -80,7 +80,7 @@ def use_stand_ins(
             changes |= _sizes(stage, keys, chosen)
         if isinstance(stage, TrainStage | EvaluateStage):
             for label, options in stage.rewards.items():
-                changes |= _reward_stand_ins(label, options or {}, keys, chosen, document, errors)
+                changes |= _reward_stand_ins(("rewards", label), options or {}, keys, chosen, document, errors)
         for path, (before, after) in changes.items():
             put(document.data, (*keys, *path), after)
             found.append(Replacement(".".join(map(str, (*keys, *path))), before, after))
@@ -197,11 +197,12 @@ def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, er
 
 
 def _reward_stand_ins(
-    label: str, options: Mapping[str, Any], keys: Keys, chosen: Chosen, document: Document, errors: list[DraftError]
+    here: Keys, options: Mapping[str, Any], keys: Keys, chosen: Chosen, document: Document, errors: list[DraftError]
 ) -> dict[Keys, tuple[Any, Any]]:
-    """Path in the stage to a term's value and its stand-in."""
-    here = ("rewards", label)
-    name = options.get("use", label)
+    """Path in the stage to its value and stand-in, for a term or for a reward that one is made of."""
+    name: Any = options.get("use", here[-1])
+    if not isinstance(name, str):
+        return {}  # told with the other errors of rewards
     try:
         reward = find_reward(name)
     except DraftError:
@@ -223,11 +224,17 @@ def _reward_stand_ins(
             )
     if options.get("device", "") not in ("", "auto", "cpu"):
         wanted["device"], own["device"] = "", options["device"]
-    return {
+    found = {
         path: (_plain(own.get(option)), _plain(value))
         for option, value in wanted.items()
         if _plain(own.get(option)) != _plain(value) and not chosen((*keys, *(path := (*here, option))))
     }
+    for option in part_options(reward):
+        parts = options.get(option)
+        for label, given in parts.items() if isinstance(parts, Mapping) else ():
+            if given is None or isinstance(given, Mapping):
+                found |= _reward_stand_ins((*here, option, label), given or {}, keys, chosen, document, errors)
+    return found
 
 
 def _names_model(option: str) -> bool:

@@ -24,6 +24,7 @@ from draft.pipeline.plan import BEGUN, PARTIAL, Step, begun, make_plan
 from draft.pipeline.rehearsal import listing
 from draft.pipeline.stages import EXECUTORS, Executor, Job, adapter_metadata
 from draft.progress import Progress, Silent, duration
+from draft.registry.plugins import each_reward
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,8 @@ def _versions(stage: CheckedStage) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
     names = {"draft-diffusion", "torch", "diffusers", "peft"}
-    modules = {type(term.reward).__module__.partition(".")[0] for term in stage.terms}
+    rewards = [reward for term in stage.terms for _, reward in each_reward(term.reward)]
+    modules = {type(reward).__module__.partition(".")[0] for reward in rewards}
     known = packages_distributions() if modules else {}
     names |= {name for module in modules for name in known.get(module, ())}
     found = {}

@@ -3,6 +3,7 @@
 from draft.registry.discovery import RewardEntry, did_you_mean, reward_entries
 from draft.registry.extensions import extensions, model_path, named_model, named_models
 from draft.registry.loading import find_reward
+from draft.registry.parts import each_reward, part_options, without_gradient
 from draft.registry.terms import build_reward, build_term, reward_config, reward_source
 
 __all__ = [
@@ -10,12 +11,15 @@ __all__ = [
     "build_reward",
     "build_term",
     "did_you_mean",
+    "each_reward",
     "extensions",
     "find_reward",
     "model_path",
     "named_model",
     "named_models",
+    "part_options",
     "reward_config",
     "reward_entries",
     "reward_source",
+    "without_gradient",
 ]

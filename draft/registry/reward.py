@@ -50,7 +50,8 @@ class Reward(BaseModel, ABC):
         typical: Which scores to expect of which images, in words.
         memory: What those weights take on the device, in words.
         differentiable: False for scores without a gradient: metrics for `evaluate`, refused by gradient methods.
-        per_image: False if an image's score depends on the others of its batch; micro-batching is then off.
+        per_image: False if an image's score depends on the others of its batch; micro-batching is then off. A reward
+            made of others (`draft.registry.parts`) has properties of these two names instead.
         stand_in: Option values with which the reward runs on the embedded models, in `draft run --rehearse`; ``{}``
             says that it runs there as it is. None, the default, says the same of a reward without an option that
             names weights (one of `MODEL_OPTIONS`); any other is refused in a rehearsal, unless those options name

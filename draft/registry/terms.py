@@ -98,7 +98,7 @@ def build_reward(name: str, options: Mapping[str, Any], *, where: str = "") -> R
         return reward.model_validate_json(json.dumps(dict(options), default=str), strict=True)
     except ValidationError as error:
         errors = [_explain(detail, reward, where) for detail in error.errors()]
-        raise (errors[0] if len(errors) == 1 else ConfigErrors(list(errors))) from None
+        raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from None
 
 
 def reward_config(term: Term) -> dict[str, Any]:
@@ -118,10 +118,13 @@ def reward_source(reward: type[Reward]) -> Path:
     return Path(inspect.getfile(reward)).resolve()
 
 
-def _explain(detail: Any, reward: type[Reward], where: str) -> ConfigError:
+def _explain(detail: Any, reward: type[Reward], where: str) -> DraftError:
     field = ".".join(str(part) for part in detail["loc"])
     place = ".".join(part for part in (where, field) if part)
     got = detail["input"]
+    if isinstance(told := detail.get("ctx", {}).get("error"), DraftError):
+        told.where = place
+        return told
     if detail["type"] == "extra_forbidden":
         known = list(reward.model_fields)
         listed = f"it has {', '.join(known)}" if known else "it has no options"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from draft.diffusion.sampling import Grid, last_step_sensitivity
 from draft.errors import StageError
+from draft.registry.parts import without_gradient
 from draft.registry.reward import Term
 
 SMALLEST_SENSITIVITY = 1e-6
@@ -30,9 +31,9 @@ def check_terms(terms: Sequence[Term]) -> None:
         if labels.count(label) > 1:
             raise StageError(f"two rewards have the label {label!r}")
     for term in terms:
-        if term.weight and not term.reward.differentiable:
+        for inner, reward in without_gradient(term.reward) if term.weight else ():
             raise StageError(
-                f"reward {term.label!r}: {term.reward.name} has no gradient, so it cannot train",
+                f"reward {'.'.join((term.label, *inner))!r}: {reward.name} has no gradient, so it cannot train",
                 hint="use it in `evaluate`, or give it weight: 0 to log it",
             )
 
