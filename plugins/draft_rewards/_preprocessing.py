@@ -23,6 +23,7 @@ _CROP = {"do_center_crop": True, "crop_size": 224}
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIP": {"size": {"shortest_edge": 224}, "resample": 3, **_CROP, **_CLIP},
     "Bit": {"size": {"shortest_edge": 224}, "resample": 3, **_CROP, **_CLIP},
+    "Blip": {"size": {"height": 384, "width": 384}, "resample": 3, **_CLIP},
     "ConvNext": {"size": {"shortest_edge": 384}, "resample": 3, "crop_pct": 224 / 256, **_HALF},
     "DeiT": {"size": {"height": 256, "width": 256}, "resample": 3, **_CROP, **_HALF},
     "EfficientNet": {"size": {"height": 346, "width": 346}, "resample": 3, "include_top": True, **_HALF},

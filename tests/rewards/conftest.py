@@ -9,14 +9,25 @@ from types import ModuleType
 import pytest
 
 
-@pytest.fixture(scope="session")
-def tiny() -> ModuleType:
-    """The module `tiny.py`, which cannot be imported by name: these folders are no packages."""
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+def _module(name: str) -> ModuleType:
+    # These folders are no packages, so nothing in them can be imported by name.
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """The module `tiny.py`."""
+    return _module("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_blip() -> ModuleType:
+    """The module `tiny_blip.py`."""
+    return _module("tiny_blip")
 
 
 @pytest.fixture(scope="session")

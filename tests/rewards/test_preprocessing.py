@@ -17,6 +17,7 @@ SQUARE, SHORT = {"height": 24, "width": 24}, {"shortest_edge": 24}
 PROCESSORS = [
     ("CLIP", {"size": SHORT, "crop_size": SQUARE}),
     ("Bit", {"size": {"shortest_edge": 30}, "crop_size": SQUARE}),
+    ("Blip", {"size": SQUARE}),
     ("ConvNext", {"size": SHORT, "crop_pct": 0.875}),
     ("ConvNext", {"size": SHORT, "crop_pct": 1.0, "resample": 2}),
     ("ConvNext", {"size": {"shortest_edge": 384}}),
@@ -110,7 +111,7 @@ def test_the_published_files_of_the_default_models_are_read_right() -> None:
     ("config", "said"),
     [
         ({"image_processor_type": "CLIPImageProcessor", "resample": 1}, "resample"),
-        ({"image_processor_type": "LevitImageProcessor"}, "must be one of Bit, CLIP, .* 'LevitImageProcessor'"),
+        ({"image_processor_type": "LevitImageProcessor"}, "must be one of Bit, Blip, CLIP, .* 'LevitImageProcessor'"),
         ({"size": 224}, "got 'none'"),
         ({"image_processor_type": "ViTImageProcessor", "rescale_factor": 1 / 127.5}, "1/255"),
         ({"image_processor_type": "ViTImageProcessor", "do_rescale": False}, "1/255"),
