@@ -108,14 +108,12 @@ def main() -> None:
             scores[f"{height}x{width}"] = [model.score(prompt, image) for prompt in small.PROMPTS]
             levels = (model.preprocess(image) * colours[1] + colours[0]) * 255
             rows[f"{height}x{width}"] = levels[:, small.ROW].round().int().tolist()
-        tokens = [model.blip.tokenizer(prompt, truncation=True, max_length=35).input_ids for prompt in small.PROMPTS]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "pillow"))
     result = {
         "provenance": "image-reward 1.5 of PyPI (Apache-2.0, https://github.com/zai-org/ImageReward) on a CPU, its "
         f"method ImageReward.score; {versions}, Python {sys.version.split()[0]}",
         "shapes": shapes,
         "full_size": full_size,
-        "tokens": tokens,
         "rows": rows,
         "scores": scores,
     }

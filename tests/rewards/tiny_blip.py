@@ -51,21 +51,12 @@ def save_blip(folder: Path, processor: Any, *, answers: bool = False, extra: int
     return folder
 
 
-def save_image_reward(folder: Path) -> Path:
-    """Write an ImageReward in Draft's own layout, made from the description of that layout alone."""
-    from safetensors.torch import save_file
+def image_reward() -> tuple[dict[str, Any], Any]:
+    """An ImageReward of Draft's own layout, made from the description of that layout alone: configuration, modules."""
     from torch import nn
 
     text = {**text_config(1), "encoder_hidden_size": 32, "is_decoder": True}
-    config = {
-        "model_type": "image_reward",
-        "vision_config": VISION,
-        "text_config": text,
-        "head": [12, 6],
-        "mean": 0.25,
-        "std": 2.0,
-        "max_length": 12,
-    }
+    scale = {"head": [12, 6], "mean": 0.25, "std": 2.0, "max_length": 12}
     network = _seeded(
         lambda: nn.ModuleDict(
             {
@@ -75,7 +66,14 @@ def save_image_reward(folder: Path) -> Path:
             }
         )
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    return {"model_type": "image_reward", "vision_config": VISION, "text_config": text, **scale}, network
+
+
+def save_image_reward(folder: Path) -> Path:
+    """Write it with its tokenizer."""
+    from safetensors.torch import save_file
+
+    config, network = image_reward()
     save_file(network.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_tokenizer(folder)
