@@ -70,7 +70,7 @@ def load_frozen(family: Any, model: str, *, revision: str, device: torch.device,
     return network.to(device=device).float().eval().requires_grad_(False)
 
 
-def hub_options(revision: str, model: str = "") -> dict[str, Any]:
+def hub_options(revision: str, model: str) -> dict[str, Any]:
     """Arguments of transformers' loaders for a hub revision.
 
     Args:
