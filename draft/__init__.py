@@ -47,18 +47,20 @@ def load(name: str, device: str = "cpu", **options: Any) -> Score:
         **options: The reward's own parameters, as `draft rewards show NAME` lists them.
 
     Returns:
-        A function of images, float (B, 3, H, W) in [0, 1], and B prompts that returns B scores.
+        A function of images, float (B, 3, H, W) in [0, 1], and B prompts that returns B scores; anything else that it
+        is given is an error.
 
     Example:
         >>> import draft
         >>> compressible = draft.load("jpeg", quality=50)
     """
+    from draft.registry.inputs import guarded
     from draft.registry.plugins import build_reward
 
     reward = build_reward(name, options, where=name)
     import torch
 
-    return reward.load(torch.device(device))
+    return guarded(reward.load(torch.device(device)), where=name)
 
 
 def run(file: str | Path, overrides: Sequence[str] = ()) -> Any:

@@ -125,6 +125,33 @@ def test_a_metric_needs_no_gradient_and_a_batch_reward_no_single_images() -> Non
     assert failing(lambda i, p: mean(i) + mean(i).mean(), per_image=False) == {}
 
 
+def test_prompts_bring_the_columns_that_options_name() -> None:
+    class Wordy(Good):
+        """The mean of an image, times the length of a word."""
+
+        name: ClassVar[str] = "wordy"
+        word: str = draft.Field("{word}", description="a word, or a column")
+
+        def load(self, device: torch.device) -> Any:
+            def score(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+                lengths = [len(word) for word in draft.per_prompt(self.word, prompts)]
+                return images.new_tensor(lengths) * mean(images)
+
+            return score
+
+    words = draft.Prompts(["a cat", "a dog", "a fox"], {"word": ["a", "bb", "ccc"]})
+    assert {result.status for result in check_reward(Wordy(), prompts=words)} == {"passed"}
+    with pytest.raises(AssertionError, match="the prompts have no column 'word'"):
+        check_reward(Wordy())
+
+
+def test_a_score_computed_in_part_in_single_precision_is_compared_with_longer_steps() -> None:
+    def score(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return mean(images) + 10 * mean(images.float().square()).to(images.dtype)
+
+    assert failing(score) == {}
+
+
 def test_an_expected_failure_passes_and_an_unexpected_pass_fails() -> None:
     class Rounded(Good):
         """A reward with a dead gradient."""

@@ -18,7 +18,7 @@ COMMANDS = {
     "run": ("draft_cli.run:run_command", "Run a pipeline file."),
     "check": ("draft_cli.run:check_command", "Check a pipeline file without running it."),
     "mix": ("draft_cli.adapters:mix", "Mix adapters, each with a weight, into one."),
-    "rewards": ("draft_cli.rewards:app", "List, show and check rewards."),
+    "rewards": ("draft_cli.rewards:app", "List, write, check, score with and try rewards."),
     "models": ("draft_cli.models:models_command", "Show the models that pipelines may name."),
     "plugins": ("draft_cli.plugins:plugins_command", "Show the installed plugins and their state."),
     "schema": ("draft_cli.run:schema_command", "Print the JSON Schema of pipeline files."),

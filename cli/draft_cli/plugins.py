@@ -7,7 +7,7 @@ import typer
 from draft.errors import PluginError
 from draft.registry.discovery import EXTENSIONS, REWARDS, Entry, all_entries, enabled
 from draft.registry.loading import load_rewards, new_manager, register
-from draft_cli.rewards import columns
+from draft_cli.rewards.listing import columns
 
 
 def plugins_command() -> None:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from draft.errors import DraftError
 from draft.registry.reward import Reward
+from draft.types import Prompts
 
 __all__ = ["PROMPTS", "CheckResult", "check_reward", "run_checks", "table"]
 
@@ -55,7 +56,7 @@ def check_reward(
 
     Args:
         reward: The reward with the parameters to check it with; small models make quick checks.
-        prompts: Two or more prompts; one image is made for each.
+        prompts: Two or more prompts; one image is made for each; a `draft.Prompts` brings columns for options.
         size: Height and width of the images.
         device: Where to load the reward.
         expected_failures: Name of a check to the reason why this reward fails it.
@@ -107,7 +108,7 @@ def run_checks(
     expected = dict(expected_failures or {})
     if unknown := sorted(set(expected) - set(CHECKS)):
         raise DraftError(f"no such check (got {unknown[0]!r})", hint=f"checks are {', '.join(CHECKS)}")
-    subject = Subject(reward, tuple(prompts), size, device)
+    subject = Subject(reward, prompts if isinstance(prompts, Prompts) else Prompts(prompts), size, device)
     results = []
     for name, check in CHECKS.items():
         try:

@@ -26,7 +26,7 @@ Commands:
   run      Run a pipeline file.
   check    Check a pipeline file without running it.
   mix      Mix adapters, each with a weight, into one.
-  rewards  List, show and check rewards.
+  rewards  List, write, check, score with and try rewards.
   models   Show the models that pipelines may name.
   plugins  Show the installed plugins and their state.
   schema   Print the JSON Schema of pipeline files.

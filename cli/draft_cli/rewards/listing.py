@@ -1,4 +1,4 @@
-"""`draft rewards`: what rewards are installed, what they want, and whether they keep their contract."""
+"""`draft rewards list` and `show`: what rewards are installed, and all about one of them."""
 
 from __future__ import annotations
 
@@ -7,38 +7,19 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
-from draft.errors import ConfigError
-from draft.registry.describe import headline, options, summary, yaml_example
+from draft.registry.describe import facts, headline, options, summary, yaml_example
 from draft.registry.discovery import Entry, reward_entries
 from draft.registry.loading import find_reward
 from draft.registry.reward import Reward
-from draft.registry.terms import build_reward
-
-app = typer.Typer(
-    help="List, show and check rewards.",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+from draft_cli.rewards.options import Name
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Name = Annotated[str, typer.Argument(help="The reward's name, or distribution:name.")]
 
 
-@app.callback()
-def rewards_command(context: typer.Context) -> None:
-    """List, show and check rewards; alone, it lists them."""
-    if context.invoked_subcommand is None:
-        list_command(as_json=False)
-
-
-@app.command("list")
 def list_command(as_json: Json = False) -> None:
     """List the installed rewards, from package metadata alone: no plugin is imported."""
     entries = reward_entries()
@@ -54,54 +35,11 @@ def list_command(as_json: Json = False) -> None:
     typer.echo(columns([("reward", "package", "what it scores"), *rows]))
 
 
-@app.command("show")
 def show_command(name: Name) -> None:
     """Show one reward: description, source, options with bounds, package, and YAML to paste."""
     reward = find_reward(name)
     entry = next(entry for entry in reward_entries() if name in (entry.name, entry.qualified))
     typer.echo(card(reward, entry))
-
-
-@app.command("check")
-def check_command(
-    name: Name,
-    settings: Annotated[list[str] | None, typer.Argument(help="Options as key=value, e.g. quality=80.")] = None,
-    device: Annotated[str, typer.Option(help="Where to load it.")] = "cpu",
-) -> None:
-    """Run the conformance kit over one reward; exit code 1 if it breaks its contract."""
-    reward = build_reward(name, parse_settings(settings or []), where=name)
-    from draft.testing import run_checks, table
-
-    results = run_checks(reward, device=device)
-    typer.echo(table(results))
-    bad = sum(not result.good for result in results)
-    typer.echo(f"{name}: {'keeps its contract' if not bad else f'breaks {bad} of {len(results)} checks'}")
-    if bad:
-        raise typer.Exit(1)
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Options from ``key=value`` words, the values as YAML.
-
-    Args:
-        settings: Words such as ``"quality=80"``.
-
-    Returns:
-        Name to value.
-
-    Raises:
-        ConfigError: A word has no ``=``, or its value is not YAML.
-    """
-    parsed = {}
-    for word in settings:
-        key, equals, value = word.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"must be key=value (got {word!r})", where="command line")
-        try:
-            parsed[key] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value is not YAML (got {value!r})", where=f"command line, {word!r}") from error
-    return parsed
 
 
 def card(reward: type[Reward], entry: Entry) -> str:
@@ -111,8 +49,8 @@ def card(reward: type[Reward], entry: Entry) -> str:
     parts = [f"{reward.name}   {entry.source}   {kind}", headline(reward)]
     if rest:
         parts.append(inspect.cleandoc("\n" + rest))
-    if reward.cite:
-        parts.append(f"source: {reward.cite}")
+    if said := facts(reward):
+        parts.append("\n".join(f"{name}: {text}" for name, text in said))
     if listed := options(reward):
         rows = [(o.name, o.type, o.default, o.bounds, o.description) for o in listed]
         parts.append(columns([("option", "type", "default", "bounds", "meaning"), *rows]))
