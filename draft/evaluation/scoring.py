@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from draft.errors import StageError
+from draft.registry.inputs import guarded
 from draft.registry.reward import Score, Term
 from draft.types import Images, Prompts
 
@@ -84,7 +85,8 @@ def load_metrics(terms: Sequence[Term], device: torch.device) -> list[Metric]:
     metrics = []
     for term in terms:
         place = torch.device(term.device) if term.device else device
-        metrics.append(Metric(term, place, term.reward.load(place)))
+        # A metric such as a file size would make a number of a broken image, too.
+        metrics.append(Metric(term, place, guarded(term.reward.load(place), where=f"rewards.{term.label}")))
     return metrics
 
 
