@@ -20,7 +20,10 @@ LIGHT = (
     "draft.prompts",
     "draft.progress",
     "draft.registry",
+    "draft.isolation",
     "draft.pipeline",
+    "draft.kit.scaffold",
+    "draft.kit.stand_in",
     "draft.testing",
     "draft.diffusion.methods.values",
     "draft.diffusion.settings",
@@ -31,7 +34,7 @@ LIGHT = (
     "draft_emoji.plugin",
     "draft_emoji.judge",
 )
-HEAVY = ("draft.testing.checks",)
+HEAVY = ("draft.testing.checks", "draft.isolation.remote", "draft.isolation.tensors")
 
 
 def modules() -> list[str]:

@@ -54,12 +54,15 @@ def run_command(
 
 def check_command(file: File, overrides: Overrides = None, rehearse: Rehearse = False) -> None:
     """Check a pipeline file without running it: all errors at once, each with its line."""
+    from draft.pipeline.isolated import unchecked
     from draft.pipeline.load import load_pipeline
     from draft.pipeline.rehearsal import listing
 
     pipeline = load_pipeline(file, overrides or [], rehearse=rehearse)
     if pipeline.replacements:
         typer.echo(listing(pipeline.replacements))
+    for line in unchecked(pipeline.terms):
+        typer.echo(line)
     count = len(pipeline.stages)
     names = ", ".join(f"{name} ({stage.config.kind})" for name, stage in pipeline.stages.items())
     typer.echo(f"ok: {count} stage{'s' if count > 1 else ''}: {names}")

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from draft.isolation.reward import IsolatedReward
 from draft.pipeline.check import CheckedStage
 from draft.pipeline.graph import parse_reference
+from draft.pipeline.isolated import source_files
 from draft.pipeline.schema import VERSIONS
 from draft.pipeline.sources import source_digest, weights_digest
-from draft.registry.plugins import each_reward, named_models, reward_config, reward_source
+from draft.registry.plugins import named_models, reward_config
 
 RECORD = "stage.json"
 FORMAT = 1
@@ -100,9 +102,9 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         "settings": settings,
         "rewards": {term.label: reward_config(term) for term in stage.terms},
         "sources": {
-            ".".join((term.label, *keys)): source_digest(reward_source(type(reward)))
+            ".".join((term.label, *keys)): source_digest(file)
             for term in stage.terms
-            for keys, reward in each_reward(term.reward)
+            for keys, file in source_files(term.reward).items()
         },
         "reward_models": _reward_models(stage),
         "upstream": dict(upstream),
@@ -236,8 +238,10 @@ def _reward_models(stage: CheckedStage) -> dict[str, str]:
     named = named_models() if stage.terms else {}
     found = {}
     for term in stage.terms:
+        there = term.reward.isolated.models if isinstance(term.reward, IsolatedReward) else {}
         for option, value in _flat(term.reward.model_dump(mode="json")).items():
             path = named[value].path if isinstance(value, str) and value in named else value
+            path = Path(there[option]) if option in there else path
             if isinstance(path, Path) or (isinstance(path, str) and Path(path).is_absolute()):
                 found[f"{term.label}.{option}"] = _model_identity(str(path))
     return found

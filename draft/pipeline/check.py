@@ -75,6 +75,11 @@ class Pipeline:
     stages: Mapping[str, CheckedStage]
     replacements: tuple[Replacement, ...] = ()
 
+    @property
+    def terms(self) -> list[Term]:
+        """The rewards of all stages."""
+        return [term for stage in self.stages.values() for term in stage.terms]
+
 
 def check_document(document: Document, file: Path) -> tuple[Pipeline | None, list[DraftError]]:
     """Check a resolved pipeline file.
@@ -133,7 +138,7 @@ def _check_stage(
     plain = dict(data)
     base = partial(_base, document, folder)
     prompts = check_prompts(plain, keys, document, base, errors)
-    terms = check_rewards(data, keys, prompts, document, errors)
+    terms = check_rewards(plain, keys, prompts, document, base, errors)
     model = check_model(plain, keys, document, base, errors)
     files = check_files(plain, keys, document, base, errors)
     if isinstance(config, TrainStage):

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from draft.errors import DraftError
+from draft.isolation.settings import Isolation
 from draft.pipeline.document import Path
 from draft.pipeline.schema import KINDS, OUTPUTS, Head, PipelineFile
 from draft.registry.plugins import find_reward, reward_entries
@@ -71,6 +72,7 @@ def _installed_rewards() -> dict[str, Any]:
         "use": {"type": "string", "description": "The reward's name; the label where it is left out."},
         "weight": {"type": "number", "default": 1.0, "description": "Its factor in the sum; negative asks for less."},
         "device": {"type": "string", "default": "", "description": "Where to load it; empty: where the images are."},
+        "isolated": _isolated_schema(),
     }
     found: dict[str, Any] = {}
     for entry in reward_entries():
@@ -84,12 +86,21 @@ def _installed_rewards() -> dict[str, Any]:
     return found
 
 
+def _isolated_schema() -> dict[str, Any]:
+    schema = TypeAdapter(Isolation).json_schema()
+    described = descriptions(Isolation)
+    for key, entry in schema["properties"].items():
+        entry["description"] = described[key]
+    return schema | {"description": headline(Isolation)}
+
+
 def key_tables() -> str:
     """All keys of a pipeline file as Markdown tables, one per stage kind; `docs/pipelines.md` holds them."""
     parts = ["### The file\n\n" + _table(Head, "")]
     for name, kind in KINDS.items():
         outputs = ", ".join(f"`{output}` ({path})" for output, path in OUTPUTS[name].items())
         parts.append(f"### `kind: {name}`\n\n{headline(kind)}\n\nOutputs: {outputs}.\n\n{_table(kind, '')}")
+    parts.append(f"### `isolated` of a reward\n\n{headline(Isolation)}\n\n{_table(Isolation, 'isolated.')}")
     return "\n\n".join(parts) + "\n"
 
 

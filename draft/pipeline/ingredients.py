@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from draft.errors import ConfigError, ConfigErrors, DraftError
+from draft.isolation.reward import isolated_reward
 from draft.pipeline.describe import keys_at
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
+from draft.pipeline.isolated import read_isolation, written
 from draft.pipeline.schema import KINDS, TrainStage
 from draft.prompts import load_prompts
 from draft.registry.discovery import did_you_mean
@@ -51,9 +54,12 @@ def check_prompts(
 
 
 def check_rewards(
-    data: Mapping[str, Any], keys: Keys, prompts: Prompts | None, document: Document, errors: list[DraftError]
+    data: dict[str, Any], keys: Keys, prompts: Prompts | None, document: Document, base: Base, errors: list[DraftError]
 ) -> list[Term]:
-    """Make a stage's reward terms, and look for the columns that their options name."""
+    """Make a stage's reward terms, and look for the columns that their options name.
+
+    Makes the paths of `isolated` in `data` absolute.
+    """
     terms: list[Term] = []
     rewards = data.get("rewards")
     for label, options in rewards.items() if isinstance(rewards, Mapping) and "rewards" in _keys(data) else ():
@@ -61,8 +67,16 @@ def check_rewards(
         prefix = ".".join(map(str, here))
         if options is not None and not isinstance(options, Mapping):
             continue  # the schema says so
+        own, make = dict(options or {}), None
+        if (value := own.pop("isolated", None)) is not None:
+            isolation = read_isolation(value, (*here, "isolated"), document, base, errors)
+            if isolation is None:
+                continue
+            located = {**own, "isolated": written(isolation, value)}
+            data["rewards"] = {**data["rewards"], label: located}
+            make = partial(isolated_reward, isolation)
         try:
-            term = build_term(label, options or {}, where=prefix)
+            term = build_term(label, own, where=prefix, make=make)
         except DraftError as error:
             for each in error.errors if isinstance(error, ConfigErrors) else [error]:
                 errors.append(_placed(each, prefix, here, document))

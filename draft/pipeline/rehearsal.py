@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from draft.errors import ConfigError, DraftError
+from draft.isolation.reward import IsolatedReward
 from draft.pipeline.document import Document, put
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import parse_reference
+from draft.pipeline.isolated import reward_class
 from draft.pipeline.schema import KINDS, EvaluateStage, GenerateStage, MixStage, TrainStage
-from draft.registry.plugins import find_reward, part_options
+from draft.registry.plugins import part_options
 from draft.registry.reward import MODEL_OPTIONS, Reward
 
 SUFFIX = "-rehearsal"
@@ -80,7 +82,8 @@ def use_stand_ins(
             changes |= _sizes(stage, keys, chosen)
         if isinstance(stage, TrainStage | EvaluateStage):
             for label, options in stage.rewards.items():
-                changes |= _reward_stand_ins(("rewards", label), options or {}, keys, chosen, document, errors)
+                here = ("rewards", label)
+                changes |= _reward_stand_ins(here, options or {}, keys, chosen, document, folder, errors)
         for path, (before, after) in changes.items():
             put(document.data, (*keys, *path), after)
             found.append(Replacement(".".join(map(str, (*keys, *path))), before, after))
@@ -197,16 +200,21 @@ def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, er
 
 
 def _reward_stand_ins(
-    here: Keys, options: Mapping[str, Any], keys: Keys, chosen: Chosen, document: Document, errors: list[DraftError]
+    here: Keys,
+    options: Mapping[str, Any],
+    keys: Keys,
+    chosen: Chosen,
+    document: Document,
+    folder: Path,
+    errors: list[DraftError],
 ) -> dict[Keys, tuple[Any, Any]]:
     """Path in the stage to its value and stand-in, for a term or for a reward that one is made of."""
-    name: Any = options.get("use", here[-1])
-    if not isinstance(name, str):
-        return {}  # told with the other errors of rewards
-    try:
-        reward = find_reward(name)
-    except DraftError:
-        return {}  # told with the other errors of rewards
+    name = options.get("use", here[-1])
+    reward = reward_class(name, options, (*keys, *here), document, folder)
+    if reward is None:
+        return {}  # told with the other errors of rewards, or not known before its environment is made
+    if issubclass(reward, IsolatedReward) and reward.isolated.parts and not chosen((*keys, *here)):
+        errors.append(_parts_elsewhere(name, (*keys, *here), document))
     wanted = dict(reward.stand_in or {})
     own = {option: options.get(option, _default(reward, option)) for option in reward.model_fields}
     if reward.stand_in is None:
@@ -233,7 +241,8 @@ def _reward_stand_ins(
         parts = options.get(option)
         for label, given in parts.items() if isinstance(parts, Mapping) else ():
             if given is None or isinstance(given, Mapping):
-                found |= _reward_stand_ins((*here, option, label), given or {}, keys, chosen, document, errors)
+                inner: Keys = (*here, option, label)
+                found |= _reward_stand_ins(inner, given or {}, keys, chosen, document, folder, errors)
     return found
 
 
@@ -252,6 +261,14 @@ def _foreign_adapter(path: Keys, file: str, document: Document) -> ConfigError:
         f"{key} was trained on another model than the embedded one, so it cannot be rehearsed (got {file!r})",
         where=document.place(path),
         hint=f"set {key} under `rehearsal:`, e.g. to the output of a stage, ${{out:train.adapter}}",
+    )
+
+
+def _parts_elsewhere(name: str, path: Keys, document: Document) -> ConfigError:
+    return ConfigError(
+        f"reward {name!r} is made of others in an environment of its own, where nothing can stand in for them",
+        where=document.place(path),
+        hint=f"set {'.'.join(map(str, path))} under `rehearsal:` to a reward that runs on the embedded models",
     )
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from draft.errors import StageError
+from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
 from draft.pipeline.check import CheckedStage, Pipeline
 from draft.pipeline.document import dump_yaml
 from draft.pipeline.folders import publish, settle, write_text
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
+from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.lock import locked
 from draft.pipeline.observers import Observers
@@ -103,6 +105,8 @@ def run_pipeline(
     """
     pipeline = load_pipeline(file, overrides, rehearse=rehearse)
     reporter = Silent() if progress is None else progress
+    if not dry_run and build_missing(pipeline.terms, reporter):
+        pipeline = load_pipeline(file, overrides, rehearse=rehearse)
     if pipeline.replacements:
         reporter.say(listing(pipeline.replacements))
     runs = Path(runs_dir) / pipeline.name
@@ -111,6 +115,8 @@ def run_pipeline(
         return make_plan(pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh)
 
     if dry_run:
+        for line in unchecked(pipeline.terms):
+            reporter.say(line)
         steps = plan()
         for step in steps:
             reporter.say(str(step))
@@ -248,7 +254,8 @@ def _versions(stage: CheckedStage) -> dict[str, str]:
 
     names = {"draft-diffusion", "torch", "diffusers", "peft"}
     rewards = [reward for term in stage.terms for _, reward in each_reward(term.reward)]
-    modules = {type(reward).__module__.partition(".")[0] for reward in rewards}
+    here = [reward for reward in rewards if not isinstance(reward, IsolatedReward)]
+    modules = {type(reward).__module__.partition(".")[0] for reward in here}
     known = packages_distributions() if modules else {}
     names |= {name for module in modules for name in known.get(module, ())}
     found = {}
@@ -257,7 +264,7 @@ def _versions(stage: CheckedStage) -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
-    return found
+    return found | foreign_versions(stage.terms)
 
 
 def _now() -> str:

@@ -70,7 +70,7 @@ class TrainStage(TrainSettings):
         kind: `train`.
         model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
         prompts: A list, or `{file: ...}`.
-        rewards: Label to options: `use` (default: the label), `weight`, `device` and the reward's own.
+        rewards: Label to options: `use` (default: the label), `weight`, `device`, `isolated` and the reward's own.
         seed: The stage's own seed; None: the file's.
     """
 
@@ -107,7 +107,7 @@ class EvaluateStage(EvaluateSettings):
         model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
         prompts: A list, or `{file: ...}`; held-out ones.
         adapters: Label to `{from, weight}`; the base model is always compared.
-        rewards: Label to options: `use` (default: the label), `device` and the reward's own.
+        rewards: Label to options: `use` (default: the label), `device`, `isolated` and the reward's own.
         curves: Label to a training's `metrics.jsonl`, usually `${out:stage.metrics}`: the page draws them.
         seed: The stage's own seed; None: the file's.
     """

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from draft.errors import StageError
+from draft.isolation.reward import ending_processes
 from draft.pipeline.check import CheckedStage, adapter_weights
 from draft.pipeline.schema import EvaluateStage, GenerateStage, MixStage, TrainStage
 from draft.progress import Progress
@@ -59,7 +60,7 @@ def run_train(job: Job) -> Mapping[str, float]:
     from draft.diffusion.fits import told_memory
     from draft.training.train import train
 
-    with told_memory():
+    with told_memory(), ending_processes(job.stage.terms):
         return train(
             _expect(job, TrainStage),
             model=job.stage.model,
@@ -87,7 +88,7 @@ def run_evaluate(job: Job) -> Mapping[str, float]:
     from draft.diffusion.fits import told_memory
     from draft.evaluation.evaluate import evaluate
 
-    with told_memory():
+    with told_memory(), ending_processes(job.stage.terms):
         return evaluate(
             _expect(job, EvaluateStage),
             model=job.stage.model,

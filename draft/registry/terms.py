@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -16,7 +16,10 @@ from draft.registry.discovery import did_you_mean
 from draft.registry.loading import find_reward
 from draft.registry.reward import Reward, Term
 
-_LATER = ("isolated", "every")
+_REFUSED = {
+    "every": ("is not available yet", "leave it out"),
+    "isolated": ("is for the rewards of a pipeline", "write it in a pipeline file"),
+}
 _BOUNDS = {
     "greater_than_equal": ("ge", "at least {}"),
     "greater_than": ("gt", "greater than {}"),
@@ -37,13 +40,22 @@ _TYPES = {
 }
 
 
-def build_term(label: str, options: Mapping[str, Any], *, where: str = "") -> Term:
+class Maker(Protocol):
+    """What makes a reward of its name and its own parameters, as `build_reward` does."""
+
+    def __call__(self, name: str, options: Mapping[str, Any], /, *, where: str) -> Reward:
+        """Make it; `where` is the place of its options, for errors."""
+        ...
+
+
+def build_term(label: str, options: Mapping[str, Any], *, where: str = "", make: Maker | None = None) -> Term:
     """Make one term of a weighted sum from a pipeline's mapping.
 
     Args:
         label: The term's label, which is also the reward's name where `use` is not given.
         options: `use`, `weight`, `device` and the reward's own parameters.
         where: The place in the file, e.g. ``"stages.train.rewards.jpeg"``; errors add the field's name.
+        make: What makes the reward; None: `build_reward`.
 
     Returns:
         The term with its validated reward.
@@ -55,9 +67,9 @@ def build_term(label: str, options: Mapping[str, Any], *, where: str = "") -> Te
     own = dict(options)
     errors: list[DraftError] = []
     name, weight, device = own.pop("use", label), own.pop("weight", 1.0), own.pop("device", "")
-    for key in _LATER:
+    for key, (why, hint) in _REFUSED.items():
         if own.pop(key, None) is not None:
-            errors.append(ConfigError(f"{key!r} is not available yet", where=f"{place}.{key}", hint="leave it out"))
+            errors.append(ConfigError(f"{key!r} {why}", where=f"{place}.{key}", hint=hint))
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         errors.append(ConfigError(f"must be a finite number (got {weight!r})", where=f"{place}.weight"))
     if not isinstance(device, str):
@@ -67,7 +79,7 @@ def build_term(label: str, options: Mapping[str, Any], *, where: str = "") -> Te
         errors.append(ConfigError(f"must be the name of a reward (got {name!r})", where=f"{place}.use"))
     else:
         try:
-            reward = build_reward(name, own, where=place)
+            reward = (make or build_reward)(name, own, where=place)
         except ConfigErrors as error:
             errors += error.errors
         except DraftError as error:

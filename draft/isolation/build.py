@@ -1,0 +1,123 @@
+"""Making the environment of an isolated reward: `python -m venv`, then pip, once for each set of requirements."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from draft.errors import ConfigError, ResourceError, StageError
+from draft.isolation.environment import FINISHED, environment_folder, interpreter, own_requirement, own_variables
+from draft.isolation.failures import IsolatedError, last_lines
+from draft.isolation.settings import Isolation
+
+_UNREACHED = re.compile(
+    r"NewConnectionError|NameResolutionError|name resolution|Name or service not known|Network is unreachable|"
+    r"Connection refused|ConnectTimeout|Read timed out|ProxyError|getaddrinfo failed"
+)
+
+
+def build_environment(isolation: Isolation, *, where: str, say: Callable[[str], None]) -> Path:
+    """Make the environment of an isolation's `requirements`, or find the one that was made before.
+
+    Args:
+        isolation: With absolute paths.
+        where: The place of `isolated`, for errors.
+        say: Told that an environment is made, which takes minutes.
+
+    Returns:
+        Its Python.
+
+    Raises:
+        IsolatedError: pip refuses; its last lines are shown.
+        ResourceError: pip cannot reach a package index.
+    """
+    folder = environment_folder(isolation)
+    python, place = interpreter(folder), f"{where}.requirements"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StageError(
+            f"cannot make environments in {str(folder.parent)!r}: {error.strerror}",
+            where=place,
+            hint="set DRAFT_CACHE to a folder that can be written to",
+        ) from None
+    with _alone(folder) as lock:
+        if (folder / FINISHED).is_file() and python.exists():
+            return python
+        say(f"{where}: making its environment, which may take minutes, once; it stays in {folder}")
+        shutil.rmtree(folder, ignore_errors=True)
+        _call([sys.executable, "-m", "venv", str(folder)], Path.cwd(), lock, "an environment", place)
+        pip = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--progress-bar",
+            "off",
+        ]
+        wanted, start = isolation.requirements, Path.cwd()
+        if isinstance(wanted, str):
+            # A requirements file's relative paths are meant from where it lies.
+            wanted, start = ("--requirement", wanted), Path(wanted).parent
+        _call([*pip, *own_requirement(), *(wanted or ())], start, lock, "the requirements", place)
+        made = {"requirements": isolation.requirements, "draft": own_requirement(), "python": sys.version}
+        (folder / FINISHED).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return python
+
+
+def _call(command: Sequence[str], start: Path, lock: int, made: str, where: str) -> None:
+    # pip inherits the lock: should this process be killed, nobody begins anew before pip has gone, too.
+    inherited = () if os.name == "nt" else (lock,)
+    done = subprocess.run(
+        command, cwd=start, env=own_variables(), pass_fds=inherited,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+    )  # fmt: skip
+    if done.returncode == 0:
+        return
+    wrong = [line for line in last_lines(done.stdout, 200) if line.startswith("ERROR:")]
+    if _UNREACHED.search(done.stdout):
+        raise ResourceError(
+            f"pip cannot reach a package index ({wrong[-1] if wrong else 'no answer'})",
+            needs="a connection the first time; a made environment needs none",
+            where=where,
+            hint="name local wheels, set PIP_FIND_LINKS, or make an environment elsewhere and name it as 'python'",
+        )
+    raise IsolatedError(
+        f"{made} could not be installed (exit code {done.returncode})",
+        wrote=done.stdout,
+        where=where,
+        hint="mend the requirements, or make an environment by hand and name it as 'python'",
+    )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Wait until no other process makes this environment; the operating system drops the lock of one that dies."""
+    with folder.with_name(f"{folder.name}.lock").open("a+b") as stream:
+        _wait(stream.fileno())
+        yield stream.fileno()
+
+
+if os.name == "nt":
+    import msvcrt
+
+    def _wait(number: int) -> None:
+        try:
+            msvcrt.locking(number, msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
+        except OSError:  # after ten seconds of waiting
+            raise ConfigError("another process makes this environment", hint="wait for it") from None
+
+else:
+    import fcntl
+
+    def _wait(number: int) -> None:
+        fcntl.flock(number, fcntl.LOCK_EX)

@@ -1,0 +1,82 @@
+"""A reward told to another environment: its class as plain values, and what its options become."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from draft.errors import DraftError, PluginError
+from draft.isolation.failures import told
+from draft.registry.discovery import OWN, reward_entries
+from draft.registry.extensions import named_models
+from draft.registry.loading import find_reward
+from draft.registry.parts import each_reward, part_options
+from draft.registry.reward import Reward
+from draft.registry.terms import build_reward, reward_source
+
+
+def describe(use: str, options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """What another environment must know of a reward to check a pipeline with it.
+
+    Args:
+        use: The reward's name, or ``"distribution:name"``.
+        options: Its options as the pipeline has them.
+        where: Their place, for errors.
+
+    Returns:
+        The class's attributes and fields, the versions of what it runs with, and either `options`, complete with
+        defaults, the folders of registered models among them and the files of its source, or `errors`.
+
+    Raises:
+        PluginError: There is no such reward here, or no PyTorch.
+    """
+    reward = find_reward(use)
+    entry = next(entry for entry in reward_entries() if use in (entry.name, entry.qualified))
+    try:
+        found = {OWN: version(OWN), "torch": version("torch"), entry.dist: entry.version}
+    except PackageNotFoundError as error:
+        raise PluginError(f"the package {error.name!r} is not installed") from None
+    described = {
+        "answer": "described",
+        "class": reward.__name__,
+        "doc": inspect.getdoc(reward) or "",
+        "name": reward.name,
+        "cite": reward.cite,
+        "stand_in": None if reward.stand_in is None else to_jsonable_python(dict(reward.stand_in)),
+        "fields": [_field(name, reward) for name in reward.model_fields],
+        "parts": part_options(reward),
+        "versions": found,
+    }
+    try:
+        built = build_reward(use, options, where=where)
+    except DraftError as error:
+        return described | {"errors": told(error)}
+    plain, models = built.model_dump(mode="json"), named_models()
+    return described | {
+        "options": plain,
+        # Of a reward made of others these depend on the options.
+        "differentiable": built.differentiable,
+        "per_image": built.per_image,
+        "sources": [(keys, str(reward_source(type(each)))) for keys, each in each_reward(built)],
+        "models": {key: str(models[value].path) for key, value in _texts(plain, "") if value in models},
+    }
+
+
+def _field(name: str, reward: type[Reward]) -> dict[str, Any]:
+    field = reward.model_fields[name]
+    found = {"name": name, "description": field.description or ""}
+    if not field.is_required():
+        found["default"] = to_jsonable_python(field.get_default(call_default_factory=True))
+    return found
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for part, each in inner:
+        yield from _texts(each, f"{key}.{part}" if key else str(part))

@@ -1,0 +1,179 @@
+"""A reward of another environment, as this one sees it: a class like any other whose `load` starts a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, create_model
+
+from draft.errors import ConfigErrors, DraftError, PluginError, StageError
+from draft.isolation.environment import ready_python
+from draft.isolation.failures import heard
+from draft.isolation.process import Worker
+from draft.isolation.settings import Isolation
+from draft.registry.reward import Reward, Score, Term
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an isolated reward is and what its environment said of it.
+
+    Args:
+        isolation: The settings, with absolute paths.
+        python: The environment's Python.
+        use: What the reward is called there; with its distribution where two use the name.
+        where: The reward's place in the pipeline.
+        sources: The file of its class, and of those of the rewards it is made of, by the keys that lead there.
+        parts: Its options that hold other rewards.
+        versions: Distribution to version: of the reward, of PyTorch and of Draft.
+        models: Option to folder, for options that name a registered model.
+        workers: The processes that were started for it and may run.
+    """
+
+    isolation: Isolation
+    python: Path
+    use: str
+    where: str
+    sources: Mapping[tuple[str, ...], Path]
+    parts: tuple[str, ...]
+    versions: Mapping[str, str]
+    models: Mapping[str, str]
+    workers: list[Worker] = field(default_factory=list)
+
+
+class IsolatedReward(Reward):
+    """A reward that is loaded in its own process; subclasses are made by `isolated_reward`."""
+
+    isolated: ClassVar[Place]
+
+    def load(self, device: torch.device) -> Score:
+        """Start the process and load the reward there.
+
+        Args:
+            device: Where the process loads it.
+
+        Returns:
+            A function of images here that has the gradient computed there.
+        """
+        from draft.isolation.remote import remote_score
+
+        place = self.isolated
+        worker = Worker(place.python, name=self.name, where=place.where, isolation=place.isolation)
+        place.workers.append(worker)
+        return remote_score(worker, self, device)
+
+
+class UnbuiltReward(Reward):
+    """Stands for a reward whose environment has not been made, so that nobody can say what its options are."""
+
+    isolated: ClassVar[tuple[Isolation, str]]
+    options: dict[str, Any] = Field(default_factory=dict, description="as they are written")
+
+    def load(self, device: torch.device) -> Score:
+        """Refuse: there is nothing to load yet."""
+        raise StageError(f"the environment of reward {self.name!r} has not been made", where=self.isolated[1])
+
+
+def isolated_reward(isolation: Isolation, use: str, options: Mapping[str, Any], *, where: str) -> Reward:
+    """Make a reward of another environment, validated there.
+
+    Args:
+        isolation: The settings, with absolute paths.
+        use: The reward's name there.
+        options: Its own parameters.
+        where: The term's place.
+
+    Returns:
+        An `IsolatedReward`, or an `UnbuiltReward` where the environment is still to be made.
+
+    Raises:
+        DraftError: The environment has no such reward or does not run, or options are wrong; all of them, each with
+            its place.
+    """
+    made, described = _ask(isolation, use, options, where)
+    if described is None:
+        return made.model_validate({"options": dict(options)})
+    if "errors" in described:
+        raise heard(described["errors"], where=where)
+    return made.model_validate(described["options"])
+
+
+def isolated_class(isolation: Isolation, use: str, *, where: str) -> type[Reward] | None:
+    """The class of a reward of another environment, as `find_reward` gives one of this.
+
+    Args:
+        isolation: The settings, with absolute paths.
+        use: The reward's name there.
+        where: The term's place.
+
+    Returns:
+        The class; None where the environment is still to be made.
+    """
+    made, described = _ask(isolation, use, {}, where)
+    return None if described is None else made
+
+
+@contextmanager
+def ending_processes(terms: Iterable[Term]) -> Iterator[None]:
+    """End the processes of isolated rewards when the block ends, however it does.
+
+    Args:
+        terms: Terms that may be loaded inside the block.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    finally:
+        for term in terms:
+            while isinstance(term.reward, IsolatedReward) and term.reward.isolated.workers:
+                term.reward.isolated.workers.pop().end()
+
+
+def _ask(
+    isolation: Isolation, use: str, options: Mapping[str, Any], where: str
+) -> tuple[type[Reward], dict[str, Any] | None]:
+    """The class of a reward, and what its environment says of it and of these options; None: it is not there yet."""
+    python = ready_python(isolation)
+    if python is None:
+        made = create_model("UnbuiltReward", __base__=UnbuiltReward, __doc__=UnbuiltReward.__doc__)
+        made.name, made.isolated = use, (isolation, f"{where}.isolated")
+        return made, None
+    worker = Worker(python, name=use, where=f"{where}.isolated", isolation=isolation)
+    request = {"ask": "describe", "use": use, "options": dict(options), "where": where}
+    try:
+        described, _ = worker.ask("checking its options", request)
+    except DraftError as error:
+        for each in error.errors if isinstance(error, ConfigErrors) else [error]:
+            if isinstance(each, PluginError):
+                each.what = f"{each.what}, in the environment of {python}"
+        raise
+    finally:
+        worker.end()
+    fields: dict[str, Any] = {
+        entry["name"]: (Any, Field(entry.get("default", ...), description=entry["description"]))
+        for entry in described["fields"]
+    }
+    made = create_model(described["class"], __base__=IsolatedReward, __doc__=described["doc"], **fields)
+    for attribute in ("name", "cite", "differentiable", "per_image", "stand_in"):
+        if attribute in described:
+            setattr(made, attribute, described[attribute])
+    made.isolated = Place(
+        isolation=isolation,
+        python=python,
+        use=use,
+        where=where,
+        sources={tuple(keys): Path(file) for keys, file in described.get("sources", ())},
+        parts=tuple(described["parts"]),
+        versions=described["versions"],
+        models=described.get("models", {}),
+    )
+    return made, described

@@ -1,0 +1,186 @@
+"""The main program of a reward's own process: `python -m draft.isolation.worker`, started by Draft, never by hand.
+
+It needs Draft, pydantic, pluggy and PyTorch, and nothing else that Draft depends on, so that a reward may pin the rest
+as it likes. It reads requests from its standard input and answers on its standard output, see `frames`; whatever the
+reward prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from io import FileIO
+from typing import Any, NoReturn
+
+from draft.errors import DraftError, StageError
+from draft.isolation.describe import describe
+from draft.isolation.failures import told
+from draft.isolation.frames import PROTOCOL, receive, send
+from draft.registry.discovery import OWN
+from draft.registry.reward import Score
+from draft.registry.terms import build_reward
+from draft.types import Prompts
+
+
+class Ended(BaseException):
+    """Draft wants this process to end; no reward should mistake it for an error of its own."""
+
+
+@dataclass
+class Loaded:
+    """What the process holds between requests.
+
+    Args:
+        score: The loaded reward; None before.
+        device: Where it was loaded.
+    """
+
+    score: Score | None = None
+    device: str = ""
+
+
+def main() -> NoReturn:
+    """Answer requests until Draft ends this process."""
+    if sys.stdin is None or sys.stdin.isatty():
+        sys.exit("this program is started by Draft, for a reward with `isolated` in a pipeline")
+    requests, answers = _take_pipes()
+    _set_watchman(requests.fileno(), answers.fileno())
+    faulthandler.enable()
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGTERM, _stop)
+    held = Loaded()
+    try:
+        send(answers, {"protocol": PROTOCOL, "draft": _version(OWN)})
+        while (request := receive(requests)) is not None:
+            send(answers, *_answer(held, *request))
+    except Ended:
+        pass
+    # What was registered to run at the end runs; taking PyTorch to pieces would take another second for nothing.
+    atexit._run_exitfuncs()
+    os._exit(0)
+
+
+def _answer(held: Loaded, request: dict[str, Any], body: bytearray) -> tuple[dict[str, Any], bytes]:
+    try:
+        match request["ask"]:
+            case "describe":
+                return describe(request["use"], request["options"], where=request["where"]), b""
+            case "load":
+                return _load(held, request), b""
+            case "score":
+                return _score(held, request, body)
+        raise StageError(f"the process of a reward was asked for something unknown (got {request['ask']!r})")
+    except DraftError as error:
+        return {"answer": "errors", "errors": told(error)}, b""
+    except (Exception, SystemExit) as error:
+        # A stranger's code: whatever it raises is told, and the next request answered.
+        shown = "".join(traceback.format_exception(error)[1:])
+        found = {"type": type(error).__name__, "message": str(error), "traceback": shown}
+        return {"answer": "raised", "device": held.device, **found}, b""
+
+
+def _load(held: Loaded, request: Mapping[str, Any]) -> dict[str, Any]:
+    reward = build_reward(request["use"], request["options"], where=request["where"])
+    import torch
+
+    # The same number of threads sums in the same order; and the other process waits while this one works.
+    torch.set_num_threads(request["threads"])
+    held.device = request["device"]
+    held.score = reward.load(_device(request["device"]))
+    return {"answer": "loaded"}
+
+
+def _score(held: Loaded, request: Mapping[str, Any], body: bytearray) -> tuple[dict[str, Any], bytes]:
+    """Scores, and where they are wanted the gradient of their sum, or of their product with a cotangent."""
+    import torch
+    from torch import Tensor
+
+    from draft.isolation.tensors import pack, unpack
+
+    assert held.score is not None
+    tensors = unpack(request["tensors"], body)
+    device = torch.device(held.device)
+    images = tensors["images"].to(device).requires_grad_(request["gradient"])
+    columns, texts = request["columns"], request["prompts"]
+    prompts = texts if columns is None else Prompts(texts, columns)
+    with torch.set_grad_enabled(request["gradient"]):
+        scores = held.score(images, prompts)
+    if not isinstance(scores, Tensor):
+        kind = type(scores).__name__
+        raise StageError(f"must return a tensor of shape ({len(texts)},) (got {kind})")
+    found = {"scores": scores}
+    if scores.requires_grad:
+        cotangent = tensors.get("cotangent", torch.ones(())).to(scores).expand(scores.shape)
+        (gradient,) = torch.autograd.grad(scores, images, cotangent, allow_unused=True)
+        found |= {} if gradient is None else {"gradient": gradient}
+    described, payload = pack(found)
+    return {"answer": "scores", "connected": scores.requires_grad, "tensors": described}, payload
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise StageError(
+            f"device {name!r} is not available in the environment of this reward: {first}",
+            hint="install a PyTorch for it there, or give the reward `device: cpu`",
+        ) from error
+    return device
+
+
+def _take_pipes() -> tuple[FileIO, FileIO]:
+    """Keep the two pipes to Draft for this module; the reward gets an empty input, and prints to standard error."""
+    requests, answers = FileIO(os.dup(0), "rb"), FileIO(os.dup(1), "wb")
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _set_watchman(requests: int, answers: int) -> None:
+    """Fork a process that ends this whole group as soon as Draft is gone, even if this one hangs in the middle of C.
+
+    The pipe of requests hangs up when Draft closes it or dies of whatever, and only then.
+    """
+    if not hasattr(os, "fork") or os.getpgrp() != os.getpid() or os.fork():
+        return
+    try:
+        os.close(answers)
+        silent = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(silent, number)
+        hangup = select.poll()
+        hangup.register(requests, 0)
+        hangup.poll()
+        os.killpg(0, signal.SIGKILL)
+    finally:
+        os._exit(1)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise Ended
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    main()
