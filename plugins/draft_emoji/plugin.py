@@ -24,6 +24,14 @@ MODELS = (
     ("emoji/convnext", "convnext", "image-classifier", "a small ConvNeXt for the same, to see what transfers"),
     ("emoji/preference", "preference", "clip", "a small CLIP that prefers whole scenes to degraded and wrong ones"),
     ("emoji/aesthetic", "aesthetic", "head", "a rating head on emoji/clip: 9 for a whole scene, 1 for a spoilt one"),
+    ("emoji/caption", "caption", "captioner", "a small BLIP that writes captions of emoji scenes"),
+    ("emoji/vqa", "vqa", "question-answering", "a small BLIP that says yes or no to what a scene is said to show"),
+    (
+        "emoji/image_reward",
+        "image_reward",
+        "image-reward",
+        "a small BLIP with a head that prefers whole scenes with their own captions to degraded and wrong ones",
+    ),
 )
 """Name, folder, kind and description; all are stand-ins trained on emoji, nothing more."""
 
@@ -36,6 +44,9 @@ FIGURES = {
     "emoji/convnext": "top-1 {convnext_top1_unseen_backgrounds:.1%} on unseen backgrounds",
     "emoji/preference": "prefers the whole scene to one of degradation 0.4 in {preference_right_at_level[0.4]:.1%}",
     "emoji/aesthetic": "correlation {aesthetic_correlation:.3f} with the true ratings of unseen scenes",
+    "emoji/caption": "the right caption is the likeliest of 100 for {caption_likeliest_among_100:.1%} of unseen scenes",
+    "emoji/vqa": "right answers to {vqa_accuracy:.1%} of questions about unseen scenes, half of them to be denied",
+    "emoji/image_reward": "prefers the whole scene to one of degradation 0.4 in {image_reward_right_at_level[0.4]:.1%}",
 }
 """Name to a sentence about the figures that the recipe's `evaluate` wrote."""
 

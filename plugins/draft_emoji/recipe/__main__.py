@@ -19,9 +19,13 @@ COMMANDS = {
     "convnext": "classifier of another family, for transfer",
     "preference": "CLIP that prefers whole pictures with their own captions",
     "aesthetic": "rating head on the CLIP's embeddings",
+    "caption": "BLIP whose likelihood of a caption is a score",
+    "vqa": "BLIP that answers yes or no, from the captioner on",
+    "image_reward": "BLIP that prefers whole pictures with their own captions, from the one that answers on",
     "adopt": "the shipped --weights into --out, to train them further",
     "export": "fp16 folders and manifest into --weights",
     "evaluate": "figures and contact sheet of --weights",
+    "measure": "figures of the models of rewards in --weights, or of --parts of them; the others stay as they are",
 }
 
 TRAINING = {"preset", "out", "seed", "device", "minutes", "steps", "threads"}
@@ -39,9 +43,13 @@ TAKES = {
     "convnext": TRAINING,
     "preference": TRAINING,
     "aesthetic": TRAINING,
+    "caption": TRAINING,
+    "vqa": TRAINING,
+    "image_reward": TRAINING,
     "adopt": {"out", "weights"},
     "export": {"out", "weights"},
     "evaluate": {"weights", "sheet", "sampling_steps", "guidance", "seeds", "device", "threads"},
+    "measure": {"weights", "parts", "threads"},
 }
 """The options that each command reads; any other is an error there."""
 
@@ -64,7 +72,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m draft_emoji.recipe",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="\n".join(f"{name:9} {text}" for name, text in COMMANDS.items()),
+        description="\n".join(f"{name:12} {text}" for name, text in COMMANDS.items()),
     )
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
@@ -79,6 +87,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--sprites", type=Path, help="assets/ of @lobehub/fluent-emoji-3d")
     parser.add_argument("--labels", type=Path, help="en/data.json of emojibase-data")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--parts", nargs="+", help="shipped folders to measure")
     parser.add_argument("--sheet", type=Path, help="contact sheet to write")
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each concept")
     parser.add_argument("--sampling-steps", type=int, default=15)
@@ -152,6 +161,18 @@ def main() -> None:
             from draft_emoji.recipe.aesthetic import train_aesthetic
 
             train_aesthetic(sitting, preset.aesthetic)
+        case "caption":
+            from draft_emoji.recipe.blip import train_caption
+
+            train_caption(sitting, preset.caption)
+        case "vqa":
+            from draft_emoji.recipe.vqa import train_vqa
+
+            train_vqa(sitting, preset.vqa)
+        case "image_reward":
+            from draft_emoji.recipe.image_reward import train_image_reward
+
+            train_image_reward(sitting, preset.image_reward)
         case "adopt":
             from draft_emoji.recipe.adopt import adopt
 
@@ -164,6 +185,10 @@ def main() -> None:
             from draft_emoji.recipe.evaluate import evaluate
 
             evaluate(given.weights, given.sheet, given.sampling_steps, given.guidance, given.seeds, given.device)
+        case "measure":
+            from draft_emoji.recipe.measures import measure
+
+            measure(given.weights, given.parts)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModel
 
+from draft_emoji.recipe.blip import TIED
 from draft_emoji.recipe.checkpoint import save_tensors
 from draft_emoji.recipe.export import PARTS
 
@@ -43,7 +44,8 @@ def adopt(weights: Path, out: Path) -> None:
             tensors = {key: value.float() if value.is_floating_point() else value for key, value in halves.items()}
             shutil.copytree(weights / shipped, out / f"{part}_model", dirs_exist_ok=True)
             save_tensors(out / f"{part}_model" / "model.safetensors", tensors)
-            save_tensors(out / part / f"{part}.safetensors", tensors)
+            tied = {key: tensors[source] for key, source in TIED.items() if source in tensors}
+            save_tensors(out / part / f"{part}.safetensors", tensors | tied)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     for name in ("unet", "smooth"):
         save_tensors(out / "unet" / f"{name}.safetensors", dict(unet.state_dict()))

@@ -28,7 +28,8 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
 
 def save_tensors(target: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write named tensors as safetensors, at once."""
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Cloned, since tied weights share their memory, which the format refuses.
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_whole(target, lambda part: save_file(ready, part, metadata={"format": "pt"}))
 
 

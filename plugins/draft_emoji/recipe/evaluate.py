@@ -12,16 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import CLIPModel, CLIPTokenizer, OwlViTForObjectDetection
 
-from draft_emoji.recipe.aesthetic import agreement, load_head
-from draft_emoji.recipe.checkpoint import write_whole
-from draft_emoji.recipe.classifiers import CLASSIFIERS
-from draft_emoji.recipe.classifiers import accuracy as classified
-from draft_emoji.recipe.clip import retrieval
-from draft_emoji.recipe.detector import average_precisions
 from draft_emoji.recipe.judge import accuracy, both_found, load_judge, rank
-from draft_emoji.recipe.preference import LEVELS, wins
+from draft_emoji.recipe.measures import reward_figures, write_figures
 from draft_emoji.recipe.sheet import contact_sheet
 from draft_emoji.recipe.vae import pictures, psnr
 from draft_emoji.scenes import Composer
@@ -122,9 +115,8 @@ def evaluate(
     """
     pipeline = load_pipeline(weights, device)
     figures = drawing_figures(weights, pipeline, steps, guidances, seeds) | reward_figures(weights)
-    text = json.dumps(figures, indent=2) + "\n"
-    write_whole(weights / "figures.json", lambda part: part.write_text(text, encoding="utf-8"))
-    print(text)
+    write_figures(weights, figures)
+    print(json.dumps(figures, indent=2))
     if sheet is not None:
         write_sheet(pipeline, sheet, steps, float(str(figures["guidance_scale"])))
     return figures
@@ -169,33 +161,6 @@ def drawing_figures(
         "never_recognised": missed,
         "guidance_tried": {str(scale): [round(share, 4) for share in both_tops] for scale, both_tops in tried.items()},
     }
-
-
-def reward_figures(weights: Path) -> dict[str, object]:
-    """How well the models behind the rewards know held-out scenes; those that are not there are left out."""
-    figures: dict[str, object] = {}
-    tokenizer = CLIPTokenizer.from_pretrained(weights / "clip")
-    clip = CLIPModel.from_pretrained(weights / "clip", dtype=torch.float32).eval()
-    figures["clip_caption_among_100"] = round(retrieval(clip, tokenizer, "cpu"), 4)
-    if (weights / "owlvit").exists():
-        detector = OwlViTForObjectDetection.from_pretrained(weights / "owlvit", dtype=torch.float32).eval()
-        every, smaller = average_precisions(detector, tokenizer)
-        figures |= {"detector_ap50": round(every, 4), "detector_ap50_smaller_of_two": round(smaller, 4)}
-    for name, make in CLASSIFIERS.items():
-        if (weights / name).exists():
-            network = type(make()).from_pretrained(weights / name, dtype=torch.float32).eval()
-            figures[f"{name}_top1_unseen_backgrounds"] = round(classified(network)[0], 4)
-    if (weights / "preference").exists():
-        prefers = CLIPModel.from_pretrained(weights / "preference", dtype=torch.float32).eval()
-        *shares, wrong = wins(prefers, tokenizer)
-        figures["preference_right_at_level"] = {
-            str(level): round(share, 4) for level, share in zip(LEVELS, shares, strict=True)
-        }
-        figures["preference_right_against_wrong_object"] = round(wrong, 4)
-    if (weights / "aesthetic").exists():
-        correlation, error = agreement(clip, load_head(weights / "aesthetic"))
-        figures |= {"aesthetic_correlation": round(correlation, 4), "aesthetic_mean_error_of_8": round(error, 3)}
-    return figures
 
 
 def write_sheet(pipeline: StableDiffusionPipeline, target: Path, steps: int, guidance: float) -> None:

@@ -27,12 +27,15 @@ PARTS = {
     "convnext": "convnext",
     "preference": "preference",
     "aesthetic": "aesthetic",
+    "caption": "caption",
+    "vqa": "vqa",
+    "image_reward": "image_reward",
 }
 """Command that trains a part to the shipped folder's name."""
 
 
 def export(out: Path, weights: Path) -> None:
-    """Replace the shipped folders by what `out` holds now; parts that are not trained yet are left out.
+    """Replace the shipped folders by what `out` holds now; a part that was not trained there stays as it shipped.
 
     Each file is put in place at once, so a reader never sees half of one.
 
@@ -42,17 +45,18 @@ def export(out: Path, weights: Path) -> None:
     """
     staged = out / "staged"
     shutil.rmtree(staged, ignore_errors=True)
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(out / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"),
-        unet=load_smooth(out / "unet"),
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to(dtype=torch.float16).save_pretrained(staged / "text_to_image")
+    if (out / "unet").exists():
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(out / "vae"),
+            text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
+            tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"),
+            unet=load_smooth(out / "unet"),
+            scheduler=make_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.to(dtype=torch.float16).save_pretrained(staged / "text_to_image")
     if (out / "clip_model").exists():
         CLIPModel.from_pretrained(out / "clip_model").half().save_pretrained(staged / "clip")
         CLIPTokenizer.from_pretrained(out / "tokenizer").save_pretrained(staged / "clip")

@@ -52,6 +52,9 @@ class Preset:
         classifier: The ResNet and the ConvNeXt, each.
         preference: The preference CLIP.
         aesthetic: The head.
+        caption: The captioning BLIP.
+        vqa: The BLIP that answers questions.
+        image_reward: The BLIP that prefers whole pictures.
         latents: Encoded scenes that the denoiser learns from.
     """
 
@@ -65,6 +68,9 @@ class Preset:
     classifier: Training
     preference: Training
     aesthetic: Training
+    caption: Training
+    vqa: Training
+    image_reward: Training
     latents: int
 
 
@@ -82,6 +88,9 @@ PRESETS = {
         classifier=Training(1500, 64, 2e-3),
         preference=Training(300, 64, 3e-4),
         aesthetic=Training(4000, 256, 1e-3),
+        caption=Training(9000, 64, 2e-3, falling=0.8),
+        vqa=Training(7000, 64, 1.5e-3, falling=0.8),
+        image_reward=Training(1800, 64, 1e-3, falling=0.8),
         latents=60_000,
     ),
     "gpu": Preset(
@@ -95,6 +104,9 @@ PRESETS = {
         classifier=Training(6000, 256, 2e-3),
         preference=Training(4000, 256, 3e-4),
         aesthetic=Training(4000, 256, 1e-3),
+        caption=Training(20_000, 256, 2e-3),
+        vqa=Training(20_000, 256, 1.5e-3),
+        image_reward=Training(10_000, 256, 1e-3),
         latents=400_000,
     ),
 }
