@@ -22,6 +22,7 @@ SMALL = [
     "stages.align.preview.every=0",
     "stages.evaluate.images_per_prompt=1",
     "stages.evaluate.shown=4",
+    "stages.compress.method.k=2",
     "vars.steps=3",
 ]
 
