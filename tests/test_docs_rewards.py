@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
 import draft
 from draft.registry.describe import options
 from draft.registry.discovery import OWN, reward_entries
@@ -18,7 +16,6 @@ from draft.registry.reward import RESERVED, Reward
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = (ROOT / "docs" / "writing-a-reward.md").read_text(encoding="utf-8")
-FILES = re.findall(r"```\w+ file=(\S+)\n(.*?)```", TUTORIAL, flags=re.DOTALL)
 
 
 def generator() -> ModuleType:
@@ -40,40 +37,6 @@ def test_every_reward_and_every_option_is_on_the_page() -> None:
         if entry.dist == OWN:
             assert f"\n## {entry.name}\n" in text
             assert all(f"| `{option.name}` |" in text for option in options(find_reward(entry.name)))
-
-
-@pytest.mark.parametrize(("name", "text"), FILES, ids=[name for name, _ in FILES])
-def test_the_tutorials_files_are_those_of_the_example(name: str, text: str) -> None:
-    assert (ROOT / "plugins" / "example" / name).read_text(encoding="utf-8") == text
-
-
-def test_the_tutorial_shows_the_whole_example() -> None:
-    shown = {name for name, _ in FILES}
-    there = {
-        str(file.relative_to(ROOT / "plugins" / "example"))
-        for file in (ROOT / "plugins" / "example").rglob("*")
-        if file.suffix in (".py", ".toml")
-    }
-    assert shown == there
-
-
-def test_the_tutorials_notebook_lines_run(site_with_tutorial: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (lines,) = [code for code in re.findall(r"```python\n(.*?)```", TUTORIAL, flags=re.DOTALL) if "draft.load" in code]
-    exec(compile(lines, "writing-a-reward.md", "exec"), {})
-    assert "tensor([" in capsys.readouterr().out
-
-
-@pytest.fixture
-def site_with_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tutorial's module as an installed distribution."""
-    module = dict(FILES)["draft_reward_example.py"].replace("draft_reward_example", "tutorial_reward")
-    (tmp_path / "tutorial_reward.py").write_text(module, encoding="utf-8")
-    info = tmp_path / "draft_reward_tutorial-1.0.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: draft-reward-tutorial\nVersion: 1.0.0\n")
-    (info / "entry_points.txt").write_text("[draft]\nbrightness = tutorial_reward\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
 
 
 def test_the_tutorial_names_every_hook_every_reserved_key_and_every_class_attribute() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ def climb(
         budget: When to stop.
         bounds: Least and greatest value of x, kept after every step.
         less: Go down instead of up.
-        frames: Most frames kept, the first and the last among them, closer to each other at the start.
+        frames: Most frames returned: the start, the end, and between them those whose scores lie most evenly.
         progress: The reporter.
         clock: The time in seconds; tests give their own.
 
@@ -102,7 +102,7 @@ def climb(
     x = start.detach().clone().requires_grad_()
     kept: list[Frame] = []
     began = clock()
-    step, spent = 0, 0.0
+    step, due, spent = 0, 0, 0.0
     while spent < 1:
         images = picture(x)
         scores = score(images, prompts)
@@ -112,8 +112,9 @@ def climb(
                 "the scores have no gradient: something on the way detaches the images",
                 hint="`draft rewards check NAME` says more",
             )
-        if (frames - 1) * sqrt(spent) >= len(kept):  # most happens early
+        if step >= due:  # more of them early, when most happens
             kept.append(_frame(step, images, scores))
+            due = ceil(1.2 * step) + (step < 5)
         (g,) = torch.autograd.grad(scores.sum(), x, materialize_grads=True)
         _check(g, step, "the gradient")
         with torch.no_grad():
@@ -127,7 +128,17 @@ def climb(
         images = picture(x)
         scores = score(images, prompts)
     _check(scores, step, "the score")
-    return [*kept[: frames - 1], _frame(step, images, scores)]
+    return _telling([*kept, _frame(step, images, scores)], frames)
+
+
+def _telling(kept: Sequence[Frame], count: int) -> list[Frame]:
+    means = [sum(frame.scores) / len(frame.scores) for frame in kept]
+    chosen = [0]
+    for place in range(1, count - 1):
+        wanted = means[0] + (means[-1] - means[0]) * place / (count - 1)
+        later = range(chosen[-1] + 1, len(kept) - 1)
+        chosen += [min(later, key=lambda index: abs(means[index] - wanted))] if later else []
+    return [kept[index] for index in (*chosen, -1)]
 
 
 def _unit(g: Tensor) -> Tensor:
@@ -140,7 +151,7 @@ def _unit(g: Tensor) -> Tensor:
 def _frame(step: int, images: Images, scores: Tensor) -> Frame:
     # A copy: the images may be x itself, which the next step changes in place.
     kept = images.detach().float().cpu().clone()
-    return Frame(step, kept, tuple(scores.detach().double().cpu().tolist()))
+    return Frame(step, kept, tuple((scores.detach().double() + 0.0).cpu().tolist()))  # -0 is 0
 
 
 def _report(progress: Progress, before: float, spent: float, scores: Tensor) -> None:

@@ -152,7 +152,7 @@ def score_pictures(
                 error.where = error.where or reward.name
                 raise
             for index, score in zip(chosen, found, strict=True):
-                scores[index] = score
+                scores[index] = score + 0.0  # -0 is 0
             progress.advance(len(chosen))
     progress.stop()
     said = [None] * len(files) if isinstance(prompts, Unprompted) else list(prompts)

@@ -49,10 +49,13 @@ def test_images_of_a_batch_do_not_disturb_each_other() -> None:
     assert together.min() >= 0 and together.max() <= 1
 
 
-def test_frames_are_closer_at_the_start_and_copies() -> None:
+def test_the_frames_show_the_whole_rise_however_many_steps_there_are() -> None:
+    # The score of step k is proportional to the sum of the falling rates, 1 - (1 - k / 100)^2 of the rise.
     frames = ascend(linear, torch.full((1, 3, 2, 2), 0.5), budget=Budget(steps=100), frames=6)
-    assert [frame.step for frame in frames] == [0, 4, 16, 36, 64, 100]
-    assert len({frame.images.sum().item() for frame in frames}) == 6
+    rises = [(frame.scores[0] - frames[0].scores[0]) / (frames[-1].scores[0] - frames[0].scores[0]) for frame in frames]
+    assert rises == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=0.07)
+    assert all(frame.scores[0] == pytest.approx(linear(frame.images, [""]).item()) for frame in frames), "copies"
+    assert [frame.step for frame in ascend(linear, torch.ones(1, 3, 2, 2), frames=6)] == [0, 1, 2, 3, 4]
 
 
 def test_seconds_end_it_and_one_step_is_always_made() -> None:

@@ -14,14 +14,14 @@ import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "plugins" / "example"
 PIPELINE = """
-name: bright
+name: posters
 stages:
   train:
     kind: train
     model: {model}
     prompts: [a cat]
     rewards:
-      brightness: {{target: {target}}}
+      palette: {{spot: {spot}}}
 """
 
 
@@ -44,20 +44,20 @@ def example(installed: Path, site: Any) -> Any:
 
 def test_the_installed_example_is_listed_and_shown(example: Any) -> None:
     rows = json.loads(example.command("rewards", "list", "--json").stdout)
-    row = next(row for row in rows if row["name"] == "brightness")
-    assert (row["package"], row["version"]) == ("draft-reward-example", "1.0.0")
-    assert row["summary"].startswith("How close an image's brightness is")
-    shown = example.command("rewards", "show", "brightness").stdout
-    assert "draft-reward-example 1.0.0" in shown
-    assert "0 to 1" in shown or "0.0 to 1.0" in shown
-    assert "rewards:\n    brightness:\n      weight: 1.0\n      target: 1.0" in shown
-    assert "draft_reward_example" in example.command("plugins").stdout
+    row = next(row for row in rows if row["name"] == "palette")
+    assert (row["package"], row["version"]) == ("draft-reward-palette", "0.1.0")
+    assert row["summary"].startswith("How well a few inks print an image")
+    shown = example.command("rewards", "show", "palette").stdout
+    assert "draft-reward-palette 0.1.0" in shown
+    assert "1 to 16" in shown
+    assert 'rewards:\n    palette:\n      weight: 1.0\n      inks: "#000000 #ffffff"\n      spot: 1' in shown
+    assert "draft_reward_palette" in example.command("plugins").stdout
 
 
 def test_the_installed_example_keeps_the_contract(example: Any) -> None:
-    checked = example.command("rewards", "check", "brightness", "target=0.5")
+    checked = example.command("rewards", "check", "palette", "spot=2")
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "brightness: keeps its contract" in checked.stdout
+    assert "palette: keeps its contract" in checked.stdout
 
 
 def test_the_examples_own_tests_pass(example: Any) -> None:
@@ -73,19 +73,19 @@ def test_the_examples_own_tests_pass(example: Any) -> None:
 
 
 def test_a_pipeline_may_use_the_installed_example(example: Any, tmp_path: Path) -> None:
-    file, model = tmp_path / "bright.yaml", tmp_path / "model"
+    file, model = tmp_path / "posters.yaml", tmp_path / "model"
     model.mkdir()
     (model / "model_index.json").write_text("{}", encoding="utf-8")
-    file.write_text(PIPELINE.format(target=0.5, model=model.as_posix()), encoding="utf-8")
+    file.write_text(PIPELINE.format(spot=2, model=model.as_posix()), encoding="utf-8")
     good = example.command("check", str(file))
     assert good.returncode == 0, good.stderr
-    file.write_text(PIPELINE.format(target=2, model=model.as_posix()), encoding="utf-8")
+    file.write_text(PIPELINE.format(spot=17, model=model.as_posix()), encoding="utf-8")
     bad = example.command("check", str(file))
     assert bad.returncode == 2
-    assert "must be at most 1" in bad.stderr
+    assert "must be at most 16" in bad.stderr
     without = example.command("check", str(file), environment={"DRAFT_DISABLE_PLUGINS": "1"})
     assert without.returncode == 2
-    assert "unknown reward (got 'brightness')" in without.stderr
+    assert "unknown reward (got 'palette')" in without.stderr
 
 
 def test_the_commands_survive_every_kind_of_bad_plugin(site: Any) -> None:
