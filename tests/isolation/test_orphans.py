@@ -17,11 +17,14 @@ from draft.registry.reward import Term
 
 CPU = torch.device("cpu")
 SCRIPT = """
+import signal
 import sys
 import torch
 from draft.isolation.reward import isolated_reward
 from draft.isolation.settings import Isolation
 
+# A shell has its background jobs ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 reward = isolated_reward(Isolation(python=sys.argv[1]), "faulty", {}, where="stages.train.rewards.mine")
 score = reward.load(torch.device("cpu"))
 print(reward.isolated.workers[0].pid, flush=True)
