@@ -344,9 +344,12 @@ def test_a_run_in_a_thread_leaves_signals_alone(workshop) -> None:
 
 
 CHILD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from draft.pipeline.run import run_pipeline
+
+# A shell has its background jobs ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def slow(job):
     (job.folder / "half").write_text("half")
