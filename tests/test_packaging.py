@@ -34,11 +34,13 @@ def test_every_module_of_every_package_is_in_the_wheel(wheel: set[str]) -> None:
         assert modules <= wheel
 
 
-def test_types_licence_and_pipelines_are_in_the_wheel(wheel: set[str]) -> None:
+def test_types_licence_pipelines_and_templates_are_in_the_wheel(wheel: set[str]) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= wheel
     assert {name.rsplit("/", 1)[-1] for name in wheel if "/licenses/" in name} == {"LICENSE", "NOTICE"}
     shipped = {f"draft/pipelines/{file.name}" for file in (ROOT / "pipelines").glob("*.yaml")}
     assert shipped and shipped <= wheel
+    templates = {f"draft/kit/template/{file.name}" for file in (ROOT / "draft" / "kit" / "template").iterdir()}
+    assert templates and templates <= wheel
 
 
 def test_nothing_else_is_in_the_wheel(wheel: set[str]) -> None:

@@ -114,7 +114,7 @@ def climb(
             )
         if step >= due:  # more of them early, when most happens
             kept.append(_frame(step, images, scores))
-            due = ceil(1.2 * step) + (step < 5)
+            due = max(step + 1, ceil(1.2 * step))
         (g,) = torch.autograd.grad(scores.sum(), x, materialize_grads=True)
         _check(g, step, "the gradient")
         with torch.no_grad():

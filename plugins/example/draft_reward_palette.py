@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
+from draft.errors import OptionError
 from pydantic import field_validator
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def colours(inks: str) -> list[list[float]]:
     """Inks as text, "#ff0000 #000000", to their colours, [[1, 0, 0], [0, 0, 0]]."""
     words = inks.split()
     if not words or not all(re.fullmatch("#[0-9a-fA-F]{6}", word) for word in words):
-        raise ValueError(f"must be colours such as '#1d3557 #f1faee' (got {inks!r})")
+        raise OptionError(f"must be colours such as '#1d3557 #f1faee' (got {inks!r})", where="palette")
     return [[level / 255 for level in bytes.fromhex(word[1:])] for word in words]
 
 

@@ -30,3 +30,5 @@ def test_grey_is_a_pattern_of_black_and_white_but_not_an_ink() -> None:
 def test_a_misspelt_ink_is_told() -> None:
     with pytest.raises(draft.DraftError, match="must be colours such as"):
         draft.load("palette", inks="#1d3557 blue")
+    with pytest.raises(draft.DraftError, match="must be colours such as"):
+        draft.load("palette", inks="{press}")(torch.ones(1, 3, 8, 8), draft.Prompts(["a cat"], {"press": ["blue"]}))
