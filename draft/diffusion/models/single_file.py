@@ -71,7 +71,7 @@ def load_single_file(path: Path) -> tuple[Any, bool]:
             )
         except (OSError, ValueError, KeyError, SafetensorError, SingleFileComponentError) as error:
             raise _unlike(path, version, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
-        except NotImplementedError as error:  # a tensor that no data came for cannot be moved
+        except NotImplementedError as error:  # PyTorch's own, for a tensor on `meta`: no data came for it
             raise _unlike(path, version, "it lacks tensors of its UNet or its autoencoder") from error
     missing = [name for name, tensor in pipeline.text_encoder.state_dict().items() if tensor.is_meta]
     if missing:
