@@ -44,17 +44,13 @@ class PreviewSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """Everything about a training besides its model, prompts and rewards.
+class LearningSettings:
+    """Everything about a training that does not depend on its method and its length; a comparison's have it in common.
 
     Args:
-        method: Which sampling steps carry gradient.
         sampler: How images are sampled while training.
         lora: Which low-rank weights learn.
-        learning_rate: AdamW's peak step size.
-        lr_schedule: Shape of the learning rate after the warm-up.
         warmup_steps: Updates over which the learning rate rises linearly from 0.
-        max_steps: Number of updates.
         batch_size: Images per forward pass.
         gradient_accumulation_steps: Forward passes per update.
         max_grad_norm: Largest gradient norm; larger ones are scaled down. 0 turns clipping off.
@@ -68,20 +64,13 @@ class TrainSettings:
         saturation: What the gradient does at pixel values that were decoded outside [0, 1] and clipped: with `clip` it
             is 0 there, with `straight_through` it passes as if nothing had been clipped. The images are the same.
         resolution: Side of the square images in pixels; None: the model's own.
-        checkpoint: When the state is written.
-        preview: The grid of progress pictures.
-        report_to: Experiment trackers of accelerate (`tensorboard`, `wandb`, ...); `metrics.jsonl` is always written.
         device: Where to train; `auto` is the first accelerator, else the CPU.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    method: Method = field(default_factory=DraftLV)
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    learning_rate: Annotated[float, Gt(0)] = 4e-4
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: Annotated[int, Ge(0)] = 0
-    max_steps: Annotated[int, Ge(1)] = 2000
     batch_size: Annotated[int, Ge(1)] = 4
     gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
     max_grad_norm: Annotated[float, Ge(0)] = 1.0
@@ -93,7 +82,27 @@ class TrainSettings:
     micro_batch_size: Annotated[int, Ge(0)] = 1
     saturation: Literal["clip", "straight_through"] = "clip"
     resolution: Annotated[int, Ge(8)] | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(LearningSettings):
+    """Everything about a training besides its model, prompts and rewards.
+
+    Args:
+        method: Which sampling steps carry gradient.
+        learning_rate: AdamW's peak step size.
+        lr_schedule: Shape of the learning rate after the warm-up.
+        max_steps: Number of updates.
+        checkpoint: When the state is written.
+        preview: The grid of progress pictures.
+        report_to: Experiment trackers of accelerate (`tensorboard`, `wandb`, ...); `metrics.jsonl` is always written.
+    """
+
+    method: Method = field(default_factory=DraftLV)
+    learning_rate: Annotated[float, Gt(0)] = 4e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_steps: Annotated[int, Ge(1)] = 2000
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     preview: PreviewSettings = field(default_factory=PreviewSettings)
     report_to: tuple[str, ...] = ()
-    device: str = "auto"
