@@ -1,17 +1,22 @@
-"""One set of tiny networks for all tests of this folder."""
+"""One set of tiny networks for all tests of this folder, and the recordings that more than one file reads."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+HERE = Path(__file__).parent
+GOLDEN = HERE.parent / "golden"
 
-def _module(name: str) -> ModuleType:
+
+def _module(file: Path) -> ModuleType:
     # These folders are no packages, so nothing in them can be imported by name.
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -21,13 +26,13 @@ def _module(name: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The module `tiny.py`."""
-    return _module("tiny")
+    return _module(HERE / "tiny.py")
 
 
 @pytest.fixture(scope="session")
 def tiny_blip() -> ModuleType:
     """The module `tiny_blip.py`."""
-    return _module("tiny_blip")
+    return _module(HERE / "tiny_blip.py")
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +48,15 @@ def tiny_owl(request: pytest.FixtureRequest, tiny: ModuleType, tmp_path_factory:
 @pytest.fixture(scope="session", params=["ResNet", "ConvNext", "ViT"])
 def tiny_classifier(request: pytest.FixtureRequest, tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_classifier(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def hpsv2_recorded() -> dict[str, Any]:
+    """What the published package `hpsv2` said of `hpsv2_small`'s model."""
+    return json.loads((GOLDEN / "hpsv2.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def hpsv2_small() -> ModuleType:
+    """The module `golden/hpsv2_small.py`: a small model of ViT-H-14's architecture, and its pictures."""
+    return _module(GOLDEN / "hpsv2_small.py")

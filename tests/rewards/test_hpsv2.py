@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -23,75 +22,65 @@ from draft_rewards._preprocessing import Preprocessing
 from draft_rewards.clip_score import ClipScore
 from draft_rewards.hpsv2 import Hpsv2, fit_longest_side
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 ANTIALIASED = {"0.16.2": False, "0.28.0": True}
 
 
 @pytest.fixture(scope="module")
-def recorded() -> dict[str, Any]:
-    return json.loads((GOLDEN / "hpsv2.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def small() -> ModuleType:
-    """The small model and its pictures."""
-    spec = importlib.util.spec_from_file_location("hpsv2_small", GOLDEN / "hpsv2_small.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def tokenizer(recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer(hpsv2_recorded: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The part of CLIP's tokenizer that the recorded prompts take."""
     from transformers import CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "vocab.json").write_text(json.dumps(recorded["vocabulary"]), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *recorded["merges"], ""]), encoding="utf-8")
+    (folder / "vocab.json").write_text(json.dumps(hpsv2_recorded["vocabulary"]), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *hpsv2_recorded["merges"], ""]), encoding="utf-8")
     CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def options(
-    recorded: dict[str, Any], small: ModuleType, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hpsv2_recorded: dict[str, Any],
+    hpsv2_small: ModuleType,
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Any]:
     """The reward's options for the small model, saved as the published checkpoints are."""
-    torch.save({"state_dict": small.checkpoint(recorded["shapes"])}, tmp_path / "small.pt")
-    monkeypatch.setattr(_open_clip, "VIT_H_14", small.as_transformers(_open_clip.VIT_H_14))
+    torch.save({"state_dict": hpsv2_small.checkpoint(hpsv2_recorded["shapes"])}, tmp_path / "small.pt")
+    monkeypatch.setattr(_open_clip, "VIT_H_14", hpsv2_small.as_transformers(_open_clip.VIT_H_14))
     return {"model": str(tmp_path / "small.pt"), "processor": str(tokenizer)}
 
 
 @pytest.mark.parametrize("torchvision", ANTIALIASED)
 def test_the_score_is_the_published_codes(
-    recorded: dict[str, Any], small: ModuleType, options: dict[str, Any], torchvision: str
+    hpsv2_recorded: dict[str, Any], hpsv2_small: ModuleType, options: dict[str, Any], torchvision: str
 ) -> None:
     score = draft.load("hpsv2", **options, antialias=ANTIALIASED[torchvision])
-    wanted = recorded["scores"][torchvision]
+    wanted = hpsv2_recorded["scores"][torchvision]
     for number, one in enumerate(wanted):
-        image = small.picture(one["height"], one["width"], number)[None] / 255
+        image = hpsv2_small.picture(one["height"], one["width"], number)[None] / 255
         assert score(image, [one["prompt"]]).item() == pytest.approx(one["score"], abs=2e-6), one
     assert torch.tensor([one["score"] for one in wanted]).std() > 0.05
 
 
 @pytest.mark.parametrize("torchvision", ANTIALIASED)
-def test_pixels_are_the_published_transforms(recorded: dict[str, Any], small: ModuleType, torchvision: str) -> None:
-    side = small.SIDE
+def test_pixels_are_the_published_transforms(
+    hpsv2_recorded: dict[str, Any], hpsv2_small: ModuleType, torchvision: str
+) -> None:
+    side = hpsv2_small.SIDE
     normalised = Preprocessing(shortest_edge=side, cropped=(side, side))
-    for number, one in enumerate(recorded["pixels"][torchvision]):
-        image = small.picture(one["height"], one["width"], number)[None] / 255
+    for number, one in enumerate(hpsv2_recorded["pixels"][torchvision]):
+        image = hpsv2_small.picture(one["height"], one["width"], number)[None] / 255
         pixels = normalised(fit_longest_side(image, side, antialias=ANTIALIASED[torchvision]))
         assert pixels.shape == (1, 3, side, side)
         torch.testing.assert_close(pixels.flatten()[::53], torch.tensor(one["probes"]), atol=5e-6, rtol=0)
 
 
-def test_tokens_are_those_of_the_published_tokenizer(recorded: dict[str, Any], tokenizer: Path) -> None:
+def test_tokens_are_those_of_the_published_tokenizer(hpsv2_recorded: dict[str, Any], tokenizer: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenize = _open_clip.with_clean_texts(AutoTokenizer.from_pretrained(tokenizer))
-    for one in recorded["tokens"]:
+    for one in hpsv2_recorded["tokens"]:
         assert tokenize([one["prompt"]], truncation=True, max_length=77)["input_ids"] == [one["ids"]], one["prompt"]
 
 
@@ -122,13 +111,13 @@ def test_shapes_the_published_code_fails_at_are_framed_like_others(height: int, 
 
 
 def test_of_a_folder_with_both_versions_the_one_that_is_asked_for_is_read(
-    small: ModuleType, options: dict[str, Any], tmp_path: Path
+    hpsv2_small: ModuleType, options: dict[str, Any], tmp_path: Path
 ) -> None:
     weights = torch.load(options["model"], weights_only=True)["state_dict"]
     shutil.copy(options["model"], tmp_path / "HPS_v2_compressed.pt")
     turned = {**weights, "visual.proj": -weights["visual.proj"]}
     torch.save({"state_dict": turned}, tmp_path / "HPS_v2.1_compressed.pt")
-    image, prompts = small.picture(50, 42)[None] / 255, [small.PROMPTS[0]]
+    image, prompts = hpsv2_small.picture(50, 42)[None] / 255, [hpsv2_small.PROMPTS[0]]
     wanted = draft.load("hpsv2", **options)(image, prompts)
     folder = options | {"model": str(tmp_path)}
     torch.testing.assert_close(draft.load("hpsv2", **folder, version="v2.0")(image, prompts), wanted)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -17,29 +15,14 @@ from transformers import CLIPConfig, CLIPModel
 import draft
 from draft_rewards import _open_clip
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@pytest.fixture(scope="module")
-def recorded() -> dict[str, Any]:
-    return json.loads((GOLDEN / "hpsv2.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def small() -> ModuleType:
-    """The small model."""
-    spec = importlib.util.spec_from_file_location("hpsv2_small", GOLDEN / "hpsv2_small.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def weights(recorded: dict[str, Any], small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+def weights(
+    hpsv2_recorded: dict[str, Any], hpsv2_small: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Tensor]:
     """A small checkpoint's tensors, with that size in the place of ViT-H-14's."""
-    monkeypatch.setattr(_open_clip, "VIT_H_14", small.as_transformers(_open_clip.VIT_H_14))
-    return small.checkpoint(recorded["shapes"])
+    monkeypatch.setattr(_open_clip, "VIT_H_14", hpsv2_small.as_transformers(_open_clip.VIT_H_14))
+    return hpsv2_small.checkpoint(hpsv2_recorded["shapes"])
 
 
 def load(file: Path) -> Any:
@@ -93,11 +76,13 @@ def test_every_tensor_of_a_checkpoint_is_in_the_model_and_comes_back(
     assert not any(weight.requires_grad for weight in model.parameters())
 
 
-def test_the_full_size_has_the_names_and_shapes_of_open_clips(recorded: dict[str, Any], small: ModuleType) -> None:
+def test_the_full_size_has_the_names_and_shapes_of_open_clips(
+    hpsv2_recorded: dict[str, Any], hpsv2_small: ModuleType
+) -> None:
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(**_open_clip.VIT_H_14))
     shapes = {name: tuple(tensor.shape) for name, tensor in from_transformers(model.state_dict()).items()}
-    assert small.outline(shapes) == recorded["vit_h_14"]
+    assert hpsv2_small.outline(shapes) == hpsv2_recorded["vit_h_14"]
 
 
 @pytest.mark.parametrize(
