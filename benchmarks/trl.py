@@ -98,7 +98,8 @@ def gradients(arguments: argparse.Namespace) -> dict[str, float]:
     from draft.diffusion.methods.plans import make_plan
     from draft.diffusion.methods.values import DraftK
     from draft.diffusion.models import load_text_to_image
-    from draft.diffusion.sampling import guide, make_grid
+    from draft.diffusion.grid import make_grid
+    from draft.diffusion.guidance import guide
     from draft.diffusion.settings import LoraSettings, SamplerSettings
     from draft.diffusion.surrogate import sample_with_plan
 

@@ -102,6 +102,10 @@ class Prompts(Sequence[str]):
             {name: [values[i] for i in chosen] for name, values in self._columns.items()},
         )
 
+    def prefixed(self, prefix: str) -> Prompts:
+        """The prompts with a text in front of each, and their columns as they are."""
+        return Prompts((prefix + text for text in self._texts), self._columns) if prefix else self
+
 
 _COLUMN = re.compile(r"\{(\w+)\}")
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from draft.diffusion.grid import make_grid
+from draft.diffusion.guidance import guide
 from draft.diffusion.models import TextToImage
-from draft.diffusion.sampling import guide, make_grid, sample
+from draft.diffusion.sampling import sample
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import DraftError
 from draft.types import Images
@@ -49,11 +51,18 @@ def generate_images(
         chosen = slice(start, start + batch_size)
         with torch.no_grad():
             embeddings = model.encode(texts[chosen])
-            yield sample_images(model, embeddings, unconditional, seeded_noise(seeds[chosen], shape), sampler)
+            noise = seeded_draws(seeds[chosen], shape, 1 + sampler.num_inference_steps * (sampler.eta > 0))
+            yield sample_images(model, embeddings, unconditional, noise[0], sampler, fresh=list(noise[1:]))
 
 
 def sample_images(
-    model: TextToImage, embeddings: Tensor, unconditional: Tensor, noise: Tensor, sampler: SamplerSettings
+    model: TextToImage,
+    embeddings: Tensor,
+    unconditional: Tensor,
+    noise: Tensor,
+    sampler: SamplerSettings,
+    *,
+    fresh: Sequence[Tensor] = (),
 ) -> Images:
     """Sample one batch from embeddings and noise, without gradient.
 
@@ -63,14 +72,17 @@ def sample_images(
         unconditional: The unconditional prompt's, (1, L, D).
         noise: Standard normal, (B, C, h, w).
         sampler: How to sample.
+        fresh: Standard normal noise of each step like `noise`, where `sampler.eta` is more than 0.
 
     Returns:
         Float32 on the CPU, (B, 3, H, W), sRGB in [0, 1].
     """
     grid = make_grid(model.schedule, sampler)
     output = guide(model.denoise, grid, embeddings, unconditional, sampler.guidance_scale)
+    device = model.device
     with torch.no_grad():
-        return model.decode(sample(output, grid, noise.to(model.device))).float().cpu()
+        latents = sample(output, grid, noise.to(device), [z.to(device) for z in fresh] or None)
+        return model.decode(latents).float().cpu()
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -83,6 +95,22 @@ def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     Returns:
         Float32 on the CPU, (B, C, ...).
     """
-    return torch.stack(
-        [torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-    )
+    return seeded_draws(seeds, shape, 1)[0]
+
+
+def seeded_draws(seeds: Sequence[int], shape: Sequence[int], count: int) -> Tensor:
+    """Several standard normal tensors per sample; the first ones do not depend on how many follow.
+
+    Args:
+        seeds: B seeds, a generator for each.
+        shape: Shape of one sample, (C, ...).
+        count: Tensors per sample.
+
+    Returns:
+        Float32 on the CPU, (count, B, C, ...).
+    """
+    samples = []
+    for seed in seeds:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        samples.append(torch.stack([torch.randn(tuple(shape), generator=generator) for _ in range(count)]))
+    return torch.stack(samples, dim=1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -146,6 +147,45 @@ def use_lora(unet: nn.Module, name: str | None, scale: float = 1.0) -> None:
                 layer.set_scale(_key(name), scale)
     for parameter, flag in required.items():  # peft switches gradients along with adapters
         parameter.requires_grad_(flag)
+
+
+@contextmanager
+def lora_off(unet: nn.Module) -> Iterator[None]:
+    """Make the network the base model for a while, whichever adapter was on; what is trainable stays so.
+
+    Args:
+        unet: The network.
+
+    Yields:
+        Nothing.
+    """
+    layers = [layer for layer in unet.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
+    required = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, flag in required:  # peft switches gradients along with adapters
+            parameter.requires_grad_(flag)
+
+
+def lora_norm(unet: nn.Module) -> Tensor:
+    """The sum of |B A|^2 over the adapted modules, with gradient: tr((B^T B)(A A^T)), without forming B A.
+
+    Args:
+        unet: The network with a trained LoRA of `add_lora`.
+
+    Returns:
+        A scalar >= 0.
+    """
+    total = torch.zeros((), device=next(unet.parameters()).device)
+    for _, layer in _layers(unet, TRAINED):
+        a, b = (weight.flatten(1) for weight in _weights(layer, TRAINED))
+        total = total + ((b.T @ b) * (a @ a.T)).sum()
+    return total
 
 
 def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class SamplerSettings:
         spacing: How the T times are spread over the training schedule, as in diffusers' `timestep_spacing`.
         final: Where the last step lands: `one` is the clean image, `first_alpha` the schedule's first noise level
             (diffusers' `set_alpha_to_one` true and false).
+        eta: Share of fresh noise in each step: 0 is deterministic DDIM, 1 as much as DDPM (arXiv 2010.02502, eq. 16).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -27,6 +28,7 @@ class SamplerSettings:
     negative_prompt: str = ""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     final: Literal["one", "first_alpha"] = "one"
+    eta: Annotated[float, Ge(0), Le(1)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,42 +1,135 @@
-"""The rollout under a plan: latents with the sampler's values and the method's gradient."""
+"""What a method hands to the rewards: latents with the sampler's values and the method's own gradient."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from draft.diffusion.grid import Grid
+from draft.diffusion.methods.linear import linear_form
 from draft.diffusion.methods.plans import Plan
-from draft.diffusion.sampling import Grid, Output, renoise, step
+from draft.diffusion.sampling import Output, check_fresh, move, predict, renoise
 
 
-def sample_with_plan(
-    output: Output,
-    grid: Grid,
-    plan: Plan,
-    noise: Tensor,
-    *,
-    copy_noise: Tensor | None = None,
-    checkpointing: bool = False,
-) -> Tensor:
-    """Sample so that the result carries exactly the gradient its method asks for.
+@dataclass(frozen=True)
+class Networks:
+    """The guided network as a method calls it.
 
-    Steps before the first recorded one run under `no_grad`. DRaFT-LV then repeats the last step from n re-noised
-    copies x^m = alpha sg(x0) + sigma z^m, with (alpha, sigma) of the last sampling time (arXiv 2309.17400).
+    Args:
+        value: For values alone; always called without autograd.
+        recorded: For calls that carry gradient, with whatever belongs to them: the policy of guidance,
+            checkpointing, a penalty.
+    """
+
+    value: Output
+    recorded: Output
+
+    def call(self, x: Tensor, i: int, *, recorded: bool) -> Tensor:
+        """The output at (x, i), with gradient or as a constant."""
+        if recorded:
+            return self.recorded(x, i)
+        with torch.no_grad():
+            return self.value(x, i)
+
+
+@dataclass(frozen=True)
+class Group:
+    """How B latents in a row are scored: R = sum_k coefficient_k r(image, prefix_k + prompt).
+
+    Args:
+        views: (prefix, coefficient) of each time the images are scored.
+        weights: Each sample's factor in the loss, (B,), without gradient; None: 1.
+    """
+
+    views: tuple[tuple[str, float], ...] = (("", 1.0),)
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Latents to be scored, group after group of B.
+
+    Args:
+        latents: (groups B, C, ...), with the method's graph.
+        groups: How each B of them are scored.
+    """
+
+    latents: Tensor
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A whole rollout without gradient, kept step by step.
+
+    Args:
+        states: x_0 .. x_T, T + 1 tensors (B, C, ...).
+        outs: The guided output at each of the first T.
+    """
+
+    states: tuple[Tensor, ...]
+    outs: tuple[Tensor, ...]
+
+
+def checkpointed(output: Output) -> Output:
+    """Recompute each call in the backward pass instead of keeping its activations."""
+    # The network draws nothing at random, so there is no RNG state to keep for the recomputation.
+    return lambda x, i: checkpoint(output, x, i, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+
+
+def roll_out(output: Output, grid: Grid, noise: Tensor, fresh: Sequence[Tensor] | None = None) -> Rollout:
+    """Sample without gradient and keep every state and output.
 
     Args:
         output: The guided network.
         grid: The sampling grid of T steps.
-        plan: Which steps are recorded, where the chain is cut, how many copies.
+        noise: Standard normal noise, (B, C, ...).
+        fresh: Standard normal noise of each step where the grid is stochastic.
+
+    Returns:
+        The rollout.
+    """
+    check_fresh(grid, fresh)
+    states, outs = [noise], []
+    with torch.no_grad():
+        for i in range(grid.steps):
+            outs.append(output(states[-1], i))
+            x0, e = predict(grid, states[-1], outs[-1], i)
+            states.append(move(grid, x0, e, i, fresh[i] if fresh is not None else None))
+    return Rollout(tuple(states), tuple(outs))
+
+
+def sample_with_plan(
+    networks: Networks,
+    grid: Grid,
+    plan: Plan,
+    noise: Tensor,
+    *,
+    fresh: Sequence[Tensor] | None = None,
+    copy_noise: Tensor | None = None,
+) -> Tensor:
+    """Sample so that the result carries exactly the gradient its method asks for.
+
+    Outputs of steps that are not recorded are constants. DRaFT-LV repeats the last step from n re-noised
+    copies x^m = alpha sg(x0) + sigma z^m, with (alpha, sigma) of the last sampling time (arXiv 2309.17400).
+
+    Args:
+        networks: The guided network.
+        grid: The sampling grid of T steps.
+        plan: Which steps are recorded, where the chain is cut, where the rollout ends, how many copies.
         noise: Standard normal noise, (B, C, ...); any rank.
+        fresh: Standard normal noise of each step, T tensors like `noise`; needed where the grid is stochastic.
         copy_noise: Standard normal noise of the copies, (copies * B, C, ...); needed if the plan has copies.
-        checkpointing: Recompute each recorded step in the backward pass instead of keeping its activations.
 
     Returns:
         Final latents, ((1 + copies) * B, C, ...): the base samples first, then copy after copy.
 
     Raises:
-        ValueError: The plan is for another number of steps, or the copies' noise does not fit.
+        ValueError: The plan is for another number of steps, or noise is missing or does not fit.
 
     Note:
         The paper sums the rewards of the n + 1 samples; we take the mean over all returned latents, so that the
@@ -44,27 +137,27 @@ def sample_with_plan(
     """
     if plan.steps != grid.steps:
         raise ValueError(f"the plan has {plan.steps} steps, the grid {grid.steps}")
+    check_fresh(grid, fresh)
+    form = None if plan.jacobians else linear_form(grid, plan.frozen)
 
-    def recorded_step(x: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        if not checkpointing:
-            return step(output, grid, x, i)
-        # The network draws nothing at random, so there is no RNG state to keep for the recomputation.
-        after, x0 = checkpoint(step, output, grid, x, i, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
-        return after, x0
+    def step(x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """Where step i lands, and its prediction of the clean latent."""
+        if form is None:
+            x0, e = predict(grid, x, networks.call(x, i, recorded=plan.recorded[i]), i)
+            return move(grid, x0, e, i, fresh[i] if fresh is not None else None), x0
+        constant = x.detach()
+        slope = form.slope(constant, networks.call(constant, i, recorded=plan.recorded[i]), i)
+        return form.carry[i] * x + form.gain[i] * slope, form.clean(x, slope, i)
 
     x = x0 = noise
-    for i in range(grid.steps):
-        if plan.cut[i]:
-            x = x.detach()
-        if plan.recorded[i]:
-            x, x0 = recorded_step(x, i)
-        else:
-            with torch.no_grad():
-                x, x0 = step(output, grid, x, i)
+    for i in range(grid.steps if plan.stop is None else plan.stop + 1):
+        x, x0 = step(x.detach() if plan.cut[i] else x, i)
+    if plan.stop is not None:
+        return x0
     if plan.copies == 0:
         return x
     if copy_noise is None or copy_noise.shape[0] != plan.copies * noise.shape[0]:
         raise ValueError(f"the plan's {plan.copies} copies need noise of {plan.copies * noise.shape[0]} samples")
     last = grid.steps - 1
     again = x0.detach().repeat(plan.copies, *[1] * (x0.dim() - 1))
-    return torch.cat([x, recorded_step(renoise(grid, again, copy_noise, last), last)[0]])
+    return torch.cat([x, step(renoise(grid, again, copy_noise, last), last)[0]])

@@ -14,8 +14,10 @@ from torch import Tensor
 from draft.diffusion.device import choose_device
 from draft.diffusion.fits import check_fits
 from draft.diffusion.generate import seeded_noise
+from draft.diffusion.grid import make_grid
+from draft.diffusion.guidance import guide
 from draft.diffusion.models import TextToImage, load_text_to_image
-from draft.diffusion.sampling import guide, make_grid, sample
+from draft.diffusion.sampling import sample
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import ConfigError, DraftWarning
 from draft.kit.ascent import Budget, Frame, climb

@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 
 from draft.errors import ConfigError, ConfigErrors, DraftError
 from draft.isolation.reward import isolated_reward
-from draft.pipeline.describe import keys_at
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.isolated import read_isolation, written
-from draft.pipeline.schema import KINDS, TrainStage
+from draft.pipeline.suitability import method_problems
 from draft.prompts import load_prompts
 from draft.registry.discovery import did_you_mean
 from draft.registry.plugins import build_term, model_path, named_models, without_gradient
 from draft.registry.reward import Term
+from draft.training.settings import TrainSettings
 from draft.types import Prompts
 
 Base: TypeAlias = Callable[[Keys], Path]
@@ -62,7 +62,7 @@ def check_rewards(
     """
     terms: list[Term] = []
     rewards = data.get("rewards")
-    for label, options in rewards.items() if isinstance(rewards, Mapping) and "rewards" in _keys(data) else ():
+    for label, options in rewards.items() if isinstance(rewards, Mapping) else ():
         here = (*keys, "rewards", label)
         prefix = ".".join(map(str, here))
         if options is not None and not isinstance(options, Mapping):
@@ -95,11 +95,6 @@ def check_rewards(
                     )
                 )
     return terms
-
-
-def _keys(data: Mapping[str, Any]) -> list[str]:
-    """The keys of a stage of this kind."""
-    return keys_at(KINDS[data["kind"]], (), {})
 
 
 def _placed(error: DraftError, prefix: str, keys: Keys, document: Document) -> DraftError:
@@ -185,25 +180,30 @@ def check_files(
 
 
 def check_training(
-    config: TrainStage, keys: Keys, terms: list[Term], document: Document, errors: list[DraftError]
+    config: TrainSettings, keys: Keys, terms: list[Term], document: Document, errors: list[DraftError]
 ) -> None:
-    """Check what only a training forbids."""
+    """Check what only a training forbids: what its method cannot do, and why."""
     prefix = ".".join(map(str, keys))
-    steps = config.sampler.num_inference_steps
-    k = getattr(config.method, "k", 1)
-    if k > steps:
-        errors.append(
-            ConfigError(
-                f"{prefix}.method.k must be at most {prefix}.sampler.num_inference_steps, {steps} (got {k})",
-                where=document.place((*keys, "method", "k")),
-            )
-        )
+
+    def refuse(what: str, *place: Any, hint: str = "") -> None:
+        errors.append(ConfigError(what, where=document.place((*keys, *place)), hint=hint))
+
+    for problem in method_problems(config):
+        refuse(f"{prefix}.{problem.what}", *problem.keys, hint=problem.hint)
     for term in terms:
-        for inner, reward in without_gradient(term.reward) if term.weight else ():
-            errors.append(
-                ConfigError(
+        if not term.weight:
+            continue
+        if config.method.traits.reward_gradient:
+            for inner, reward in without_gradient(term.reward):
+                refuse(
                     f"reward {reward.name!r} has no gradient, so {config.method.kind} cannot train for it",
-                    where=document.place((*keys, "rewards", term.label, *inner)),
-                    hint="measure it in an evaluate stage instead",
+                    *("rewards", term.label, *inner),
+                    hint="measure it in an evaluate stage instead, or train by ddpo or best_of_n",
                 )
+        if not term.reward.per_image and config.loss.kind != "linear":
+            refuse(
+                f"{prefix}.loss must be linear with reward {term.reward.name!r}, whose scores depend on the batch "
+                f"(got {config.loss.kind})",
+                *("loss",),
+                hint="other losses need each image's own gradient",
             )

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from annotated_types import MinLen
 from pydantic import Discriminator, Field, Tag
 
+from draft.comparison.settings import ComparisonSettings, Contender, MeasureSettings
 from draft.diffusion.methods.values import DraftLV, Method
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
+from draft.training.objective import LinearLoss, Loss
 from draft.training.settings import TrainSettings
 
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -79,6 +81,7 @@ class TrainStage(TrainSettings):
     prompts: PromptSource
     rewards: Annotated[Rewards, MinLen(1)]
     method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=DraftLV)
+    loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
     seed: Seed = None
 
 
@@ -140,7 +143,59 @@ class GenerateStage(GenerateSettings):
     seed: Seed = None
 
 
-Stage: TypeAlias = TrainStage | MixStage | EvaluateStage | GenerateStage
+@dataclass(frozen=True, kw_only=True)
+class Measure(MeasureSettings):
+    """What is looked at where a budget is spent.
+
+    Args:
+        prompts: A list, or `{file: ...}`; held-out ones.
+        rewards: Label to options, as in `evaluate`; measured besides the rewards that are trained for.
+    """
+
+    prompts: PromptSource
+    rewards: Rewards = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedMethod(Contender):
+    """A method of a comparison, merged with what the stage says for all of them.
+
+    Args:
+        method: Which sampling steps carry gradient, and what stands for the adjoint.
+        loss: The loss of an image as a function of its weighted sum of rewards R.
+    """
+
+    method: Annotated[Method, Field(discriminator="kind")]
+    loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareStage(ComparisonSettings):
+    """Compare methods: the same budget for each, its learning rate found by the same search, several seeds.
+
+    Args:
+        kind: `compare`.
+        model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
+        prompts: A list, or `{file: ...}`; the training prompts.
+        rewards: Label to options, as in `train`; what all methods train for.
+        methods: Label to `{method: {kind: ...}}` and whatever is other for this method: `learning_rates`, `loss`,
+            `sampler: {eta: 1}`, `batch_size`, ...
+        measure: What is looked at where a budget is spent.
+        loss: The loss of an image as a function of its weighted sum of rewards R.
+        seed: Seed of the first image that is measured; None: the file's. The trainings have `seeds`.
+    """
+
+    kind: Literal["compare"]
+    model: Text
+    prompts: PromptSource
+    rewards: Annotated[Rewards, MinLen(1)]
+    methods: Annotated[dict[Label, dict[str, Any]], MinLen(1)]
+    measure: Measure
+    loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
+    seed: Seed = None
+
+
+Stage: TypeAlias = TrainStage | MixStage | EvaluateStage | GenerateStage | CompareStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +232,7 @@ KINDS: Mapping[str, type[Any]] = {
     "mix": MixStage,
     "evaluate": EvaluateStage,
     "generate": GenerateStage,
+    "compare": CompareStage,
 }
 """The stage kinds, a closed set: that is what makes errors good."""
 
@@ -185,8 +241,9 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "mix": {"adapter": "adapter.safetensors"},
     "evaluate": {"report": "report.html", "results": "report.json", "adapters": "adapters"},
     "generate": {"images": "images"},
+    "compare": {"report": "compare.html", "results": "compare.json", "table": "compare.md", "plot": "compare.png"},
 }
 """Stage kind to output name to path in the stage's folder, for ``${out:stage.output}``."""
 
-VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 2, "generate": 1}
+VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 2, "generate": 1, "compare": 1}
 """Raised when a stage kind would give other results from the same configuration, so that old ones are not reused."""

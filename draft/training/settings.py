@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Lt
 
 from draft.diffusion.methods.values import DraftLV, Method
 from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.training.objective import LinearLoss, Loss, PenaltySettings, RobustSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,12 @@ class LearningSettings:
 
     Args:
         sampler: How images are sampled while training.
+        cfg_gradient: What classifier-free guidance does in calls that carry gradient: gradient through `both` branches,
+            the unconditional one `detached`, or guidance `off`.
+        loss: The loss of an image as a function of its weighted sum of rewards R.
+        penalty: What keeps the adapter near the base model.
+        robust: Train for the worst reward nearby.
+        rollout_reuse: Gradients drawn from each rollout, by methods that draw them from a cached one.
         lora: Which low-rank weights learn.
         warmup_steps: Updates over which the learning rate rises linearly from 0.
         batch_size: Images per forward pass.
@@ -69,6 +76,11 @@ class LearningSettings:
 
     __pydantic_config__ = {"extra": "forbid"}
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    cfg_gradient: Literal["both", "detached", "off"] = "both"
+    loss: Loss = field(default_factory=LinearLoss)
+    penalty: PenaltySettings = field(default_factory=PenaltySettings)
+    robust: RobustSettings = field(default_factory=RobustSettings)
+    rollout_reuse: Annotated[int, Ge(1)] = 1
     lora: LoraSettings = field(default_factory=LoraSettings)
     warmup_steps: Annotated[int, Ge(0)] = 0
     batch_size: Annotated[int, Ge(1)] = 4
@@ -90,7 +102,7 @@ class TrainSettings(LearningSettings):
     """Everything about a training besides its model, prompts and rewards.
 
     Args:
-        method: Which sampling steps carry gradient.
+        method: Which sampling steps carry gradient, and what stands for the adjoint.
         learning_rate: AdamW's peak step size.
         lr_schedule: Shape of the learning rate after the warm-up.
         max_steps: Number of updates.

@@ -17,7 +17,7 @@ from draft.types import Prompts
 
 
 class Randomness:
-    """Separate generators on the CPU for the order of prompts, the noise and the copies' noise.
+    """Separate generators on the CPU for the order of prompts, the noise, a sampler's fresh noise, a method's draws.
 
     Noise drawn on the CPU is the same on every device; separate generators keep, say, the prompts' order
     independent of the method.
@@ -28,7 +28,8 @@ class Randomness:
     """
 
     def __init__(self, seed: int, prompts: int) -> None:
-        self._order, self._noise, self._copies = (_generator(seed, name) for name in ("order", "noise", "copies"))
+        self._order, self._noise, self._fresh = (_generator(seed, name) for name in ("order", "noise", "fresh"))
+        self.method = _generator(seed, "method")
         self._prompts = prompts
         self._queue: list[int] = []
 
@@ -43,21 +44,22 @@ class Randomness:
         """Standard normal noise for rollouts, float32 on the CPU."""
         return torch.randn(shape, generator=self._noise)
 
-    def copy_noise(self, *shape: int) -> Tensor:
-        """Standard normal noise for re-noised copies, float32 on the CPU."""
-        return torch.randn(shape, generator=self._copies)
+    def fresh(self, steps: int, *shape: int) -> list[Tensor]:
+        """Standard normal noise for each step of a stochastic rollout, float32 on the CPU."""
+        return [torch.randn(shape, generator=self._fresh) for _ in range(steps)]
 
     def state(self) -> dict[str, Any]:
         """The generators' states and the prompts still to come."""
-        generators = {"order": self._order, "noise": self._noise, "copies": self._copies}
-        return {"queue": list(self._queue)} | {name: generator.get_state() for name, generator in generators.items()}
+        return {"queue": list(self._queue)} | {name: each.get_state() for name, each in self._generators().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a state."""
         self._queue = list(state["queue"])
-        self._order.set_state(state["order"])
-        self._noise.set_state(state["noise"])
-        self._copies.set_state(state["copies"])
+        for name, generator in self._generators().items():
+            generator.set_state(state[name])
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"order": self._order, "noise": self._noise, "fresh": self._fresh, "method": self.method}
 
 
 def identity(settings: TrainSettings, *, model: str, prompts: Prompts, terms: Sequence[Term], seed: int) -> str:

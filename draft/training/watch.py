@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from draft.diffusion.sampling import Grid, last_step_sensitivity
+from draft.diffusion.grid import Grid, last_step_sensitivity
 from draft.errors import StageError
 from draft.registry.parts import without_gradient
 from draft.registry.reward import Term
@@ -15,11 +15,12 @@ from draft.registry.reward import Term
 SMALLEST_SENSITIVITY = 1e-6
 
 
-def check_terms(terms: Sequence[Term]) -> None:
+def check_terms(terms: Sequence[Term], *, gradient: bool = True) -> None:
     """Refuse a sum of rewards that cannot train.
 
     Args:
         terms: The terms.
+        gradient: Whether the method needs the rewards' gradients.
 
     Raises:
         StageError: No term has a weight, two share a label, or a weighted one has no gradient by its own word.
@@ -31,7 +32,7 @@ def check_terms(terms: Sequence[Term]) -> None:
         if labels.count(label) > 1:
             raise StageError(f"two rewards have the label {label!r}")
     for term in terms:
-        for inner, reward in without_gradient(term.reward) if term.weight else ():
+        for inner, reward in without_gradient(term.reward) if term.weight and gradient else ():
             raise StageError(
                 f"reward {'.'.join((term.label, *inner))!r}: {reward.name} has no gradient, so it cannot train",
                 hint="use it in `evaluate`, or give it weight: 0 to log it",

@@ -9,22 +9,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from draft.diffusion.grid import Grid, Schedule, make_grid
+from draft.diffusion.guidance import guide
 from draft.diffusion.lora import add_lora, lora_parameters
-from draft.diffusion.methods.plans import Plan, make_plan
-from draft.diffusion.methods.values import Draft, DraftK, DraftLV, Method
+from draft.diffusion.methods.plans import Plan, Planned, draw_plan
+from draft.diffusion.methods.values import Draft, DraftK, DraftLV
 from draft.diffusion.models import TextToImage
-from draft.diffusion.sampling import Grid, Schedule, guide, make_grid, move, predict, renoise, sample, step
+from draft.diffusion.sampling import move, predict, renoise, sample, step
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.diffusion.surrogate import sample_with_plan
+from draft.diffusion.surrogate import Networks, checkpointed, sample_with_plan
 
 STEPS, BATCH, GUIDANCE = 6, 2, 3.0
-METHODS: list[Method] = [Draft(), DraftK(k=1), DraftK(k=2), DraftK(k=5), DraftLV(copies=2)]
+METHODS: list[Planned] = [Draft(), DraftK(k=1), DraftK(k=2), DraftK(k=5), DraftLV(copies=2)]
+
+
+def make_plan(method: Planned, steps: int) -> Plan:
+    return draw_plan(method, steps, torch.Generator())
+
+
+def both(output) -> Networks:
+    """The same network where it carries gradient and where it does not."""
+    return Networks(value=output, recorded=output)
 
 
 class Problem:
     """A rollout, the VAE and a smooth reward as one function of the LoRA weights."""
 
-    def __init__(self, model: TextToImage, method: Method, *, checkpointing: bool = False, seed: int = 0) -> None:
+    def __init__(self, model: TextToImage, method: Planned, *, checkpointing: bool = False, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.model, self.checkpointing = model, checkpointing
         add_lora(model.unet, LoraSettings(rank=2), seed=1)
@@ -45,9 +56,9 @@ class Problem:
         return (images * self.pattern).sum(dim=(1, 2, 3)) + images.square().mean(dim=(1, 2, 3)).sin()
 
     def latents(self) -> Tensor:
-        return sample_with_plan(
-            self.output, self.grid, self.plan, self.noise, copy_noise=self.copy_noise, checkpointing=self.checkpointing
-        )
+        recorded = checkpointed(self.output) if self.checkpointing else self.output
+        networks = Networks(value=self.output, recorded=recorded)
+        return sample_with_plan(networks, self.grid, self.plan, self.noise, copy_noise=self.copy_noise)
 
     def gradient(self) -> list[Tensor]:
         return list(torch.autograd.grad(self.reward(self.latents()).mean(), self.parameters))
@@ -78,7 +89,7 @@ class Problem:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("which", ["A", "B"])
-def test_the_gradient_agrees_with_central_differences(load, method: Method, which: str, prediction: str) -> None:
+def test_the_gradient_agrees_with_central_differences(load, method: Planned, which: str, prediction: str) -> None:
     problem = Problem(load(prediction), method)
     chosen = problem.parameters[0 if which == "A" else 1 :: 2]
     gradient = problem.gradient()[0 if which == "A" else 1 :: 2]
@@ -123,7 +134,7 @@ def test_lv_without_copies_is_draft_1(load) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_checkpointing_changes_nothing(load, method: Method) -> None:
+def test_checkpointing_changes_nothing(load, method: Planned) -> None:
     _equal(Problem(load(), method).gradient(), Problem(load(), method, checkpointing=True).gradient())
 
 
@@ -161,7 +172,7 @@ def test_one_linear_step_with_a_linear_reward_has_the_closed_form() -> None:
     grid, net = _toy_grid(5), Linear(3, 5)
     x = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
-    sample_with_plan(net, grid, make_plan(DraftK(k=1), 5), x).matmul(w).sum().backward()
+    sample_with_plan(both(net), grid, make_plan(DraftK(k=1), 5), x).matmul(w).sum().backward()
     with torch.no_grad():
         for i in range(4):
             x, _ = step(net, grid, x, i)
@@ -175,7 +186,7 @@ def test_full_backpropagation_through_linear_steps_has_the_closed_form(predictio
     grid, net = _toy_grid(4, prediction, "first_alpha"), Linear(3, 4)
     noise = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
-    sample_with_plan(net, grid, make_plan(Draft(), 4), noise).matmul(w).sum().backward()
+    sample_with_plan(both(net), grid, make_plan(Draft(), 4), noise).matmul(w).sum().backward()
     # x' = p x + q W x: F_i's Jacobian is p I + q W_i, dF_i/dW_i is q, and lam runs backwards from w.
     states, factors = [noise[0]], []
     for i in range(4):
@@ -194,8 +205,8 @@ def test_full_backpropagation_through_linear_steps_has_the_closed_form(predictio
 def test_draft_k_is_the_last_k_terms_of_the_adjoint_sum(k: int) -> None:
     grid, noise = _toy_grid(6), torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     full, truncated = Linear(3, 6, nonlinear=True), Linear(3, 6, nonlinear=True)
-    sample_with_plan(full, grid, make_plan(Draft(), 6), noise).sin().sum().backward()
-    sample_with_plan(truncated, grid, make_plan(DraftK(k=k), 6), noise).sin().sum().backward()
+    sample_with_plan(both(full), grid, make_plan(Draft(), 6), noise).sin().sum().backward()
+    sample_with_plan(both(truncated), grid, make_plan(DraftK(k=k), 6), noise).sin().sum().backward()
     for i in range(6):
         got, expected = truncated.weights[i].grad, full.weights[i].grad
         if i < 6 - k:
@@ -211,7 +222,7 @@ def test_the_mean_lv_gradient_of_a_linear_net_tends_to_its_closed_form() -> None
     copy_noise = torch.randn(copies, 3, dtype=torch.float64, generator=generator)
     w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
     plan = make_plan(DraftLV(copies=copies), 3)
-    latents = sample_with_plan(net, grid, plan, noise, copy_noise=copy_noise)
+    latents = sample_with_plan(both(net), grid, plan, noise, copy_noise=copy_noise)
     latents[1:].matmul(w).mean().backward()
     y, (a, s) = latents[0].detach(), (grid.alpha[-1], grid.sigma[-1])
     torch.testing.assert_close(
@@ -221,7 +232,7 @@ def test_the_mean_lv_gradient_of_a_linear_net_tends_to_its_closed_form() -> None
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 6), (2, 4, 3, 6, 6), (2, 4, 10), (2, 4)])
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_latents_of_any_rank_pass_sampler_and_plans(shape: tuple[int, ...], method: Method) -> None:
+def test_latents_of_any_rank_pass_sampler_and_plans(shape: tuple[int, ...], method: Planned) -> None:
     grid = _toy_grid(5)
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     embeddings = torch.randn(2, 3, 5, dtype=torch.float64)
@@ -233,7 +244,7 @@ def test_latents_of_any_rank_pass_sampler_and_plans(shape: tuple[int, ...], meth
     output = guide(net, grid, embeddings, embeddings[:1], 2.0)
     plan = make_plan(method, 5)
     copy_noise = torch.randn(plan.copies * 2, *shape[1:], dtype=torch.float64)
-    latents = sample_with_plan(output, grid, plan, torch.randn(shape, dtype=torch.float64), copy_noise=copy_noise)
+    latents = sample_with_plan(both(output), grid, plan, torch.randn(shape, dtype=torch.float64), copy_noise=copy_noise)
     assert latents.shape == ((1 + plan.copies) * 2, *shape[1:])
     latents.sum().backward()
     assert scale.grad is not None and scale.grad != 0

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from draft.diffusion.grid import Schedule
 from draft.diffusion.models import load_text_to_image
 from draft.diffusion.models.single_file import settle_prediction
-from draft.diffusion.sampling import Schedule
 
 CPU = torch.device("cpu")
 
@@ -45,10 +45,10 @@ class Guess:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_network_itself_says_what_it_predicts(prediction: str, variance: float) -> None:
     model: Any = Guess(prediction, variance, 1024)
-    assert settle_prediction(model).prediction == prediction
+    assert settle_prediction(model, model.schedule).prediction == prediction
     assert model.unet.config.sample_size == (64 if prediction == "epsilon" else 96)
     other: Any = Guess(prediction, variance, 768)
-    assert settle_prediction(other).prediction == prediction and other.unet.config.sample_size == 64
+    assert settle_prediction(other, other.schedule).prediction == prediction and other.unet.config.sample_size == 64
 
 
 def test_a_trained_network_says_what_it_predicts() -> None:
@@ -56,7 +56,7 @@ def test_a_trained_network_says_what_it_predicts() -> None:
 
     model: Any = load_text_to_image(model_path("emoji"), device=CPU, dtype=torch.float32)
     assert model.schedule.prediction == "v_prediction"
-    assert settle_prediction(model).prediction == "v_prediction"
+    assert settle_prediction(model, model.schedule).prediction == "v_prediction"
     signal = model.schedule.alphas_cumprod[-1]
     predict_v = model.denoise
 
@@ -64,4 +64,4 @@ def test_a_trained_network_says_what_it_predicts() -> None:
         return signal**0.5 * predict_v(latents, time, embeddings) + (1 - signal) ** 0.5 * latents
 
     model.denoise = predict_noise
-    assert settle_prediction(model).prediction == "epsilon"
+    assert settle_prediction(model, model.schedule).prediction == "epsilon"

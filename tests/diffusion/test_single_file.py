@@ -253,7 +253,7 @@ def test_a_file_whose_prediction_nobody_says_is_asked(
 ) -> None:
     from draft.diffusion.models import sd
 
-    monkeypatch.setattr(sd, "settle_prediction", lambda model: replace(model.schedule, prediction="v_prediction"))
+    monkeypatch.setattr(sd, "settle_prediction", lambda model, schedule: replace(schedule, prediction="v_prediction"))
     model = load(place(whole, *PARTS[:3], "tokenizer"))
     assert model.schedule.prediction == "v_prediction"
     # Scaled-linear from 0.00085 to 0.012, as both versions were trained.

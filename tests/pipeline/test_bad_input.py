@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import typing
 from pathlib import Path
 
 import pytest
 
+from draft.diffusion.methods.values import Method
 from draft.errors import ConfigErrors, DraftError, DraftWarning
 from draft.pipeline.load import load_pipeline
 
@@ -30,6 +32,7 @@ def _here(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop.folder)
 
 
+METHODS = [method.kind for method in typing.get_args(Method)]
 CASES = {
     "unknown key": (
         ("learning_rate:", "lerning_rate:"),
@@ -74,11 +77,11 @@ CASES = {
     "a method without kind": (
         ("learning_rate: ${vars.rate}", "method: {k: 2}"),
         "demo.yaml:11: stages.train.method needs a key 'kind' (got {\"k\": 2})\n"
-        "  hint: the kinds are draft, draft_k, draft_lv",
+        f"  hint: the kinds are {', '.join(METHODS)}",
     ),
     "more recorded than sampled steps": (
         ("learning_rate: ${vars.rate}", "method: {kind: draft_k, k: 60}"),
-        "demo.yaml:11: stages.train.method.k must be at most stages.train.sampler.num_inference_steps, 50 (got 60)",
+        "demo.yaml:11: stages.train.method.k must be at most sampler.num_inference_steps, 50 (got 60)",
     ),
     "missing key": (
         ("    model: ${vars.model}\n    prompts: [a", "    prompts: [a"),
@@ -134,7 +137,7 @@ CASES = {
     "a metric that trains": (
         ("jpeg: {quality: 50}", "jpeg_size: {quality: 50}"),
         "demo.yaml:13: reward 'jpeg_size' has no gradient, so draft_lv cannot train for it\n"
-        "  hint: measure it in an evaluate stage instead",
+        "  hint: measure it in an evaluate stage instead, or train by ddpo or best_of_n",
     ),
     "unknown stage in a reference": (
         ("out:train.adapter", "out:trian.adapter"),

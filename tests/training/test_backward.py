@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from draft.registry.reward import Reward, Term
-from draft.training.backward import Loaded, split_backward
+from draft.training.backward import Loaded, Scorer, split_backward
+from draft.training.objective import LinearLoss
 from draft.training.schedule import learning_rate_factor
 from draft.types import Prompts
 
@@ -59,7 +60,7 @@ PROMPTS = Prompts(["1", "2", "3"])
 def test_split_equals_plain_for_every_micro_batch_size(micro: int, groups: int) -> None:
     theta, latents = _latents(3 * groups)
     terms = _terms(Smooth(), Smooth())
-    figures = split_backward(latents, _decode, terms, PROMPTS, micro_batch_size=micro, scale=0.5)
+    figures = split_backward(latents, Scorer(_decode, terms, micro), PROMPTS, loss=LinearLoss(), scale=0.5)
     plain, again = _latents(3 * groups)
     images, prompts = _decode(again), list(PROMPTS) * groups
     scores = [loaded.score(images, prompts) for loaded in terms]
@@ -74,7 +75,7 @@ def test_split_equals_plain_for_every_micro_batch_size(micro: int, groups: int) 
 @pytest.mark.parametrize("micro", [0, 1, 2])
 def test_a_batch_level_reward_sees_each_group_whole(micro: int) -> None:
     theta, latents = _latents(6)
-    split_backward(latents, _decode, _terms(Spread(), Smooth()), PROMPTS, micro_batch_size=micro)
+    split_backward(latents, Scorer(_decode, _terms(Spread(), Smooth()), micro), PROMPTS, loss=LinearLoss())
     plain, again = _latents(6)
     images = _decode(again)
     spread, smooth = Spread().load(CPU), Smooth().load(CPU)
@@ -87,9 +88,9 @@ def test_saturated_pixels_are_counted() -> None:
     _, latents = _latents(2)
     figures = split_backward(
         latents,
-        lambda x: (x.flatten(1)[:, :12].reshape(-1, 3, 2, 2) * 1e3).clamp(0, 1),
-        _terms(Smooth()),
+        Scorer(lambda x: (x.flatten(1)[:, :12].reshape(-1, 3, 2, 2) * 1e3).clamp(0, 1), _terms(Smooth())),
         Prompts(["1", "2"]),
+        loss=LinearLoss(),
     )
     assert figures.saturated > 0.9
 

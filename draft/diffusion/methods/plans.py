@@ -1,11 +1,18 @@
-"""A method as data: which sampling steps carry gradient, and where the chain is cut."""
+"""A method as data: which sampling steps carry gradient, where the chain is cut, and where the rollout ends."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from draft.diffusion.methods.values import Draft, DraftK, DraftLV, Method
+import torch
+
+from draft.diffusion.methods.values import AlignProp, Draft, DraftK, DraftLV, DRTune, ReFL
+from draft.diffusion.methods.values.backpropagation import Frozen
 from draft.errors import DraftError
+
+Planned = Draft | DraftK | DraftLV | ReFL | AlignProp | DRTune
+"""The methods that are a plan for the rollout itself."""
 
 
 @dataclass(frozen=True)
@@ -14,17 +21,23 @@ class Plan:
 
     Full backpropagation is dJ/dtheta = sum_i lam_{i+1}^T dF_i/dtheta with lam_T = dR/dx_T,
     lam_i = (dF_i/dx)^T lam_{i+1}, F_i being step i. A plan says which i are in the sum;
-    a cut before step i sets lam_i to zero.
+    a cut before step i sets lam_i to zero, and without Jacobians lam_i is a number times dR/dx0.
 
     Args:
-        recorded: Per step, whether autograd records the network there.
+        recorded: Per step, whether autograd records the network there; elsewhere its output is a constant.
         cut: Per step, whether its input latent is detached, which ends the chain.
         copies: Re-noised copies of the last step beside the base sample.
+        stop: The last step made, whose one-step prediction of the clean latent is the sample; None: all steps are.
+        jacobians: Whether the chain runs through the network; without, along the straight path alone.
+        frozen: What is held fixed on the straight path.
     """
 
     recorded: tuple[bool, ...]
     cut: tuple[bool, ...]
     copies: int = 0
+    stop: int | None = None
+    jacobians: bool = True
+    frozen: Frozen = "auto"
 
     @property
     def steps(self) -> int:
@@ -37,42 +50,111 @@ class Plan:
         return sum(self.recorded)
 
 
-def make_plan(method: Method, steps: int) -> Plan:
-    """The plan of a method for T sampling steps.
+def draw_plan(method: Planned, steps: int, generator: torch.Generator) -> Plan:
+    """The plan of a method for one rollout of T sampling steps.
 
     DRaFT records all steps, DRaFT-K the last K, DRaFT-LV the last one and n re-noised copies of it
-    (arXiv 2309.17400).
+    (arXiv 2309.17400); ReFL one step among the last m, where the rollout ends (arXiv 2304.05977); AlignProp the last K
+    with K drawn (arXiv 2310.03739); DRTune K spaced ones before a random stop (arXiv 2405.00760).
 
     Args:
         method: The method's value.
         steps: Number T of sampling steps.
+        generator: Of the draws, on the CPU.
 
     Returns:
         The plan.
 
     Raises:
-        DraftError: K is larger than T.
+        DraftError: More recorded steps than there are.
 
     Example:
-        >>> make_plan(DraftK(k=2), 4).recorded
+        >>> draw_plan(DraftK(k=2), 4, torch.Generator()).recorded
         (False, False, True, True)
     """
+    check_steps(method, steps)
     match method:
         case Draft():
             return _last(steps, steps)
         case DraftK(k=k):
-            if k > steps:
-                raise DraftError(
-                    f"method.k must be at most the number of sampling steps, {steps} (got {k})",
-                    hint="kind: draft records all steps",
-                )
             return _last(k, steps)
         case DraftLV(copies=copies):
-            return _last(1, steps, copies)
+            return _last(1, steps, copies=copies)
+        case ReFL(window=window):
+            stop = steps - _uniform(1, window, generator)
+            return Plan(recorded=_at({stop}, steps), cut=_at({stop} - {0}, steps), stop=stop)
+        case AlignProp():
+            return _truncated(method, steps, generator)
+        case DRTune():
+            return _spaced(method, steps, generator)
 
 
-def _last(count: int, steps: int, copies: int = 0) -> Plan:
+def check_steps(method: object, steps: int) -> None:
+    """Refuse a method that wants more steps than there are.
+
+    Args:
+        method: Any method's value.
+        steps: Number T of sampling steps.
+
+    Raises:
+        DraftError: K or the window is larger than T; its `where` is the method's key.
+    """
+    for key in ("k", "window"):
+        value = getattr(method, key, 1)
+        unused = isinstance(method, AlignProp) and method.truncation != "fixed"
+        if value > steps and not unused:
+            raise DraftError(
+                f"method.{key} must be at most the number of sampling steps, {steps} (got {value})",
+                hint="kind: draft records all steps" if isinstance(method, DraftK) else "",
+            )
+
+
+def _last(count: int, steps: int, *, copies: int = 0) -> Plan:
     first = steps - count
+    return Plan(recorded=tuple(i >= first for i in range(steps)), cut=_at({first} - {0}, steps), copies=copies)
+
+
+def _truncated(method: AlignProp, steps: int, generator: torch.Generator) -> Plan:
+    match method.truncation:
+        case "fixed":
+            return _last(method.k, steps)
+        case "random":
+            return _last(_uniform(1, steps, generator), steps)
+        case "per_step":
+            recorded = tuple(i >= _uniform(0, steps, generator) for i in range(steps))
+            return Plan(recorded=recorded, cut=(False,) * steps)
+        case "gaussian":
+            if steps == 1:
+                return _last(1, steps)
+            while True:
+                left_out = int(torch.randn((), generator=generator) * method.std * steps + method.mean * steps)
+                if 1 <= left_out < steps:
+                    return _last(steps - left_out, steps)
+
+
+def _spaced(method: DRTune, steps: int, generator: torch.Generator) -> Plan:
+    window = round(method.stop * steps)
+    stop = steps - _uniform(1, window, generator) if window else steps - 1
+    made = stop + 1 if method.spacing == "prefix" else steps
+    k = min(method.k, made)
+    gap = made // k
+    reached: set[int] = set()
+    while not reached:  # ours: drawn again where no step before the stop is recorded, so nothing would learn
+        offset = _uniform(0, made - 1 - (k - 1) * gap, generator)
+        # Counted from the clean end, as the paper counts.
+        reached = {i for i in (made - 1 - offset - j * gap for j in range(k)) if i <= stop}
     return Plan(
-        recorded=tuple(i >= first for i in range(steps)), cut=tuple(i == first > 0 for i in range(steps)), copies=copies
+        recorded=_at(reached, steps),
+        cut=(False,) * steps,
+        stop=stop,
+        jacobians=False,
+        frozen=method.frozen,
     )
+
+
+def _at(chosen: Collection[int], steps: int) -> tuple[bool, ...]:
+    return tuple(i in chosen for i in range(steps))
+
+
+def _uniform(low: int, high: int, generator: torch.Generator) -> int:
+    return int(torch.randint(low, high + 1, (), generator=generator))

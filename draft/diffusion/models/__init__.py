@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from draft.diffusion.sampling import Schedule
+from draft.diffusion.grid import FlowSchedule, Schedule
 from draft.types import Images, Latents
 
 
@@ -29,7 +29,7 @@ class TextToImage(Protocol):
     family: str
     device: torch.device
     dtype: torch.dtype
-    schedule: Schedule
+    schedule: Schedule | FlowSchedule
 
     @property
     def default_resolution(self) -> int:

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from draft.diffusion.grid import FlowSchedule, Schedule
 from draft.diffusion.models.single_file import load_single_file, settle_prediction
-from draft.diffusion.sampling import Schedule
 from draft.diffusion.saturation import clip
 from draft.errors import DraftError, DraftWarning, ResourceError
 from draft.types import Images, Latents
@@ -36,7 +36,7 @@ class StableDiffusion:
     vae: Any
     tokenizer: Any
     text_encoder: nn.Module | None
-    schedule: Schedule
+    schedule: Schedule | FlowSchedule
     device: torch.device
     dtype: torch.dtype
     family: str = "sd"
@@ -173,23 +173,28 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         nn.Module.to(module.requires_grad_(False).eval(), device, dtype)  # diffusers' own `to` warns of the cast
     schedule = read_schedule(pipeline.scheduler.config)
     loaded = StableDiffusion(unet, vae, pipeline.tokenizer, text_encoder, schedule, device, dtype)
-    if not settled:
-        loaded.schedule = settle_prediction(loaded)
+    if not settled and isinstance(schedule, Schedule):
+        loaded.schedule = settle_prediction(loaded, schedule)
     return loaded
 
 
-def read_schedule(config: Any) -> Schedule:
+def read_schedule(config: Any) -> Schedule | FlowSchedule:
     """The noise schedule of a diffusers scheduler's configuration.
 
     Args:
-        config: The configuration of any scheduler of a DDPM-trained model.
+        config: The configuration of any scheduler of a DDPM-trained model, or of a flow-matching one.
 
     Returns:
         The schedule.
 
     Raises:
-        DraftError: The network predicts something else than epsilon or v.
+        DraftError: The network predicts something else than epsilon or v, or its flow's shift depends on the
+            resolution.
     """
+    if str(config.get("_class_name", "")).startswith("FlowMatch"):
+        if config.get("use_dynamic_shifting"):
+            raise DraftError("the model's noise levels depend on the resolution (use_dynamic_shifting): not supported")
+        return FlowSchedule(float(config.get("shift", 1.0)), int(config.get("num_train_timesteps", 1000)))
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise DraftError(f"the model's prediction_type must be epsilon or v_prediction (got {prediction})")

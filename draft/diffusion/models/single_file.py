@@ -20,8 +20,8 @@ from draft.diffusion.models.architectures import PADDING, TEXT_WIDTH, Version, c
 from draft.errors import DraftError, ResourceError
 
 if TYPE_CHECKING:
+    from draft.diffusion.grid import Schedule
     from draft.diffusion.models import TextToImage
-    from draft.diffusion.sampling import Schedule
 
 _LIBRARIES = {
     "unet": ("diffusers", "UNet2DConditionModel", "config.json"),
@@ -84,7 +84,7 @@ def load_single_file(path: Path) -> tuple[Any, bool]:
     return pipeline, found["scheduler"] is not None
 
 
-def settle_prediction(model: TextToImage) -> Schedule:
+def settle_prediction(model: TextToImage, schedule: Schedule) -> Schedule:
     """Find out from the network itself whether it predicts the noise e or v = alpha e - sigma x0.
 
     At the last training time x = alpha x0 + sigma e is noise nearly alone (alpha = 0.07). For x0 of variance q^2 the
@@ -92,22 +92,23 @@ def settle_prediction(model: TextToImage) -> Schedule:
     / (alpha^2 q^2 + sigma^2), nearly nothing of it; the slope of the output over x tells them apart.
 
     Args:
-        model: The model, its schedule's prediction not trusted yet; one of Stable Diffusion 2 that predicts v gets its
-            resolution, 768, as those were trained for it.
+        model: The model; one of Stable Diffusion 2 that predicts v gets its resolution, 768, as those were trained for
+            it.
+        schedule: Its schedule, the prediction not trusted yet.
 
     Returns:
         The schedule with the prediction.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, *model.latent_shape(None), generator=generator).to(model.device)
-    time = torch.tensor(len(model.schedule.alphas_cumprod) - 1, device=model.device)
+    time = torch.tensor(len(schedule.alphas_cumprod) - 1, device=model.device)
     with torch.no_grad():
         out = model.denoise(noise, time, model.encode([""]))
     slope = float((out * noise).sum() / noise.square().sum())
     unet: Any = model.unet
     if slope < 0.5 and unet.config.cross_attention_dim == TEXT_WIDTH["2"]:
         unet.register_to_config(sample_size=96)
-    return replace(model.schedule, prediction="epsilon" if slope >= 0.5 else "v_prediction")
+    return replace(schedule, prediction="epsilon" if slope >= 0.5 else "v_prediction")
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

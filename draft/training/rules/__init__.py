@@ -1,0 +1,1 @@
+"""How each method makes an update: one file per kind of rule."""

@@ -1,0 +1,63 @@
+"""What a rule is, and which method has which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from draft.diffusion.methods.values import Method
+from draft.training.descent import Descent
+from draft.training.runs import Run
+
+
+class Rule(Protocol):
+    """Makes updates; what it keeps between them goes into checkpoints."""
+
+    def update(self, run: Run, step: int) -> Descent:
+        """Make one update: rollouts, rewards, gradients, one or more steps of the optimiser.
+
+        Args:
+            run: The training.
+            step: Updates made so far.
+
+        Returns:
+            What was done.
+        """
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Everything it remembers: tensors, numbers, strings, and lists and mappings of them."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        ...
+
+
+class Memoryless:
+    """The state of a rule that remembers nothing between updates."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+
+def make_rule(method: Method, run: Run) -> Rule:
+    """The rule of a method.
+
+    Args:
+        method: The method's value.
+        run: The training, before its first update.
+
+    Returns:
+        The rule.
+
+    Raises:
+        DraftError: The method does not fit the sampling grid.
+    """
+    from draft.training.rules.backpropagation import Backpropagation
+
+    return Backpropagation(method, run)
