@@ -101,8 +101,6 @@ def load_classifier(model: str, *, revision: str = "", device: torch.device, whe
     )
     with explained(what, model, where=where, revision=revision):
         preprocessing = read_preprocessing(draft.model_path(model), hub_options(revision, model))
-        if preprocessing is None:
-            raise ValueError("it has no preprocessor_config.json")
     labels = network.config.id2label
     return Classifier(network, preprocessing, tuple(str(labels[index]) for index in sorted(labels)))
 

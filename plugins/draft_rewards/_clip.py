@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
 from draft_rewards._loading import TOKENS_AND_SIZES, explained, hub_options, load_frozen
-from draft_rewards._preprocessing import Preprocessing, read_preprocessing
+from draft_rewards._preprocessing import Preprocessing, find_preprocessing
 from draft_rewards._text import text_vector
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def load_clip(model: str, *, processor: str = "", revision: str = "", device: to
     what, files = ("CLIP processor", TOKENS_AND_SIZES) if processor else ("CLIP model", ())
     with explained(what, source, where=where, revision=meant, files=files):
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        preprocessing = read_preprocessing(path, options, kind="CLIP")
+        preprocessing = find_preprocessing(path, options, kind="CLIP")
     if preprocessing is None:
         side = network.config.vision_config.image_size
         preprocessing = Preprocessing(shortest_edge=side, cropped=(side, side))

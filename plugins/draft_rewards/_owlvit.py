@@ -122,8 +122,6 @@ def load_detector(model: str, *, revision: str = "", device: torch.device, where
             raise ValueError(f"its model_type must be owlvit or owlv2 (got {kind!r})")
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         preprocessing = read_preprocessing(path, options, kind={"owlvit": "OwlViT", "owlv2": "Owlv2"}[kind])
-        if preprocessing is None:
-            raise ValueError("it has no preprocessor_config.json")
     network = load_frozen(families[kind], model, revision=revision, device=device, what=what, where=where)
     return Detector(network, tokenizer, preprocessing)
 

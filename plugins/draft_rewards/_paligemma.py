@@ -45,8 +45,6 @@ def load_paligemma(model: str, *, revision: str, device: torch.device, where: st
     with explained(what, model, where=where, revision=revision):
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         preprocessing = read_preprocessing(path, options, kind="Siglip")
-        if preprocessing is None:
-            raise ValueError("it has no preprocessor_config.json")
     network = load_frozen(
         PaliGemmaForConditionalGeneration, model, revision=revision, device=device, what=what, where=where
     )

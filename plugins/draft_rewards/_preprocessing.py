@@ -92,7 +92,7 @@ class Preprocessing:
         return (images - images.new_tensor(self.mean).view(shape)) / images.new_tensor(self.std).view(shape)
 
 
-def read_preprocessing(path: str, options: Mapping[str, Any], *, kind: str = "") -> Preprocessing | None:
+def read_preprocessing(path: str, options: Mapping[str, Any], *, kind: str = "") -> Preprocessing:
     """Read the preprocessing of a model's folder or hub repository.
 
     Args:
@@ -101,8 +101,19 @@ def read_preprocessing(path: str, options: Mapping[str, Any], *, kind: str = "")
         kind: The image processor where the file does not name one, e.g. ``"CLIP"``.
 
     Returns:
-        The preprocessing; None where there is no such file.
+        The preprocessing.
+
+    Raises:
+        ValueError: There is no such file, or it asks for what is not done here.
     """
+    preprocessing = find_preprocessing(path, options, kind=kind)
+    if preprocessing is None:
+        raise ValueError("it has no preprocessor_config.json")
+    return preprocessing
+
+
+def find_preprocessing(path: str, options: Mapping[str, Any], *, kind: str = "") -> Preprocessing | None:
+    """Read the same as `read_preprocessing`; None where there is no such file."""
     from transformers.utils.hub import cached_file
 
     optional: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, **options}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from draft_rewards._preprocessing import Preprocessing, parse_preprocessing, read_preprocessing
+from draft_rewards._preprocessing import Preprocessing, find_preprocessing, parse_preprocessing, read_preprocessing
 
 SIZES = [(24, 24), (61, 37), (40, 97), (300, 225), (20, 18), (9, 131), (131, 9), (1, 50)]
 COLOURS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
@@ -43,7 +43,6 @@ def test_it_equals_the_image_processor_of_transformers(
     processor = tiny.published(name, **COLOURS, **options)
     processor.save_pretrained(tmp_path)
     ours = read_preprocessing(str(tmp_path), {})
-    assert ours is not None
     image = tiny.levels(height, width)
     theirs, mine = tiny.pixels(processor, [image]), ours(image[None].float() / 255)
     assert mine.shape == theirs.shape
@@ -61,7 +60,6 @@ def test_owlv2s_blurred_resizing_is_scipys(
     processor = tiny.published("Owlv2", size=SQUARE, do_pad=pad, **COLOURS)
     processor.save_pretrained(tmp_path)
     ours = read_preprocessing(str(tmp_path), {})
-    assert ours is not None
     image = tiny.levels(height, width)
     # No 8-bit numbers on the way, so this one is exact.
     torch.testing.assert_close(ours(image[None].float() / 255), tiny.pixels(processor, [image]), atol=3e-6, rtol=1e-5)
@@ -71,7 +69,6 @@ def test_no_resizing_is_exact(tiny: ModuleType, tmp_path: Path) -> None:
     processor = tiny.published("CLIP", size=SHORT, crop_size=SQUARE, **COLOURS)
     processor.save_pretrained(tmp_path)
     ours, image = read_preprocessing(str(tmp_path), {}), tiny.levels(24, 24)
-    assert ours is not None
     torch.testing.assert_close(ours(image[None].float() / 255), tiny.pixels(processor, [image]), atol=2e-6, rtol=1e-5)
 
 
@@ -123,7 +120,9 @@ def test_what_is_not_done_here_is_refused(config: dict[str, Any], said: str) -> 
 
 
 def test_a_folder_without_the_file_has_no_preprocessing(tmp_path: Path) -> None:
-    assert read_preprocessing(str(tmp_path), {}) is None
+    assert find_preprocessing(str(tmp_path), {}) is None
+    with pytest.raises(ValueError, match="it has no preprocessor_config.json"):
+        read_preprocessing(str(tmp_path), {})
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest-exact", "blurred"])
