@@ -27,6 +27,11 @@ def tiny_module() -> Any:
 
 
 @pytest.fixture(scope="session")
+def toys() -> Any:
+    return _module("toys")
+
+
+@pytest.fixture(scope="session")
 def layout() -> Any:
     return _module("original_layout")
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from draft.diffusion.grid import Grid, Schedule, make_grid
+from draft.diffusion.grid import make_grid
 from draft.diffusion.guidance import guide
 from draft.diffusion.lora import add_lora, lora_parameters
 from draft.diffusion.methods.plans import Plan, Planned, draw_plan
@@ -25,11 +25,6 @@ METHODS: list[Planned] = [Draft(), DraftK(k=1), DraftK(k=2), DraftK(k=5), DraftL
 
 def make_plan(method: Planned, steps: int) -> Plan:
     return draw_plan(method, steps, torch.Generator())
-
-
-def both(output) -> Networks:
-    """The same network where it carries gradient and where it does not."""
-    return Networks(value=output, recorded=output)
 
 
 class Problem:
@@ -146,33 +141,11 @@ def test_only_the_lora_gets_a_gradient_and_nothing_flows_through_the_renoised_co
     assert {id(p) for p in problem.model.unet.parameters() if p.grad is not None} == {id(p) for p in problem.parameters}
 
 
-class Linear(nn.Module):
-    """out = W x at every step, with weights of its own per step."""
-
-    def __init__(self, size: int, steps: int, *, nonlinear: bool = False) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.weights = nn.ParameterList(
-            torch.randn(size, size, generator=generator, dtype=torch.float64) / size for _ in range(steps)
-        )
-        self.nonlinear = nonlinear
-
-    def forward(self, x: Tensor, i: int) -> Tensor:
-        out = x @ self.weights[i].T
-        return out.tanh() if self.nonlinear else out
-
-
-def _toy_grid(steps: int, prediction: str = "epsilon", final: str = "one") -> Grid:
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    schedule = Schedule(tuple((1 - betas).cumprod(0).tolist()), prediction)  # type: ignore[arg-type]
-    return make_grid(schedule, SamplerSettings(num_inference_steps=steps, final=final))  # type: ignore[arg-type]
-
-
-def test_one_linear_step_with_a_linear_reward_has_the_closed_form() -> None:
-    grid, net = _toy_grid(5), Linear(3, 5)
+def test_one_linear_step_with_a_linear_reward_has_the_closed_form(toys) -> None:
+    grid, net = toys.toy_grid(5), toys.Linear(3, 5)
     x = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
-    sample_with_plan(both(net), grid, make_plan(DraftK(k=1), 5), x).matmul(w).sum().backward()
+    sample_with_plan(toys.both(net), grid, make_plan(DraftK(k=1), 5), x).matmul(w).sum().backward()
     with torch.no_grad():
         for i in range(4):
             x, _ = step(net, grid, x, i)
@@ -182,11 +155,11 @@ def test_one_linear_step_with_a_linear_reward_has_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_full_backpropagation_through_linear_steps_has_the_closed_form(prediction: str) -> None:
-    grid, net = _toy_grid(4, prediction, "first_alpha"), Linear(3, 4)
+def test_full_backpropagation_through_linear_steps_has_the_closed_form(toys, prediction: str) -> None:
+    grid, net = toys.toy_grid(4, prediction, final="first_alpha"), toys.Linear(3, 4)
     noise = torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
-    sample_with_plan(both(net), grid, make_plan(Draft(), 4), noise).matmul(w).sum().backward()
+    sample_with_plan(toys.both(net), grid, make_plan(Draft(), 4), noise).matmul(w).sum().backward()
     # x' = p x + q W x: F_i's Jacobian is p I + q W_i, dF_i/dW_i is q, and lam runs backwards from w.
     states, factors = [noise[0]], []
     for i in range(4):
@@ -202,11 +175,11 @@ def test_full_backpropagation_through_linear_steps_has_the_closed_form(predictio
 
 
 @pytest.mark.parametrize("k", [1, 3, 6])
-def test_draft_k_is_the_last_k_terms_of_the_adjoint_sum(k: int) -> None:
-    grid, noise = _toy_grid(6), torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    full, truncated = Linear(3, 6, nonlinear=True), Linear(3, 6, nonlinear=True)
-    sample_with_plan(both(full), grid, make_plan(Draft(), 6), noise).sin().sum().backward()
-    sample_with_plan(both(truncated), grid, make_plan(DraftK(k=k), 6), noise).sin().sum().backward()
+def test_draft_k_is_the_last_k_terms_of_the_adjoint_sum(toys, k: int) -> None:
+    grid, noise = toys.toy_grid(6), torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    full, truncated = toys.Linear(3, 6, nonlinear=True), toys.Linear(3, 6, nonlinear=True)
+    sample_with_plan(toys.both(full), grid, make_plan(Draft(), 6), noise).sin().sum().backward()
+    sample_with_plan(toys.both(truncated), grid, make_plan(DraftK(k=k), 6), noise).sin().sum().backward()
     for i in range(6):
         got, expected = truncated.weights[i].grad, full.weights[i].grad
         if i < 6 - k:
@@ -215,14 +188,14 @@ def test_draft_k_is_the_last_k_terms_of_the_adjoint_sum(k: int) -> None:
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_the_mean_lv_gradient_of_a_linear_net_tends_to_its_closed_form() -> None:
-    grid, net, copies = _toy_grid(3), Linear(3, 3), 20000
+def test_the_mean_lv_gradient_of_a_linear_net_tends_to_its_closed_form(toys) -> None:
+    grid, net, copies = toys.toy_grid(3), toys.Linear(3, 3), 20000
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 3, dtype=torch.float64, generator=generator)
     copy_noise = torch.randn(copies, 3, dtype=torch.float64, generator=generator)
     w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
     plan = make_plan(DraftLV(copies=copies), 3)
-    latents = sample_with_plan(both(net), grid, plan, noise, copy_noise=copy_noise)
+    latents = sample_with_plan(toys.both(net), grid, plan, noise, copy_noise=copy_noise)
     latents[1:].matmul(w).mean().backward()
     y, (a, s) = latents[0].detach(), (grid.alpha[-1], grid.sigma[-1])
     torch.testing.assert_close(
@@ -232,8 +205,8 @@ def test_the_mean_lv_gradient_of_a_linear_net_tends_to_its_closed_form() -> None
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 6), (2, 4, 3, 6, 6), (2, 4, 10), (2, 4)])
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_latents_of_any_rank_pass_sampler_and_plans(shape: tuple[int, ...], method: Planned) -> None:
-    grid = _toy_grid(5)
+def test_latents_of_any_rank_pass_sampler_and_plans(toys, shape: tuple[int, ...], method: Planned) -> None:
+    grid = toys.toy_grid(5)
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     embeddings = torch.randn(2, 3, 5, dtype=torch.float64)
 
@@ -244,14 +217,16 @@ def test_latents_of_any_rank_pass_sampler_and_plans(shape: tuple[int, ...], meth
     output = guide(net, grid, embeddings, embeddings[:1], 2.0)
     plan = make_plan(method, 5)
     copy_noise = torch.randn(plan.copies * 2, *shape[1:], dtype=torch.float64)
-    latents = sample_with_plan(both(output), grid, plan, torch.randn(shape, dtype=torch.float64), copy_noise=copy_noise)
+    latents = sample_with_plan(
+        toys.both(output), grid, plan, torch.randn(shape, dtype=torch.float64), copy_noise=copy_noise
+    )
     assert latents.shape == ((1 + plan.copies) * 2, *shape[1:])
     latents.sum().backward()
     assert scale.grad is not None and scale.grad != 0
 
 
-def test_guidance_is_the_formula_and_copies_keep_their_prompts() -> None:
-    grid, embeddings = _toy_grid(5), torch.tensor([[[1.0]], [[2.0]]])
+def test_guidance_is_the_formula_and_copies_keep_their_prompts(toys) -> None:
+    grid, embeddings = toys.toy_grid(5), torch.tensor([[[1.0]], [[2.0]]])
     calls = []
 
     def net(x: Tensor, time: Tensor, c: Tensor) -> Tensor:
@@ -266,8 +241,8 @@ def test_guidance_is_the_formula_and_copies_keep_their_prompts() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_prediction_and_renoising_are_inverse(prediction: str) -> None:
-    grid = _toy_grid(5, prediction)
+def test_prediction_and_renoising_are_inverse(toys, prediction: str) -> None:
+    grid = toys.toy_grid(5, prediction)
     x0, e = torch.randn(2, 7, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
     x = renoise(grid, x0, e, 2)
     out = e if prediction == "epsilon" else grid.alpha[2] * e - grid.sigma[2] * x0
