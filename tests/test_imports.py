@@ -29,6 +29,7 @@ LIGHT = (
     "draft.diffusion.settings",
     "draft.training.settings",
     "draft.evaluation.settings",
+    "draft.comparison.settings",
     "draft_cli",
     "draft_rewards",
     "draft_emoji.plugin",

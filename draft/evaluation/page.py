@@ -73,6 +73,7 @@ def write_page(
             ("steps", str(results.settings.sampler.num_inference_steps)),
             ("guidance", f"{results.settings.sampler.guidance_scale:g}"),
         ],
+        columns=min(len(results.arms), 6),
         labels=results.labels,
         descriptions=results.descriptions,
         table=_table(results),

@@ -122,7 +122,7 @@ def isolated_class(isolation: Isolation, use: str, *, where: str) -> type[Reward
 
 @contextmanager
 def ending_processes(terms: Iterable[Term]) -> Iterator[None]:
-    """End the processes of isolated rewards when the block ends, however it does.
+    """End the processes of isolated rewards that the block started, however it ends.
 
     Args:
         terms: Terms that may be loaded inside the block.
@@ -130,12 +130,14 @@ def ending_processes(terms: Iterable[Term]) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    found = [term.reward.isolated.workers for term in terms if isinstance(term.reward, IsolatedReward)]
+    before = [len(workers) for workers in found]
     try:
         yield
     finally:
-        for term in terms:
-            while isinstance(term.reward, IsolatedReward) and term.reward.isolated.workers:
-                term.reward.isolated.workers.pop().end()
+        for workers, kept in zip(found, before, strict=True):
+            while len(workers) > kept:
+                workers.pop().end()
 
 
 def _ask(

@@ -17,6 +17,7 @@ from draft.pipeline.isolated import source_files
 from draft.pipeline.schema import VERSIONS
 from draft.pipeline.sources import source_digest, weights_digest
 from draft.registry.plugins import named_models, reward_config
+from draft.types import Prompts
 
 RECORD = "stage.json"
 FORMAT = 1
@@ -96,22 +97,27 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         settings["adapters"][label] = {"from": _file_identity(source), "weight": adapter["weight"]}
     for label in settings.get("curves", {}):
         settings["curves"][label] = _file_identity(stage.files[f"curves.{label}"])
+    if stage.compared:
+        settings["methods"] = {label: asdict(contender) for label, contender in stage.compared.contenders.items()}
+        settings["measure"] = {key: settings["measure"][key] for key in ("images_per_prompt", "batch_size")}
     found: dict[str, Any] = {
         "kind": stage.config.kind,
         "version": VERSIONS[stage.config.kind],
         "settings": settings,
-        "rewards": {term.label: reward_config(term) for term in stage.terms},
+        "rewards": {term.label: reward_config(term) for term in stage.every_term},
         "sources": {
             ".".join((term.label, *keys)): source_digest(file)
-            for term in stage.terms
+            for term in stage.every_term
             for keys, file in source_files(term.reward).items()
         },
         "reward_models": _reward_models(stage),
         "upstream": dict(upstream),
     }
     if stage.prompts:
-        columns = {name: stage.prompts.column(name) for name in stage.prompts.columns}
-        found |= {"seed": stage.seed, "prompts": _digest({"prompts": list(stage.prompts), "columns": columns})}
+        found |= {"seed": stage.seed, "prompts": _prompts_digest(stage.prompts)}
+    if stage.compared:
+        measured = [term.label for term in stage.compared.terms]
+        found |= {"held_out": _prompts_digest(stage.compared.prompts), "measured": measured}
     if stage.model:
         found |= {"model": _model_identity(stage.model)}
     return json.loads(json.dumps(found))
@@ -195,7 +201,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             reasons.append(f"{noun} changed: {', '.join(shown + more)}")
     if old.get("seed") != new.get("seed"):
         reasons.append(f"seed changed: {old.get('seed')} -> {new.get('seed')}")
-    for part, text in (("prompts", "prompts changed"), ("model", "model changed")):
+    for part, text in (
+        ("prompts", "prompts changed"),
+        ("model", "model changed"),
+        ("held_out", "held-out prompts changed"),
+        ("measured", "measures changed"),
+    ):
         if old.get(part) != new.get(part):
             reasons.append(text)
     for part, text in (("sources", "reward source changed"), ("reward_models", "reward model changed")):
@@ -220,6 +231,10 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def _prompts_digest(prompts: Prompts) -> str:
+    return _digest({"prompts": list(prompts), "columns": {name: prompts.column(name) for name in prompts.columns}})
+
+
 def _file_identity(source: str) -> str:
     if parse_reference(source):
         return source
@@ -235,9 +250,9 @@ def _model_identity(path: str) -> str:
 
 def _reward_models(stage: CheckedStage) -> dict[str, str]:
     """The models on this machine that options of rewards name, by the option's key."""
-    named = named_models() if stage.terms else {}
+    named = named_models() if stage.every_term else {}
     found = {}
-    for term in stage.terms:
+    for term in stage.every_term:
         there = term.reward.isolated.models if isinstance(term.reward, IsolatedReward) else {}
         for option, value in _flat(term.reward.model_dump(mode="json")).items():
             path = named[value].path if isinstance(value, str) and value in named else value

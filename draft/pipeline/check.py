@@ -10,13 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from draft.errors import ConfigError, DraftError, DraftWarning
+from draft.pipeline.comparison import Compared, check_comparison
+from draft.pipeline.describe import keys_at
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import check_references, upstream
 from draft.pipeline.ingredients import check_files, check_model, check_prompts, check_rewards, check_training
 from draft.pipeline.rehearsal import Replacement
-from draft.pipeline.schema import KINDS, OUTPUTS, EvaluateStage, GenerateStage, Head, MixStage, Stage, TrainStage
+from draft.pipeline.schema import (
+    KINDS,
+    OUTPUTS,
+    CompareStage,
+    EvaluateStage,
+    GenerateStage,
+    Head,
+    MixStage,
+    Stage,
+    TrainStage,
+)
 from draft.registry.discovery import did_you_mean
 from draft.registry.plugins import named_model
 from draft.registry.reward import Term
@@ -39,6 +51,7 @@ class CheckedStage:
         terms: Its rewards, with their parameters.
         files: Label to file or reference, for adapters and curves, e.g. ``{"adapters.a": ...}``.
         upstream: The stages it refers to, sorted.
+        compared: What only a `compare` stage has.
     """
 
     name: str
@@ -50,6 +63,17 @@ class CheckedStage:
     terms: tuple[Term, ...]
     files: Mapping[str, str]
     upstream: tuple[str, ...]
+    compared: Compared | None = None
+
+    @property
+    def every_term(self) -> tuple[Term, ...]:
+        """All its rewards, those of a comparison's measures too."""
+        return self.terms + (self.compared.terms if self.compared else ())
+
+    @property
+    def every_prompt(self) -> tuple[str, ...]:
+        """All its prompts, those of a comparison's measures too."""
+        return (*self.prompts, *(self.compared.prompts if self.compared else ()))
 
     @property
     def outputs(self) -> Mapping[str, str]:
@@ -78,7 +102,7 @@ class Pipeline:
     @property
     def terms(self) -> list[Term]:
         """The rewards of all stages."""
-        return [term for stage in self.stages.values() for term in stage.terms]
+        return [term for stage in self.stages.values() for term in stage.every_term]
 
 
 def check_document(document: Document, file: Path) -> tuple[Pipeline | None, list[DraftError]]:
@@ -112,7 +136,7 @@ def _remark(stages: Mapping[str, CheckedStage], document: Document) -> None:
     for name in dict.fromkeys(str(stage.data["model"]) for stage in stages.values() if "model" in stage.data):
         model = named_model(name)
         users = [stage for stage in stages.values() if stage.data.get("model") == name]
-        met = [prompt for stage in users for prompt in stage.prompts]
+        met = [prompt for stage in users for prompt in stage.every_prompt]
         if model is not None and model.remark is not None and (text := model.remark(met)):
             place = document.place(("stages", users[0].name, "prompts"))
             warnings.warn(f"{place}: {text}", DraftWarning, stacklevel=2)
@@ -138,11 +162,16 @@ def _check_stage(
     plain = dict(data)
     base = partial(_base, document, folder)
     prompts = check_prompts(plain, keys, document, base, errors)
-    terms = check_rewards(plain, keys, prompts, document, base, errors)
+    rewarded = "rewards" in keys_at(KINDS[kind], (), {})
+    terms = check_rewards(plain, keys, prompts, document, base, errors) if rewarded else []
     model = check_model(plain, keys, document, base, errors)
     files = check_files(plain, keys, document, base, errors)
     if isinstance(config, TrainStage):
         check_training(config, keys, terms, document, errors)
+    compared = None
+    if kind == "compare":
+        typed = config if isinstance(config, CompareStage) else None
+        compared = check_comparison(typed, plain, keys, terms, document, base, errors)
     if config is None or len(errors) > before:
         return None
     own = getattr(config, "seed", None)
@@ -156,6 +185,7 @@ def _check_stage(
         terms=tuple(terms),
         files=files,
         upstream=tuple(upstream(data)),
+        compared=compared,
     )
 
 

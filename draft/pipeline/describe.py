@@ -104,6 +104,10 @@ def key_tables() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+BAR = "\\|"
+"""A bar inside a cell of a Markdown table."""
+
+
 def headline(cls: type[Any]) -> str:
     """The first paragraph of a class's docstring."""
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
@@ -121,7 +125,8 @@ def descriptions(cls: type[Any]) -> dict[str, str]:
 
 def _table(cls: type[Any], prefix: str) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    rows += (f"| `{key}` | {kind} | {default} | {meaning} |" for key, kind, default, meaning in _rows(cls, prefix))
+    for key, kind, default, meaning in _rows(cls, prefix):
+        rows.append(f"| `{key}` | {kind} | {default} | {meaning.replace('|', BAR)} |")
     return "\n".join(rows)
 
 
@@ -132,10 +137,11 @@ def _rows(cls: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     # What has no default comes first, as people write it.
     for name in sorted(hints, key=lambda key: _default(values[_field_name(cls, key)]) is not _REQUIRED):
         default = _default(values[_field_name(cls, name)])
-        inner = [option for option in _alternatives(hints[name]) if dataclasses.is_dataclass(option)]
+        options = list(_alternatives(hints[name]))
+        inner = [option for option in options if dataclasses.is_dataclass(option)]
         key = f"{prefix}{name}"
-        if len(inner) == 1 and dataclasses.is_dataclass(default):
-            yield key, "mapping", "", described.get(name, "")
+        if len(inner) == 1 and (dataclasses.is_dataclass(default) or len(options) == 1):
+            yield key, "mapping", "required" if default is _REQUIRED else "", described.get(name, "")
             yield from _rows(typing.cast("type[Any]", inner[0]), f"{key}.")
         elif len(inner) > 1:
             chosen = f"`{{kind: {_tag(type(default))}}}`"

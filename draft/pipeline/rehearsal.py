@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.isolated import reward_class
-from draft.pipeline.schema import KINDS, EvaluateStage, GenerateStage, MixStage, TrainStage
+from draft.pipeline.schema import KINDS, CompareStage, EvaluateStage, GenerateStage, MixStage, TrainStage
 from draft.registry.plugins import part_options
 from draft.registry.reward import MODEL_OPTIONS, Reward
 
@@ -80,9 +80,9 @@ def use_stand_ins(
                 changes["model",] = (stage.model, _model_stand_in(stage.model, keys, document, folder, errors))
                 replaced_models.append(name)
             changes |= _sizes(stage, keys, chosen)
-        if isinstance(stage, TrainStage | EvaluateStage):
-            for label, options in stage.rewards.items():
-                here = ("rewards", label)
+        for place, rewards in _rewards(stage).items():
+            for label, options in rewards.items():
+                here = (*place, label)
                 changes |= _reward_stand_ins(here, options or {}, keys, chosen, document, folder, errors)
         for path, (before, after) in changes.items():
             put(document.data, (*keys, *path), after)
@@ -137,8 +137,18 @@ def _typed_stages(document: Document) -> dict[str, Any]:
     return found
 
 
+def _rewards(stage: Any) -> dict[Keys, Mapping[str, Any]]:
+    """Where a stage has rewards, and those."""
+    match stage:
+        case TrainStage() | EvaluateStage():
+            return {("rewards",): stage.rewards}
+        case CompareStage():
+            return {("rewards",): stage.rewards, ("measure", "rewards"): stage.measure.rewards}
+    return {}
+
+
 def _sizes(
-    stage: TrainStage | EvaluateStage | GenerateStage, keys: Keys, chosen: Chosen
+    stage: TrainStage | EvaluateStage | GenerateStage | CompareStage, keys: Keys, chosen: Chosen
 ) -> dict[Keys, tuple[Any, Any]]:
     """Path in the stage to its value and the smaller one."""
     wanted: dict[str, Any] = {
@@ -149,33 +159,61 @@ def _sizes(
         "device": stage.device if stage.device in ("auto", "cpu") else "auto",
     }
     if isinstance(stage, TrainStage):
+        wanted |= {"max_steps": min(stage.max_steps, 40)}
+    if isinstance(stage, TrainStage | CompareStage):
         wanted |= {
-            "max_steps": min(stage.max_steps, 40),
             "warmup_steps": min(stage.warmup_steps, 4),
             "batch_size": min(stage.batch_size, 6),
             "gradient_accumulation_steps": 1,
             "micro_batch_size": 0,
-            "report_to": (),
         }
+    if isinstance(stage, TrainStage):
+        wanted |= {"report_to": ()}
         updates = stage.max_steps if chosen((*keys, "max_steps")) else wanted["max_steps"]
         for part in ("checkpoint", "preview"):
             # An interval that the shorter training would never reach.
             if attrgetter(part)(stage).every >= updates:
                 wanted[f"{part}.every"] = max(1, updates // 4)
-        steps = wanted["sampler.num_inference_steps"]
-        if chosen((*keys, "sampler", "num_inference_steps")):
-            steps = stage.sampler.num_inference_steps
-        if getattr(stage.method, "k", 1) > steps:
-            wanted["method.k"] = steps
+    elif isinstance(stage, CompareStage):
+        wanted |= {
+            "budget.updates": min(stage.budget.updates, 40),
+            "budget.evaluations": min(stage.budget.evaluations, 240),
+            "budget.seconds": min(stage.budget.seconds, 40.0),
+            "curve.every": min(stage.curve.every, 5),
+            "curve.prompts": min(stage.curve.prompts, 16),
+            "measure.images_per_prompt": min(stage.measure.images_per_prompt, 2),
+            "measure.batch_size": min(stage.measure.batch_size, 16),
+        }
     else:
         wanted |= {
             "images_per_prompt": min(stage.images_per_prompt, 2),
             "batch_size": min(stage.batch_size, 16),
         }
+    changes = {tuple(key.split(".")): (attrgetter(key)(stage), value) for key, value in wanted.items()}
+    if isinstance(stage, TrainStage | CompareStage):
+        chose = chosen((*keys, "sampler", "num_inference_steps"))
+        changes |= _recorded(
+            stage, stage.sampler.num_inference_steps if chose else wanted["sampler.num_inference_steps"]
+        )
     return {
         path: (_plain(own), _plain(value))
-        for key, value in wanted.items()
-        if (own := attrgetter(key)(stage)) != value and not chosen((*keys, *(path := tuple(key.split(".")))))
+        for path, (own, value) in changes.items()
+        if own != value and not chosen((*keys, *path))
+    }
+
+
+def _recorded(stage: TrainStage | CompareStage, steps: int) -> dict[Keys, tuple[Any, Any]]:
+    """What methods say of more steps than a rehearsal samples."""
+    methods: dict[Keys, Any] = (
+        {("method",): asdict(stage.method)}
+        if isinstance(stage, TrainStage)
+        else {("methods", label, "method"): own.get("method") for label, own in stage.methods.items()}
+    )
+    return {
+        (*path, name): (value, steps)
+        for path, method in methods.items()
+        for name in ("k", "window")
+        if isinstance(method, Mapping) and isinstance(value := method.get(name), int) and value > steps
     }
 
 

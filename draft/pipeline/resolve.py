@@ -77,7 +77,10 @@ def first_line(error: Exception) -> str:
 
 
 def _in_prompts(keys: Path) -> bool:
-    return (keys[:1] == ("stages",) and keys[2:3] == ("prompts",)) or keys[2:4] == ("preview", "prompts")
+    return (keys[:1] == ("stages",) and keys[2:3] == ("prompts",)) or keys[2:4] in (
+        ("preview", "prompts"),
+        ("measure", "prompts"),
+    )
 
 
 def _release(text: str) -> str:

@@ -172,7 +172,7 @@ def _escaped(value: Any, keys: tuple[Any, ...]) -> Any:
         return {key: _escaped(inner, (*keys, key)) for key, inner in value.items()}
     if isinstance(value, list):
         return [_escaped(inner, (*keys, index)) for index, inner in enumerate(value)]
-    literal = keys[:1] == ("prompts",) or keys[:2] == ("preview", "prompts")
+    literal = keys[:1] == ("prompts",) or keys[:2] in (("preview", "prompts"), ("measure", "prompts"))
     if not isinstance(value, str) or parse_reference(value) or (literal and isinstance(keys[-1], int)):
         return value
     return value.replace("${", "\\${")
@@ -253,7 +253,7 @@ def _versions(stage: CheckedStage) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
     names = {"draft-diffusion", "torch", "diffusers", "peft"}
-    rewards = [reward for term in stage.terms for _, reward in each_reward(term.reward)]
+    rewards = [reward for term in stage.every_term for _, reward in each_reward(term.reward)]
     here = [reward for reward in rewards if not isinstance(reward, IsolatedReward)]
     modules = {type(reward).__module__.partition(".")[0] for reward in here}
     known = packages_distributions() if modules else {}
@@ -264,7 +264,7 @@ def _versions(stage: CheckedStage) -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
-    return found | foreign_versions(stage.terms)
+    return found | foreign_versions(stage.every_term)
 
 
 def _now() -> str:

@@ -165,7 +165,7 @@ class ComparedMethod(Contender):
         loss: The loss of an image as a function of its weighted sum of rewards R.
     """
 
-    method: Annotated[Method, Field(discriminator="kind")]
+    method: Annotated[Method, Field(discriminator="kind")]  # pyright: ignore[reportGeneralTypeIssues]
     loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
 from draft.pipeline.check import CheckedStage, adapter_weights
-from draft.pipeline.schema import EvaluateStage, GenerateStage, MixStage, TrainStage
+from draft.pipeline.schema import CompareStage, EvaluateStage, GenerateStage, MixStage, TrainStage
 from draft.progress import Progress
 
 
@@ -122,8 +122,39 @@ def run_generate(job: Job) -> Mapping[str, float]:
         )
 
 
+def run_compare(job: Job) -> Mapping[str, float]:
+    """Compare methods under one budget and write tables, curves and the page."""
+    from draft.comparison.attempt import Ground
+    from draft.comparison.compare import compare
+
+    stage, compared = _expect(job, CompareStage), job.stage.compared
+    if compared is None:
+        raise StageError(f"stage {job.stage.name!r} has no methods")
+    with ending_processes(job.stage.every_term):
+        return compare(
+            stage,
+            compared.contenders,
+            ground=Ground(model=job.stage.model, prompts=job.stage.prompts, terms=job.stage.terms),
+            measure=stage.measure,
+            held_out=compared.prompts,
+            measures=compared.terms,
+            seed=job.stage.seed,
+            folder=job.folder,
+            progress=job.progress,
+            title=job.title,
+            model_name=model_name(job.stage),
+            config_text=job.config_text,
+        )
+
+
 EXECUTORS: Mapping[str, Executor] = MappingProxyType(
-    {"train": run_train, "mix": run_mix, "evaluate": run_evaluate, "generate": run_generate}
+    {
+        "train": run_train,
+        "mix": run_mix,
+        "evaluate": run_evaluate,
+        "generate": run_generate,
+        "compare": run_compare,
+    }
 )
 """Stage kind to what runs it."""
 

@@ -89,7 +89,7 @@ CASES = {
     ),
     "missing kind": (
         ("    kind: mix\n", ""),
-        "demo.yaml:14: missing key 'stages.mix.kind'\n  hint: the kinds are train, mix, evaluate, generate",
+        "demo.yaml:14: missing key 'stages.mix.kind'\n  hint: the kinds are train, mix, evaluate, generate, compare",
     ),
     "unknown stage kind": (
         ("kind: mix", "kind: mixx"),

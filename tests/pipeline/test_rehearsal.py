@@ -140,7 +140,7 @@ def test_a_folder_called_like_the_stand_in_does_not_take_its_place(full) -> None
         ("vars.thin: cat", "unknown variable 'thin'\n  hint: did you mean 'thing'?"),
         ("stages.train.max_step: 3", "unknown key 'stages.train.max_step'\n  hint: did you mean 'max_steps'?"),
         ("stages.train.sampler.steps: 3", "unknown key 'stages.train.sampler.steps'\n  hint: the keys here are "
-         "num_inference_steps, guidance_scale, negative_prompt, spacing, final"),
+         "num_inference_steps, guidance_scale, negative_prompt, spacing, final, eta"),
         ("stages.train.rewards.clip_scor.text: cat", "unknown key 'stages.train.rewards.clip_scor'\n"
          "  hint: did you mean 'clip_score'?"),
         ("max_steps: 3", "unknown key 'max_steps'\n  hint: keys are written in full: stages.train.max_steps"),

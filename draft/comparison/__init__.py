@@ -1,0 +1,1 @@
+"""Methods against each other: the same model, rewards and budget for each, and its own learning rate."""

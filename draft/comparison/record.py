@@ -1,0 +1,74 @@
+"""What a training came to, as a value and as a file in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What proper samples scored at one moment of a training.
+
+    Args:
+        spending: Axis to what was spent by then: updates, evaluations, seconds.
+        figures: Mean score by label, and `reward`, the weighted sum.
+    """
+
+    spending: Mapping[str, float]
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One training, as far as it came.
+
+    Args:
+        rate: Its learning rate.
+        seed: Its seed.
+        curve: Points on training prompts, in order.
+        spent: Axis to where it stood when that budget was spent; without those that it never spent.
+        spending: What it spent in all.
+        memory: The most memory that its updates took beyond what was held before it, bytes; None: nobody knows.
+        failure: Why it broke off; empty where it did not.
+    """
+
+    rate: float
+    seed: int
+    curve: tuple[Point, ...] = ()
+    spent: Mapping[str, Point] = field(default_factory=dict)
+    spending: Mapping[str, float] = field(default_factory=dict)
+    memory: int | None = None
+    failure: str = ""
+
+
+def write_attempt(attempt: Attempt, file: Path) -> None:
+    """Write an attempt, so that the file is an old whole one or the new one.
+
+    Args:
+        attempt: The attempt.
+        file: Where; its folder exists.
+    """
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(attempt), indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, file)
+
+
+def read_attempt(file: Path) -> Attempt | None:
+    """Read an attempt.
+
+    Args:
+        file: As `write_attempt` wrote it.
+
+    Returns:
+        The attempt; None where there is no such file.
+    """
+    if not file.is_file():
+        return None
+    data = json.loads(file.read_text(encoding="utf-8"))
+    curve = tuple(Point(**point) for point in data.pop("curve"))
+    spent = {axis: Point(**point) for axis, point in data.pop("spent").items()}
+    return Attempt(curve=curve, spent=spent, **data)

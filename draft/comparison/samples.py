@@ -1,0 +1,141 @@
+"""What every method is measured by: proper samples from the same prompts and seeds, scored by the same rewards.
+
+A method's own training reward will not do. ReFL scores one-step predictions, methods with eta = 1 score noisy rollouts,
+and each has seen other prompts by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from draft.comparison.settings import ComparisonSettings, MeasureSettings
+from draft.diffusion.generate import sample_images, seeded_noise
+from draft.diffusion.models import TextToImage
+from draft.diffusion.settings import SamplerSettings
+from draft.errors import StageError
+from draft.evaluation.arms import Shots, plan_shots
+from draft.evaluation.scoring import Metric, score_all
+from draft.types import Images, Prompts
+
+REWARD = "reward"
+"""The weighted sum of the training's rewards, among the figures of a measurement."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Prompts with their seeds, ready to be sampled by a model without its text encoder, and what scores the images.
+
+    Args:
+        shots: One prompt and seed per image.
+        embeddings: Each image's prompt, (N, L, D) on the CPU.
+        unconditional: The unconditional prompt's, (1, L, D).
+        noise: Each image's start, (N, C, ...) on the CPU.
+        sampler: How they are sampled: the comparison's sampler without noise.
+        batch_size: Images sampled at once.
+        metrics: The loaded rewards.
+        weights: Label to weight in the sum, of those that are trained for.
+    """
+
+    shots: Shots
+    embeddings: Tensor
+    unconditional: Tensor
+    noise: Tensor
+    sampler: SamplerSettings
+    batch_size: int
+    metrics: Sequence[Metric]
+    weights: Mapping[str, float]
+
+
+def make_panel(
+    model: TextToImage,
+    prompts: Prompts,
+    metrics: Sequence[Metric],
+    *,
+    weights: Mapping[str, float],
+    settings: ComparisonSettings,
+    measure: MeasureSettings,
+    seed: int,
+) -> Panel:
+    """Embed prompts and draw the noise for a panel.
+
+    Args:
+        model: The base model, with its text encoder.
+        prompts: The prompts.
+        metrics: The loaded rewards that score.
+        weights: Label to weight, of the rewards that are trained for.
+        settings: The comparison.
+        measure: Images per prompt and images at once.
+        seed: The first image's seed.
+
+    Returns:
+        The panel.
+    """
+    shots = plan_shots(prompts, images_per_prompt=measure.images_per_prompt, seed=seed)
+    with torch.no_grad():
+        starts = range(0, len(prompts), measure.batch_size)
+        parts = [model.encode(list(prompts[k : k + measure.batch_size])).cpu() for k in starts]
+        unconditional = model.encode([settings.sampler.negative_prompt])
+    return Panel(
+        shots=shots,
+        embeddings=torch.cat(parts)[list(shots.groups)],
+        unconditional=unconditional,
+        noise=seeded_noise(shots.seeds, model.latent_shape(settings.resolution)),
+        sampler=replace(settings.sampler, eta=0.0),
+        batch_size=measure.batch_size,
+        metrics=metrics,
+        weights=weights,
+    )
+
+
+def measure_panel(model: TextToImage, panel: Panel) -> dict[str, float]:
+    """Sample a panel with the model as it stands and score it.
+
+    Args:
+        model: The model, with whichever adapter is on.
+        panel: What to sample, and what scores.
+
+    Returns:
+        Mean score by label, and under `reward` the weighted sum of those that are trained for; NaN where a reward gave
+        no score at all.
+    """
+    scores = score_all(panel.metrics, _draw(model, panel), panel.shots.prompts)
+    figures = {label: _mean(values) for label, values in scores.items()}
+    return {REWARD: sum(weight * figures[label] for label, weight in panel.weights.items()), **figures}
+
+
+def evenly(prompts: Prompts, count: int) -> Prompts:
+    """`count` prompts at equal distances, for files that have what belongs together one after another.
+
+    Args:
+        prompts: All prompts.
+        count: How many; all where there are fewer.
+
+    Returns:
+        The chosen ones, in their order.
+
+    Example:
+        >>> list(evenly(Prompts(["a", "b", "c", "d"]), 2))
+        ['a', 'c']
+    """
+    count = min(count, len(prompts))
+    return prompts.take(k * len(prompts) // count for k in range(count))
+
+
+def _draw(model: TextToImage, panel: Panel) -> Iterator[tuple[Prompts, Images]]:
+    for start in range(0, len(panel.noise), panel.batch_size):
+        chosen = slice(start, start + panel.batch_size)
+        embeddings = panel.embeddings[chosen].to(model.device)
+        images = sample_images(model, embeddings, panel.unconditional, panel.noise[chosen], panel.sampler)
+        if not bool(images.isfinite().all()):
+            raise StageError("its samples are not finite")
+        yield panel.shots.prompts[chosen], images
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
