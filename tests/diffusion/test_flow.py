@@ -1,4 +1,4 @@
-"""Flow matching: its grids, that it is the diffusion sampler in other coordinates, a trained model in two dimensions."""
+"""Flow matching: its grids, the diffusion sampler in other coordinates, and a trained model in two dimensions."""
 
 from __future__ import annotations
 
