@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from draft.diffusion.device import choose_device
 from draft.diffusion.fits import check_fits
 from draft.diffusion.generate import seeded_noise
 from draft.diffusion.grid import Grid, make_grid
-from draft.diffusion.guidance import GuidanceGradient, guide
+from draft.diffusion.guidance import GuidanceGradient, Net, guide
 from draft.diffusion.lora import add_lora, lora_off, lora_parameters
 from draft.diffusion.models import TextToImage, load_text_to_image
 from draft.diffusion.sampling import Output
@@ -60,6 +61,7 @@ class Run:
         parameters: What learns.
         optimizer: AdamW on it.
         random: All randomness.
+        prefix: The denoiser for calls without gradient, compiled if the settings say so.
         preview: (embeddings, noise) of the grid of progress pictures; None: there is none.
     """
 
@@ -73,6 +75,7 @@ class Run:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.AdamW
     random: Randomness
+    prefix: Net
     preview: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -90,7 +93,13 @@ class Run:
         return Batch(self.prompts.take(indices), indices, self.embeddings[indices].to(device), noise, fresh)
 
     def output(
-        self, batch: Batch, *, adapted: bool = True, guided: bool = True, gradient: GuidanceGradient = "both"
+        self,
+        batch: Batch,
+        *,
+        adapted: bool = True,
+        guided: bool = True,
+        gradient: GuidanceGradient = "both",
+        recorded: bool = False,
     ) -> Output:
         """The network's output as a function of (latents, step).
 
@@ -99,12 +108,14 @@ class Run:
             adapted: Whether the adapter that learns is on; off is the base model.
             guided: Whether with classifier-free guidance.
             gradient: What guidance does in calls that carry gradient.
+            recorded: Whether calls may carry gradient; others may be compiled.
 
         Returns:
             The output.
         """
         scale = self.settings.sampler.guidance_scale if guided else 1.0
-        plain = guide(self.model.denoise, self.grid, batch.embeddings, self.unconditional, scale, gradient=gradient)
+        net = self.model.denoise if recorded else self.prefix
+        plain = guide(net, self.grid, batch.embeddings, self.unconditional, scale, gradient=gradient)
         if adapted:
             return plain
 
@@ -171,7 +182,10 @@ def prepare(
     )
     decode = partial(loaded_model.decode, straight_through=settings.saturation == "straight_through")
     scorer = Scorer(decode, loaded, settings.micro_batch_size, settings.robust)
-    random = Randomness(seed, len(prompts))
+    random, prefix = Randomness(seed, len(prompts)), loaded_model.denoise
+    if settings.compile:
+        prefix = cast("Net", torch.compile(prefix))
     return Run(
-        settings, loaded_model, prompts, scorer, grid, embeddings, unconditional, parameters, optimizer, random, preview
-    )
+        settings, loaded_model, prompts, scorer, grid, embeddings, unconditional, parameters, optimizer, random, prefix,
+        preview,
+    )  # fmt: skip

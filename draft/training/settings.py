@@ -67,6 +67,8 @@ class LearningSettings:
         mixed_precision: `bf16` keeps the frozen model in bfloat16; the LoRA stays in float32.
         gradient_checkpointing: Recompute each recorded step in the backward pass instead of keeping its
             activations; `auto` does so when more than two steps are recorded.
+        compile: Compile the denoiser (torch.compile) for the calls that carry no gradient, most of a rollout; the first
+            update then takes a minute or more.
         micro_batch_size: Images decoded and scored at once in the split backward pass; 0: the whole batch.
         saturation: What the gradient does at pixel values that were decoded outside [0, 1] and clipped: with `clip` it
             is 0 there, with `straight_through` it passes as if nothing had been clipped. The images are the same.
@@ -91,6 +93,7 @@ class LearningSettings:
     weight_decay: Annotated[float, Ge(0)] = 0.1
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool | Literal["auto"] = "auto"
+    compile: bool = False
     micro_batch_size: Annotated[int, Ge(0)] = 1
     saturation: Literal["clip", "straight_through"] = "clip"
     resolution: Annotated[int, Ge(8)] | None = None

@@ -94,7 +94,19 @@ def make_run(tiny_model: Path) -> Callable[..., Run]:
         scorer = Scorer(model.decode, _terms(1.0), 0, chosen.robust)
         random = Randomness(5, 2)
         random.noise = lambda *shape: torch.randn(shape, generator=random._noise, dtype=torch.float64)  # type: ignore[method-assign]
-        return Run(chosen, model, prompts, scorer, grid, embeddings, unconditional, parameters, optimizer, random)
+        return Run(
+            chosen,
+            model,
+            prompts,
+            scorer,
+            grid,
+            embeddings,
+            unconditional,
+            parameters,
+            optimizer,
+            random,
+            model.denoise,
+        )
 
     return make
 
@@ -319,3 +331,14 @@ def test_accumulated_batches_are_averaged(make_run) -> None:
         first._accumulate(once, 0.5)
     for a, b in zip(run.parameters, once.parameters, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.slow
+def test_a_compiled_rollout_leaves_the_gradient_unchanged(make_run) -> None:
+    plain, compiled = make_run(DraftLV(copies=1)), make_run(DraftLV(copies=1))
+    calls: list[bool] = []
+    prefix = torch.compile(compiled.model.denoise)
+    compiled.prefix = lambda x, t, c: calls.append(torch.is_grad_enabled()) or prefix(x, t, c)  # type: ignore[func-returns-value]
+    for a, b in zip(_gradient(plain), _gradient(compiled), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
+    assert calls == [False] * (STEPS - 1)

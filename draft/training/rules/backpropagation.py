@@ -68,7 +68,7 @@ class Backpropagation(Memoryless):
 
 def _networks(run: Run, batch: Batch, sink: list[Tensor], *, checkpointing: bool) -> Networks:
     settings = run.settings
-    recorded = run.output(batch, gradient=settings.cfg_gradient)
+    recorded = run.output(batch, gradient=settings.cfg_gradient, recorded=True)
     if checkpointing if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing:
         recorded = checkpointed(recorded)
     if settings.penalty.epsilon:
