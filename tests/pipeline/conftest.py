@@ -13,6 +13,7 @@ import pytest
 
 from draft.pipeline.run import RunResult, run_pipeline
 from draft.pipeline.stages import Executor, Job
+from draft.progress import Silent
 
 PIPELINE = """\
 name: demo
@@ -44,6 +45,16 @@ stages:
       train: ${out:train.metrics}
 """
 FULL = Path(__file__).with_name("full.yaml")
+
+
+class Listener(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @dataclass
@@ -89,6 +100,16 @@ class Workshop:
     def run(self, *overrides: str, **options) -> RunResult:
         options = {"runs_dir": self.folder / "runs", "executors": self.executors, **options}
         return run_pipeline(options.pop("file", self.file), overrides, **options)
+
+    def said(self, *overrides: str, **options) -> list[str]:
+        """What a run says, line by line."""
+        listener = Listener()
+        self.run(*overrides, progress=listener, **options)
+        return listener.lines
+
+    def plan(self, *overrides: str, **options) -> list[str]:
+        """What a dry run says it would do, stage by stage."""
+        return self.said(*overrides, dry_run=True, **options)
 
 
 @pytest.fixture

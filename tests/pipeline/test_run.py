@@ -1,40 +1,16 @@
-"""A run reuses what still holds, says why it runs the rest, and never leaves half a result that looks whole."""
+"""A run reuses what still holds, and says why it runs the rest."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from draft.errors import DraftError, StageError
-from draft.pipeline import run as run_module
-from draft.pipeline.interrupt import resume_command
 from draft.pipeline.load import load_pipeline
-from draft.pipeline.lock import locked
-from draft.pipeline.run import run_pipeline
-from draft.progress import Silent
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def plan(workshop, *overrides: str, **options) -> list[str]:
-    listener = Listener()
-    workshop.run(*overrides, dry_run=True, progress=listener, **options)
-    return listener.lines
 
 
 def test_stages_run_in_order_with_what_they_need(workshop) -> None:
@@ -75,11 +51,11 @@ def test_a_second_run_reuses_everything_and_touches_nothing(workshop) -> None:
     assert [stage.action for stage in result.stages] == ["reused"] * 3
     assert result["train"].metrics == {"figure": 1.5}
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert plan(workshop) == ["train: reused", "mix: reused", "evaluate: reused"]
+    assert workshop.plan() == ["train: reused", "mix: reused", "evaluate: reused"]
 
 
 def test_a_dry_run_writes_nothing_and_says_why(workshop) -> None:
-    assert plan(workshop) == [
+    assert workshop.plan() == [
         "train: will run (has not run)",
         "mix: will run (has not run; upstream runs: train)",
         "evaluate: will run (has not run; upstream runs: mix, train)",
@@ -119,17 +95,17 @@ CHANGES = {
 @pytest.mark.parametrize("override", CHANGES)
 def test_only_what_depends_on_a_change_runs_again_and_says_what_changed(workshop, override: str) -> None:
     workshop.run()
-    for said, expected in zip(plan(workshop, override), CHANGES[override], strict=True):
+    for said, expected in zip(workshop.plan(override), CHANGES[override], strict=True):
         assert said.startswith(expected)
 
 
 def test_changed_files_are_noticed(workshop) -> None:
     workshop.run()
     (workshop.folder / "held.txt").write_text("a bee\n")
-    assert plan(workshop)[2] == "evaluate: will run (prompts changed)"
+    assert workshop.plan()[2] == "evaluate: will run (prompts changed)"
     (workshop.folder / "model" / "model_index.json").write_text("[]")
-    assert plan(workshop)[0] == "train: will run (model changed)"
-    assert plan(workshop)[2] == "evaluate: will run (prompts changed; model changed; upstream changed: mix, train)"
+    assert workshop.plan()[0] == "train: will run (model changed)"
+    assert workshop.plan()[2] == "evaluate: will run (prompts changed; model changed; upstream changed: mix, train)"
 
 
 def test_a_missing_or_changed_output_runs_its_stage_again(workshop) -> None:
@@ -137,29 +113,41 @@ def test_a_missing_or_changed_output_runs_its_stage_again(workshop) -> None:
     adapter = workshop.runs / "train" / "adapter.safetensors"
     content = adapter.read_text()
     os.utime(adapter, (1, 1))
-    assert plan(workshop)[0] == "train: reused"
+    assert workshop.plan()[0] == "train: reused"
     adapter.write_text(content.replace("w", "W"))
-    assert plan(workshop)[0] == "train: will run (output changed: adapter.safetensors)"
+    assert workshop.plan()[0] == "train: will run (output changed: adapter.safetensors)"
     adapter.unlink()
-    assert plan(workshop)[0] == "train: will run (output missing: adapter.safetensors)"
+    assert workshop.plan()[0] == "train: will run (output missing: adapter.safetensors)"
     (workshop.runs / "train" / "stage.json").write_text("{")
-    assert plan(workshop)[0] == "train: will run (no usable record)"
+    assert workshop.plan()[0] == "train: will run (no usable record)"
 
 
 def test_a_stage_whose_input_was_made_anew_with_other_content_runs_again(workshop) -> None:
     workshop.run()
     workshop.content = "other weights"
     workshop.run(only="train", force=True)
-    assert plan(workshop)[1] == "mix: will run (upstream changed: train.adapter)"
+    assert workshop.plan()[1] == "mix: will run (upstream changed: train.adapter)"
 
 
 def test_an_edited_reward_is_not_reused(workshop, plugin) -> None:
     module = plugin()
     workshop.file.write_text(workshop.file.read_text().replace("jpeg: {quality: 50}", "glow: {target: shiny}"))
     workshop.run()
-    assert plan(workshop)[0] == "train: reused"
+    assert workshop.plan()[0] == "train: reused"
     module.write_text(module.read_text() + "\n# another line\n")
-    assert plan(workshop)[0] == "train: will run (reward source changed: glow)"
+    assert workshop.plan()[0] == "train: will run (reward source changed: glow)"
+
+
+def test_a_retrained_model_of_a_reward_is_noticed(workshop) -> None:
+    clip = workshop.folder / "clip"
+    clip.mkdir()
+    (clip / "model.safetensors").write_text("one")
+    text = workshop.file.read_text().replace("jpeg: {quality: 50}", f"clip_score: {{model: {clip}}}")
+    workshop.file.write_text(text)
+    workshop.run()
+    assert workshop.plan()[0] == "train: reused"
+    (clip / "model.safetensors").write_text("two")
+    assert workshop.plan()[0] == "train: will run (reward model changed: clip_score.model)"
 
 
 def test_a_forced_run_runs_everything_and_from_runs_the_rest(workshop) -> None:
@@ -169,7 +157,7 @@ def test_a_forced_run_runs_everything_and_from_runs_the_rest(workshop) -> None:
     assert workshop.ran() == ["train", "mix", "evaluate"]
     workshop.run(from_stage="mix")
     assert workshop.ran() == ["mix", "evaluate"]
-    assert plan(workshop, from_stage="mix")[1] == "mix: will run (forced)"
+    assert workshop.plan(from_stage="mix")[1] == "mix: will run (forced)"
 
 
 def test_only_runs_one_stage_and_needs_what_it_refers_to(workshop) -> None:
@@ -191,66 +179,6 @@ def test_an_unknown_stage_on_the_command_line_is_told(workshop, option: str, key
     with pytest.raises(DraftError) as caught:
         workshop.run(**{key: "trian"})
     assert str(caught.value) == f"command line, {option}: unknown stage 'trian'\n  hint: did you mean 'train'?"
-
-
-def test_a_failure_leaves_only_a_partial_folder_and_the_way_to_go_on(workshop) -> None:
-    workshop.failing["mix"] = StageError("the disk is full", hint="make room")
-    with pytest.raises(StageError) as caught:
-        workshop.run("stages.evaluate.shown=3", force=True)
-    assert str(caught.value) == "stage 'mix': the disk is full\n  hint: make room"
-    runs = workshop.folder / "runs"
-    assert caught.value.__notes__ == [f"resume: draft run {workshop.file} stages.evaluate.shown=3 --runs-dir {runs}"]
-    assert sorted(path.name for path in workshop.runs.iterdir()) == [".lock", "config.yaml", "mix.partial", "train"]
-    workshop.failing.clear()
-    workshop.ran()
-    assert plan(workshop, "stages.evaluate.shown=3")[:2] == ["train: reused", "mix: will continue (was interrupted)"]
-    workshop.run("stages.evaluate.shown=3")
-    assert workshop.jobs[0].folder.name == "mix.partial"
-    assert workshop.ran() == ["mix", "evaluate"]
-    assert (workshop.runs / "mix" / "half").exists(), "an interrupted stage goes on in its folder"
-
-
-def test_a_stage_that_leaves_an_output_out_has_failed(workshop) -> None:
-    with pytest.raises(StageError, match="stage 'train' ended without writing adapter.safetensors, metrics.jsonl"):
-        workshop.run(executors={"train": lambda job: {}})
-    assert not (workshop.runs / "train").exists()
-
-
-def test_an_interrupted_forced_run_continues_instead_of_reusing_the_old_result(workshop) -> None:
-    workshop.run()
-    workshop.failing["train"] = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt) as caught:
-        workshop.run(force=True)
-    assert "resume: draft run" in caught.value.__notes__[0]
-    assert "--force" not in caught.value.__notes__[0]
-    assert plan(workshop)[0] == "train: will continue (was interrupted)"
-    assert plan(workshop, fresh=True)[0] == "train: reused"
-    assert (workshop.runs / "train" / "adapter.safetensors").exists()
-
-
-@pytest.mark.parametrize("options", [{"fresh": True}, {"overrides": ["seed=9"]}, {"force": True}])
-def test_what_another_run_began_is_thrown_away(workshop, options: dict) -> None:
-    workshop.failing["train"] = RuntimeError("boom")
-    with pytest.raises(RuntimeError, match="boom") as caught:
-        workshop.run()
-    assert caught.value.__notes__, "a bug's traceback says how to go on, too"
-    workshop.failing.clear()
-    workshop.run(*options.pop("overrides", ()), **options)
-    assert not (workshop.runs / "train" / "half").exists()
-
-
-def test_the_resume_command_is_quoted_for_a_shell() -> None:
-    command = resume_command("my file.yaml", ["stages.a.prompts=[a cat]"], runs_dir=Path("runs"), only="a")
-    assert command == "draft run 'my file.yaml' 'stages.a.prompts=[a cat]' --only a"
-
-
-def test_a_crash_between_two_renames_is_mended(workshop) -> None:
-    workshop.run()
-    (workshop.runs / "train").rename(workshop.runs / "train.old")
-    workshop.ran()
-    workshop.run()
-    assert workshop.ran() == []
-    assert not (workshop.runs / "train.old").exists()
 
 
 def test_the_resolved_configuration_runs_again_from_anywhere_and_reuses_everything(
@@ -284,119 +212,3 @@ def test_a_path_on_the_command_line_is_meant_from_where_one_stands(workshop, tmp
     monkeypatch.chdir(here)
     pipeline = load_pipeline(workshop.file, ["stages.evaluate.prompts.file=mine.csv"])
     assert pipeline.stages["evaluate"].prompts.column("thing") == ["fox"]
-
-
-def test_two_runs_do_not_write_one_folder(workshop) -> None:
-    workshop.runs.mkdir(parents=True)
-    with locked(workshop.runs), pytest.raises(StageError) as caught:
-        workshop.run()
-    assert str(caught.value) == (
-        f"another run is writing to {str(workshop.runs)!r}\n  hint: wait for it, or give this one another --runs-dir"
-    )
-
-
-def test_observers_hear_of_stages_that_run_and_never_of_reused_ones(workshop, monkeypatch) -> None:
-    heard = []
-
-    class Hooks:
-        def __init__(self, reporter) -> None:
-            heard.append("loaded")
-
-        def started(self, stage, folder) -> None:
-            heard.append(f"{stage} started in {folder.name}")
-
-        def finished(self, stage, outputs, metrics) -> None:
-            heard.append(f"{stage} finished with {sorted(outputs)} {metrics}")
-
-    monkeypatch.setattr(run_module, "Observers", Hooks)
-    workshop.run(only="train")
-    assert heard == [
-        "loaded",
-        "train started in train.partial",
-        "train finished with ['adapter', 'metrics'] {'figure': 1.5}",
-    ]
-    heard.clear()
-    workshop.run(only="train")
-    assert heard == []
-
-
-def test_an_observer_that_fails_is_told_and_the_run_goes_on(workshop, tmp_path, monkeypatch) -> None:
-    info = tmp_path / "site" / "watcher-3.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: watcher\nVersion: 3\n")
-    (info / "entry_points.txt").write_text("[draft.extensions]\nwatch = watcher_plugin\n")
-    (tmp_path / "site" / "watcher_plugin.py").write_text(
-        "import draft\n\n@draft.hookimpl\ndef draft_stage_finished(stage, metrics):\n    raise ValueError(stage)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    listener = Listener()
-    workshop.run(only="train", progress=listener)
-    assert "warning: plugin watcher: draft_stage_finished failed: ValueError: train" in listener.lines
-
-
-def test_a_run_in_a_thread_leaves_signals_alone(workshop) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=workshop.run)
-    thread.start()
-    thread.join()
-    assert workshop.ran() == ["train", "mix", "evaluate"]
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-CHILD = """
-import signal, sys, time
-from pathlib import Path
-from draft.pipeline.run import run_pipeline
-
-# A shell has its background jobs ignore it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
-def slow(job):
-    (job.folder / "half").write_text("half")
-    time.sleep(60)
-
-run_pipeline(sys.argv[1], runs_dir=Path(sys.argv[2]), executors={"train": slow})
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_run_killed_in_the_middle_leaves_a_partial_folder_only(workshop, number: signal.Signals) -> None:
-    runs = workshop.folder / "runs"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(workshop.file), str(runs)], stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not (workshop.runs / "train.partial" / "half").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    child.send_signal(number)
-    _, said = child.communicate(timeout=60)
-    assert (number == signal.SIGKILL) != ("resume: draft run" in said)
-    assert not (workshop.runs / "train").exists()
-    assert plan(workshop)[0] == "train: will continue (was interrupted)"
-    workshop.run(only="train")  # the lock of the dead process is gone
-    assert workshop.ran() == ["train"]
-
-
-def test_a_results_folder_that_cannot_be_is_told(workshop) -> None:
-    (workshop.folder / "file").write_text("")
-    with pytest.raises(StageError, match="cannot write results there: Not a directory"):
-        workshop.run(runs_dir=workshop.folder / "file")
-
-
-def test_a_retrained_model_of_a_reward_is_noticed(workshop) -> None:
-    clip = workshop.folder / "clip"
-    clip.mkdir()
-    (clip / "model.safetensors").write_text("one")
-    text = workshop.file.read_text().replace("jpeg: {quality: 50}", f"clip_score: {{model: {clip}}}")
-    workshop.file.write_text(text)
-    workshop.run()
-    assert plan(workshop)[0] == "train: reused"
-    (clip / "model.safetensors").write_text("two")
-    assert plan(workshop)[0] == "train: will run (reward model changed: clip_score.model)"
-
-
-def test_nothing_is_written_for_a_file_with_errors(workshop) -> None:
-    workshop.file.write_text(workshop.file.read_text().replace("kind: mix", "kind: mox"))
-    with pytest.raises(DraftError):
-        run_pipeline(workshop.file, runs_dir=workshop.folder / "runs")
-    assert not (workshop.folder / "runs").exists()
