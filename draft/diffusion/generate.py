@@ -7,13 +7,18 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import make_grid
-from draft.diffusion.guidance import guide
+from draft.diffusion.grid import Grid, make_grid
+from draft.diffusion.guidance import Net, guide
+from draft.diffusion.inference.annealing import scheduled
+from draft.diffusion.inference.schedules import AdapterSchedule, Combined, Constant
+from draft.diffusion.lora import lora_off
 from draft.diffusion.models import TextToImage
-from draft.diffusion.sampling import sample
+from draft.diffusion.sampling import Output, sample
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import DraftError
 from draft.types import Images
+
+_CONSTANT = Constant()
 
 
 def generate_images(
@@ -22,6 +27,7 @@ def generate_images(
     seeds: Sequence[int],
     sampler: SamplerSettings,
     *,
+    schedule: AdapterSchedule = _CONSTANT,
     resolution: int | None = None,
     batch_size: int = 8,
 ) -> Iterator[Images]:
@@ -32,6 +38,7 @@ def generate_images(
         prompts: N prompts.
         seeds: N seeds; image k's noise is drawn on the CPU from a generator with seed k alone.
         sampler: How to sample.
+        schedule: In which steps the adapter takes part.
         resolution: Side of the images in pixels; None: the model's own.
         batch_size: Images sampled at once.
 
@@ -52,7 +59,9 @@ def generate_images(
         with torch.no_grad():
             embeddings = model.encode(texts[chosen])
             noise = seeded_draws(seeds[chosen], shape, 1 + sampler.num_inference_steps * (sampler.eta > 0))
-            yield sample_images(model, embeddings, unconditional, noise[0], sampler, fresh=list(noise[1:]))
+            yield sample_images(
+                model, embeddings, unconditional, noise[0], sampler, fresh=list(noise[1:]), schedule=schedule
+            )
 
 
 def sample_images(
@@ -63,6 +72,7 @@ def sample_images(
     sampler: SamplerSettings,
     *,
     fresh: Sequence[Tensor] = (),
+    schedule: AdapterSchedule = _CONSTANT,
 ) -> Images:
     """Sample one batch from embeddings and noise, without gradient.
 
@@ -73,16 +83,55 @@ def sample_images(
         noise: Standard normal, (B, C, h, w).
         sampler: How to sample.
         fresh: Standard normal noise of each step like `noise`, where `sampler.eta` is more than 0.
+        schedule: In which steps the adapter takes part.
 
     Returns:
         Float32 on the CPU, (B, 3, H, W), sRGB in [0, 1].
     """
     grid = make_grid(model.schedule, sampler)
-    output = guide(model.denoise, grid, embeddings, unconditional, sampler.guidance_scale)
+    output = make_output(model, grid, embeddings, unconditional, sampler, schedule)
     device = model.device
     with torch.no_grad():
         latents = sample(output, grid, noise.to(device), [z.to(device) for z in fresh] or None)
         return model.decode(latents).float().cpu()
+
+
+def make_output(
+    model: TextToImage,
+    grid: Grid,
+    embeddings: Tensor,
+    unconditional: Tensor,
+    sampler: SamplerSettings,
+    schedule: AdapterSchedule = _CONSTANT,
+    *,
+    net: Net | None = None,
+) -> Output:
+    """The guided network of a model with whichever adapter is switched on, in the steps that its schedule says.
+
+    Args:
+        model: The text-to-image model.
+        grid: The sampling grid.
+        embeddings: Prompt embeddings, (B, L, D).
+        unconditional: The unconditional prompt's, (1, L, D).
+        sampler: Its guidance scale holds but for the tuned steps of a `combined` schedule.
+        schedule: In which steps the adapter takes part.
+        net: What is called as the network; None: the model's own.
+
+    Returns:
+        The output as a function of (latents, step).
+    """
+    net = net or model.denoise
+    scale = schedule.guidance_scale if isinstance(schedule, Combined) else sampler.guidance_scale
+    tuned = guide(net, grid, embeddings, unconditional, scale)
+    if isinstance(schedule, Constant):
+        return tuned
+    plain = guide(net, grid, embeddings, unconditional, sampler.guidance_scale)
+
+    def base(x: Tensor, i: int) -> Tensor:
+        with lora_off(model.unet):
+            return plain(x, i)
+
+    return scheduled(schedule, grid.steps, tuned=tuned, base=base)
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from draft.adapters.formats import read_adapter, unet_factors
 from draft.diffusion.device import choose_device
 from draft.diffusion.fits import check_fits
 from draft.diffusion.generate import generate_images
+from draft.diffusion.inference.schedules import AdapterSchedule, Constant
 from draft.diffusion.lora import load_lora, use_lora
 from draft.diffusion.models import TextToImage, load_text_to_image
 from draft.errors import ConfigError
@@ -106,13 +107,16 @@ def switch(model: TextToImage, label: str, adapters: Mapping[str, tuple[Path, fl
         use_lora(model.unet, _slot(list(adapters).index(label)), adapters[label][1])
 
 
-def draw(model: TextToImage, shots: Shots, settings: GenerateSettings) -> Iterator[tuple[Prompts, Images]]:
+def draw(
+    model: TextToImage, shots: Shots, settings: GenerateSettings, schedule: AdapterSchedule | None = None
+) -> Iterator[tuple[Prompts, Images]]:
     """Draw all shots with the model as it stands, batch by batch.
 
     Args:
         model: The model, switched to an arm.
         shots: What to draw.
         settings: Sampler, resolution, batch size.
+        schedule: In which steps the arm's adapter takes part; None: in all.
 
     Yields:
         The prompts of a batch and its images, CPU float32 (B, 3, H, W) in [0, 1].
@@ -123,6 +127,7 @@ def draw(model: TextToImage, shots: Shots, settings: GenerateSettings) -> Iterat
         list(shots.prompts),
         shots.seeds,
         settings.sampler,
+        schedule=schedule or Constant(),
         resolution=settings.resolution,
         batch_size=settings.batch_size,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from draft.diffusion.inference.schedules import AdapterSchedule
 from draft.errors import ConfigError
 from draft.evaluation.arms import BASE, draw, load_arms, plan_shots, save_pictures, switch, to_picture
 from draft.evaluation.generate import safe_name
@@ -28,6 +29,7 @@ def evaluate(
     seed: int,
     folder: Path,
     progress: Progress,
+    schedules: Mapping[str, AdapterSchedule] | None = None,
     curves: Mapping[str, Path] | None = None,
     title: str = "",
     model_name: str = "",
@@ -45,6 +47,7 @@ def evaluate(
         folder: Receives `report.html`, `report.json`, `scores.csv`, `images/<arm>/0000.png ...` and, of every adapter,
             a copy with its figures in the header, `adapters/<label>.safetensors`.
         progress: The reporter.
+        schedules: In which steps an adapter takes part, by label; those that are not there: in all.
         curves: `metrics.jsonl` of trainings by label, for the page.
         title: The page's heading.
         model_name: How the page calls the model; empty: as `model`.
@@ -61,14 +64,14 @@ def evaluate(
     shots = plan_shots(prompts, images_per_prompt=settings.images_per_prompt, seed=seed)
     pipeline = load_arms(model, adapters, settings, progress)
     metrics = load_metrics(terms, pipeline.device)
-    arms = [BASE, *adapters]
+    arms, schedules = [BASE, *adapters], schedules or {}
     pictures: dict[str, list[Path]] = {arm: [] for arm in arms}
     scores: dict[str, dict[str, list[float]]] = {}
     progress.start("evaluate", len(arms) * len(shots.seeds))
     for arm in arms:
         switch(pipeline, arm, adapters)
         target = folder / "images" / safe_name(arm)
-        drawn = _kept(draw(pipeline, shots, settings), target, pictures[arm], progress)
+        drawn = _kept(draw(pipeline, shots, settings, schedules.get(arm)), target, pictures[arm], progress)
         scores[arm] = score_all(metrics, drawn, shots.prompts)
     progress.stop()
 
@@ -76,6 +79,7 @@ def evaluate(
         title=title,
         model=model_name or model,
         weights={label: weight for label, (_, weight) in adapters.items()},
+        schedules={label: each for label, each in schedules.items() if each.kind != "constant"},
         prompts=tuple(shots.prompts),
         seeds=shots.seeds,
         groups=shots.groups,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from draft.diffusion.inference.schedules import AdapterSchedule
 from draft.evaluation.arms import BASE, draw, load_arms, plan_shots, save_pictures, switch, to_picture
 from draft.evaluation.settings import GenerateSettings
 from draft.progress import Progress
@@ -24,6 +25,7 @@ def generate(
     seed: int,
     folder: Path,
     progress: Progress,
+    schedules: Mapping[str, AdapterSchedule] | None = None,
 ) -> dict[str, float]:
     """Draw every prompt with each seed, by the base model or, if adapters are given, by each of them.
 
@@ -35,6 +37,7 @@ def generate(
         seed: The first image's seed; image i has `seed + i`.
         folder: Receives `images/<arm>/0000.png ...`, `images/grid.png` and `images/images.jsonl`.
         progress: The reporter.
+        schedules: In which steps an adapter takes part, by label; those that are not there: in all.
 
     Returns:
         `{"images": N}`.
@@ -52,7 +55,7 @@ def generate(
     for arm in arms:
         switch(pipeline, arm, adapters)
         pictures: list[Image.Image] = []
-        for batch, images in draw(pipeline, shots, settings):
+        for batch, images in draw(pipeline, shots, settings, (schedules or {}).get(arm)):
             start = len(pictures)
             pictures += [to_picture(image) for image in images]
             files = save_pictures(pictures[start:], target / safe_name(arm), start=start)

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from draft.diffusion.inference.schedules import schedule_words
 from draft.evaluation.charts import gain_chart, training_charts
 from draft.evaluation.results import Results, settings_values, verdict, versions
 from draft.evaluation.statistics import Interval
@@ -137,7 +138,8 @@ def _table(results: Results) -> list[dict[str, Any]]:
             for cell in results.cells[arm].values()
         ]
         weight = results.weights.get(arm, 1.0)
-        rows.append({"arm": arm, "weight": "" if weight == 1.0 else f"× {weight:g}", "cells": cells})
+        said = ["" if weight == 1.0 else f"× {weight:g}", schedule_words(results.schedules.get(arm))]
+        rows.append({"arm": arm, "weight": ", ".join(filter(None, said)), "cells": cells})
     return rows
 
 

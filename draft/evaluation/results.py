@@ -8,10 +8,11 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from draft.diffusion.inference.schedules import AdapterSchedule
 from draft.diffusion.settings import SamplerSettings
 from draft.evaluation.settings import EvaluateSettings
 from draft.evaluation.statistics import Interval, paired_gain
@@ -46,6 +47,7 @@ class Results:
         cells: By arm, then by reward label; the base is the first arm.
         settings: The evaluation's settings.
         descriptions: What each reward measures, by label.
+        schedules: In which steps an adapter takes part, by label, where that is not all of them.
     """
 
     title: str
@@ -57,6 +59,7 @@ class Results:
     cells: Mapping[str, Mapping[str, Cell]]
     settings: EvaluateSettings
     descriptions: Mapping[str, str]
+    schedules: Mapping[str, AdapterSchedule] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -136,6 +139,7 @@ def as_json(results: Results, *, config_text: str = "") -> str:
         "verdict": verdict(results),
         "model": results.model,
         "adapters": dict(results.weights),
+        "schedules": {label: asdict(schedule) for label, schedule in results.schedules.items()},
         "settings": settings_values(results.settings),
         "arms": {
             arm: {
@@ -184,9 +188,9 @@ def settings_values(settings: EvaluateSettings) -> dict[str, Any]:
     Returns:
         Values by name, the sampler's as `sampler.<name>`.
     """
-    values = {field.name: getattr(settings, field.name) for field in fields(EvaluateSettings)}
+    values = {each.name: getattr(settings, each.name) for each in fields(EvaluateSettings)}
     sampler = values.pop("sampler")
-    return {f"sampler.{field.name}": getattr(sampler, field.name) for field in fields(SamplerSettings)} | values
+    return {f"sampler.{each.name}": getattr(sampler, each.name) for each in fields(SamplerSettings)} | values
 
 
 def versions() -> dict[str, str]:

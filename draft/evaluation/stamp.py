@@ -72,6 +72,7 @@ def figures(results: Results, label: str, terms: Sequence[Term]) -> dict[str, An
         "draft": draft_version(),
         "model": model.resolve().name if model.exists() else results.model,
         "weight": results.weights[label],
+        **({"schedule": asdict(results.schedules[label])} if label in results.schedules else {}),
         "prompts": len(set(results.groups)),
         "images": len(results.seeds),
         "first_seed": results.seeds[0],
