@@ -270,7 +270,7 @@ def test_all_that_is_wrong_with_its_rewards_comes_at_once_with_its_line(tmp_path
 
 
 def test_a_reward_without_gradient_is_refused_by_name_and_line_wherever_it_is(tmp_path: Path) -> None:
-    hint = "measure it in an evaluate stage instead"
+    hint = "measure it in an evaluate stage instead, or train by ddpo or best_of_n"
     plain = ("b: {use: jpeg}", "b: {use: jpeg_size}")
     assert refused(tmp_path, plain) == [
         f"demo.yaml:13: reward 'jpeg_size' has no gradient, so draft_lv cannot train for it\n  hint: {hint}"
