@@ -94,11 +94,15 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         settings.pop(elsewhere, None)
     for label, adapter in settings.get("adapters", {}).items():
         source = stage.files[f"adapters.{label}"]
-        settings["adapters"][label] = {"from": _file_identity(source), "weight": adapter["weight"]}
+        own = {"from": _file_identity(source), "weight": adapter["weight"]}
+        settings["adapters"][label] = own | {"schedule": adapter["schedule"] for _ in adapter_schedules(stage.config, label)}
     for label in settings.get("curves", {}):
         settings["curves"][label] = _file_identity(stage.files[f"curves.{label}"])
     if stage.compared:
-        settings["methods"] = {label: asdict(contender) for label, contender in stage.compared.contenders.items()}
+        settings["methods"] = {
+            label: {key: value for key, value in asdict(contender).items() if key not in _WITHOUT_EFFECT}
+            for label, contender in stage.compared.contenders.items()
+        }
         settings["measure"] = {key: settings["measure"][key] for key in ("images_per_prompt", "batch_size")}
     found: dict[str, Any] = {
         "kind": stage.config.kind,

@@ -77,6 +77,8 @@ def _explain(error: ValidationError, data: Any, kind: Any, path: Path, document:
         close = get_close_matches(str(loc[-1]), [str(other[-1]) for other in unknown if other[:-1] == loc[:-1]])
         if details[0]["type"] in _MISSING and close:
             continue  # it is there, misspelt
+        if details[0]["type"] == "too_short" and any(other[: len(loc)] == loc != other for other in grouped):
+            continue  # its items are wrong, and pydantic counts the right ones only
         yield _finding(details, loc, data, kind, path, document)
 
 
