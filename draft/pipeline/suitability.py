@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from draft.diffusion.methods.values import AlignProp
+from draft.diffusion.methods.values.leaps import Cached, misfit
 from draft.training.objective import LinearLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
 
@@ -40,6 +41,8 @@ def method_problems(settings: TrainSettings) -> Iterator[Problem]:
         if value > steps and not (isinstance(method, AlignProp) and method.truncation != "fixed"):
             what = f"method.{key} must be at most sampler.num_inference_steps, {steps} (got {value})"
             yield Problem(("method", key), what)
+    if isinstance(method, Cached) and getattr(method, "k", 1) <= steps and (found := misfit(method, steps)) is not None:
+        yield Problem(("method", found.key), f"method.{found.key} {found.what}", found.hint)
     eta = settings.sampler.eta
     if traits.eta == "zero" and eta:
         what = f"sampler.eta must be 0 for {method.kind}: {traits.eta_reason} (got {eta:g})"
@@ -47,6 +50,9 @@ def method_problems(settings: TrainSettings) -> Iterator[Problem]:
     if traits.eta == "positive" and not eta:
         what = f"sampler.eta must be more than 0 for {method.kind}: {traits.eta_reason} (got {eta:g})"
         yield Problem(("sampler", "eta"), what, "sampler: {eta: 1}")
+    if traits.eta == "one" and eta != 1:
+        what = f"sampler.eta must be 1 for {method.kind}: {traits.eta_reason} (got {eta:g})"
+        yield Problem(("sampler", "eta"), what, "sampler: {eta: 1}; any sampler can use the adapter afterwards")
     if not traits.backpropagates:
         for key, value, default in (
             ("loss", settings.loss, LinearLoss()),

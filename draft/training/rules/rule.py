@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from draft.diffusion.methods.values import Method
+from draft.diffusion.methods.values import AdjointMatching, Method, VGGFlow
 from draft.training.descent import Descent
 from draft.training.runs import Run
 
@@ -58,6 +58,13 @@ def make_rule(method: Method, run: Run) -> Rule:
     Raises:
         DraftError: The method does not fit the sampling grid.
     """
+    from draft.training.rules.adjoint_matching import AdjointRegression
     from draft.training.rules.backpropagation import Backpropagation
+    from draft.training.rules.vgg_flow import VelocityRegression
 
+    match method:
+        case AdjointMatching():
+            return AdjointRegression(method, run)
+        case VGGFlow():
+            return VelocityRegression(method, run)
     return Backpropagation(method, run)

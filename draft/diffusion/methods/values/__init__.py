@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from draft.diffusion.methods.values.backpropagation import AlignProp, Draft, DraftK, DraftLV, DRTune, ReFL
+from draft.diffusion.methods.values.regression import AdjointMatching, VGGFlow
 from draft.diffusion.methods.values.traits import Traits
 
-Method = Draft | DraftK | DraftLV | ReFL | AlignProp | DRTune
+Method = Draft | DraftK | DraftLV | ReFL | AlignProp | DRTune | AdjointMatching | VGGFlow
 
-__all__ = ["AlignProp", "DRTune", "Draft", "DraftK", "DraftLV", "Method", "ReFL", "Traits"]
+__all__ = [
+    "AdjointMatching",
+    "AlignProp",
+    "DRTune",
+    "Draft",
+    "DraftK",
+    "DraftLV",
+    "Method",
+    "ReFL",
+    "Traits",
+    "VGGFlow",
+]
