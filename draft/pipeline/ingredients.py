@@ -207,3 +207,10 @@ def check_training(
                 *("loss",),
                 hint="other losses need each image's own gradient",
             )
+        if not term.reward.per_image and config.method.traits.weighs_samples:
+            refuse(
+                f"{config.method.kind} cannot train for reward {term.reward.name!r}, whose scores depend on the batch: "
+                "the method weighs each sample by itself",
+                *("rewards", term.label),
+                hint="use draft_lv or flow_bp_sparse",
+            )

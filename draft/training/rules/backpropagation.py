@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from draft.diffusion.lora import lora_norm
+from draft.diffusion.methods.leaps import call_grid, draw_surrogate, recorded_calls
 from draft.diffusion.methods.linear import linear_form
 from draft.diffusion.methods.plans import Planned, check_steps, draw_plan
+from draft.diffusion.methods.values.leaps import Cached
 from draft.diffusion.sampling import Output, predict
-from draft.diffusion.surrogate import Group, Networks, Surrogate, checkpointed, sample_with_plan
+from draft.diffusion.surrogate import Group, Networks, Surrogate, checkpointed, roll_out, sample_with_plan
 from draft.training.backward import Figures, split_backward
 from draft.training.descent import Descent, descend
 from draft.training.rules.rule import Memoryless
@@ -26,10 +29,12 @@ class Backpropagation(Memoryless):
         run: The training.
     """
 
-    def __init__(self, method: Planned, run: Run) -> None:
+    def __init__(self, method: Planned | Cached, run: Run) -> None:
         self.method = method
         check_steps(method, run.grid.steps)
-        if method.traits.eta == "zero":
+        if isinstance(method, Cached):
+            self.grid = call_grid(method, run.model.schedule, run.grid)
+        elif method.traits.eta == "zero":
             linear_form(run.grid, getattr(method, "frozen", "auto"))  # so that its refusal comes before any work
 
     def update(self, run: Run, step: int) -> Descent:
@@ -59,6 +64,13 @@ class Backpropagation(Memoryless):
 
     def _surrogates(self, run: Run, batch: Batch, sink: list[Tensor]) -> Iterator[Surrogate]:
         """One or more differentiable samples of a batch; penalties of their recorded calls go into `sink`."""
+        if isinstance(self.method, Cached):
+            rollout = roll_out(run.output(batch), run.grid, batch.noise)
+            many = recorded_calls(self.method) > 2
+            networks = _networks(replace(run, grid=self.grid), batch, sink, checkpointing=many)
+            for _ in range(run.settings.rollout_reuse):
+                yield draw_surrogate(self.method, networks, self.grid, rollout, run.random.method)
+            return
         plan = draw_plan(self.method, run.grid.steps, run.random.method)
         networks = _networks(run, batch, sink, checkpointing=plan.recorded_steps > 2)
         copy_noise = run.draw_noise(batch.noise, plan.copies) if plan.copies else None

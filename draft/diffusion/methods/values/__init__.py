@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from draft.diffusion.methods.values.backpropagation import AlignProp, Draft, DraftK, DraftLV, DRTune, ReFL
+from draft.diffusion.methods.values.leaps import (
+    Cached,
+    DirectAlign,
+    FlowBPBridge,
+    FlowBPLagrange,
+    FlowBPSparse,
+    LeapAlign,
+)
 from draft.diffusion.methods.values.regression import AdjointMatching, VGGFlow
 from draft.diffusion.methods.values.traits import Traits
 
-Method = Draft | DraftK | DraftLV | ReFL | AlignProp | DRTune | AdjointMatching | VGGFlow
+Method = Draft | DraftK | DraftLV | ReFL | AlignProp | DRTune | Cached | AdjointMatching | VGGFlow
 
 __all__ = [
     "AdjointMatching",
     "AlignProp",
     "DRTune",
+    "DirectAlign",
     "Draft",
     "DraftK",
     "DraftLV",
+    "FlowBPBridge",
+    "FlowBPLagrange",
+    "FlowBPSparse",
+    "LeapAlign",
     "Method",
     "ReFL",
     "Traits",
