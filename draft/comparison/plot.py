@@ -98,7 +98,8 @@ def save_plot(comparison: Comparison, path: Path) -> None:
             axes.set_xlim(0, limit)
             axes.set_xlabel(_WORDS[axis])
             axes.xaxis.set_major_locator(MaxNLocator(5))
-        panels[0].set_ylabel(f"reward of proper samples\n(mean and range of {len(comparison.settings.seeds)} seeds)")
+        seeds = len(comparison.settings.seeds)
+        panels[0].set_ylabel("reward of proper samples" + (f"\n(mean and range of {seeds} seeds)" if seeds > 1 else ""))
         _legend(panels[-1])
         figure.savefig(path, dpi=150, facecolor="white")
 
