@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from draft.diffusion.methods.values import AlignProp
+from draft.diffusion.methods.values import DDPO, AlignProp, BestOfN
 from draft.diffusion.methods.values.leaps import Cached, misfit
 from draft.training.objective import LinearLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
@@ -66,3 +66,26 @@ def method_problems(settings: TrainSettings) -> Iterator[Problem]:
     if settings.rollout_reuse > 1 and not traits.reuses_rollouts:
         what = f"rollout_reuse must be 1 for {method.kind} (got {settings.rollout_reuse})"
         yield Problem(("rollout_reuse",), what, "it draws its gradient from the rollout itself, not from a cached one")
+    if not traits.reward_gradient and settings.saturation != "clip":
+        what = f"saturation has no effect with {method.kind}, which takes no gradient of the images"
+        yield Problem(("saturation",), what, "leave saturation out")
+    yield from _round_problems(settings)
+
+
+def _round_problems(settings: TrainSettings) -> Iterator[Problem]:
+    """What a round of samples is too small for."""
+    method, images = settings.method, settings.batch_size * settings.gradient_accumulation_steps
+    if isinstance(method, DDPO):
+        if method.minibatches > images:
+            what = f"method.minibatches must be at most the images of an update, {images} (got {method.minibatches})"
+            yield Problem(("method", "minibatches"), what, "batch_size x gradient_accumulation_steps are collected")
+        if method.prompt_buffer and method.prompt_min_count > method.prompt_buffer:
+            what = f"method.prompt_min_count must be at most prompt_buffer, {method.prompt_buffer}"
+            hint = "prompt_buffer: 0 has no statistics per prompt"
+            yield Problem(("method", "prompt_min_count"), f"{what} (got {method.prompt_min_count})", hint)
+        if images == 1 and not method.prompt_buffer:
+            what = "batch_size must be at least 2 for ddpo without prompt_buffer (got 1)"
+            yield Problem(("batch_size",), what, "one image has no better and no worse ones beside it")
+    if isinstance(method, BestOfN) and method.selection == "best" and method.samples == 1:
+        what = "method.samples must be at least 2 for selection: best (got 1)"
+        yield Problem(("method", "samples"), what, "one image of a prompt is always its best")

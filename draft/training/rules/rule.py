@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from draft.diffusion.methods.values import AdjointMatching, Method, VGGFlow
+from draft.diffusion.methods.values import DDPO, DPG, AdjointMatching, BestOfN, Method, VGGFlow
 from draft.training.descent import Descent
 from draft.training.runs import Run
 
@@ -60,6 +60,9 @@ def make_rule(method: Method, run: Run) -> Rule:
     """
     from draft.training.rules.adjoint_matching import AdjointRegression
     from draft.training.rules.backpropagation import Backpropagation
+    from draft.training.rules.best_of_n import Imitation
+    from draft.training.rules.ddpo import PolicyGradient
+    from draft.training.rules.dpg import CriticGradient
     from draft.training.rules.vgg_flow import VelocityRegression
 
     match method:
@@ -67,4 +70,10 @@ def make_rule(method: Method, run: Run) -> Rule:
             return AdjointRegression(method, run)
         case VGGFlow():
             return VelocityRegression(method, run)
+        case DDPO():
+            return PolicyGradient(method, run)
+        case BestOfN():
+            return Imitation(method, run)
+        case DPG():
+            return CriticGradient(method, run)
     return Backpropagation(method, run)

@@ -11,14 +11,20 @@ from draft.diffusion.methods.values.leaps import (
     FlowBPSparse,
     LeapAlign,
 )
+from draft.diffusion.methods.values.policy import DDPO, DPG, BestOfN
 from draft.diffusion.methods.values.regression import AdjointMatching, VGGFlow
 from draft.diffusion.methods.values.traits import Traits
 
-Method = Draft | DraftK | DraftLV | ReFL | AlignProp | DRTune | Cached | AdjointMatching | VGGFlow
+Method = (
+    Draft | DraftK | DraftLV | ReFL | AlignProp | DRTune | Cached | AdjointMatching | VGGFlow | DDPO | BestOfN | DPG
+)
 
 __all__ = [
+    "DDPO",
+    "DPG",
     "AdjointMatching",
     "AlignProp",
+    "BestOfN",
     "DRTune",
     "DirectAlign",
     "Draft",
