@@ -1,13 +1,11 @@
-"""The report's charts as SVG text that takes its colours and its font from the page."""
+"""The report's charts."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,32 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from draft.evaluation.results import Results
+from draft.evaluation.svg import FAINT, INK, LINE, SERIES, short, style, svg_text
 
-# matplotlib wants colours that are known now, the page has a light and a dark set: these stand in and are replaced.
-_INK, _FAINT, _LINE = "#010203", "#040506", "#070809"
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _LINE: "var(--line)"}
-_SERIES = tuple(f"#0a0b{index:02x}" for index in range(12, 18))
-_VARIABLES |= {colour: f"var(--s{index + 1})" for index, colour in enumerate(_SERIES)}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10.0,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _FAINT,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 11.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _FAINT,
-    "ytick.labelcolor": _FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
 # What a metrics file holds besides rewards and is of no use as a curve.
 _UNINTERESTING = ("loss", "step", "epoch", "seconds", "time", "eta", "memory", "learning_rate", "lr", "images")
 
@@ -59,25 +33,25 @@ def gain_chart(results: Results, label: str) -> str:
     shown = [(i, gain) for i, (_, gain) in enumerate(rows) if gain is not None and math.isfinite(gain.mean)]
     if not shown:
         return ""
-    with rc_context(_style(f"gain {label}")):
+    with rc_context(style(f"gain {label}")):
         figure = Figure(figsize=(4.6, 0.75 + 0.38 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
-        axes.axvline(0, color=_FAINT, linewidth=1, linestyle=(0, (2, 2)))
+        axes.axvline(0, color=FAINT, linewidth=1, linestyle=(0, (2, 2)))
         for i, gain in shown:
-            colour = _SERIES[i % len(_SERIES)]
+            colour = SERIES[i % len(SERIES)]
             if math.isfinite(gain.low):
                 axes.plot(
                     [gain.low, gain.high], [i, i], color=colour, linewidth=3.5, solid_capstyle="round", alpha=0.55
                 )
             axes.plot([gain.mean], [i], "o", color=colour, markersize=8, markeredgewidth=0 if gain.significant else 1.5)
-        axes.set_yticks(range(len(rows)), [_short(arm) for arm, _ in rows])
-        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+        axes.set_yticks(range(len(rows)), [short(arm) for arm, _ in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.margins(x=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.spines["left"].set_visible(False)
-        axes.set_title(_short(label, 40))
-        return _svg(figure, f"gain of {label} over the base, by adapter, with 95 % intervals")
+        axes.set_title(short(label, 40))
+        return svg_text(figure, f"gain of {label} over the base, by adapter, with 95 % intervals")
 
 
 def training_charts(curves: Mapping[str, Path]) -> list[tuple[str, str]]:
@@ -93,7 +67,7 @@ def training_charts(curves: Mapping[str, Path]) -> list[tuple[str, str]]:
     for index, (label, path) in enumerate(curves.items()):
         series = read_curves(path)
         if series:
-            charts.append((label, _curves(label, series, _SERIES[index % len(_SERIES)])))
+            charts.append((label, _curves(label, series, SERIES[index % len(SERIES)])))
     return charts
 
 
@@ -129,20 +103,20 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
 def _curves(label: str, series: Mapping[str, Sequence[tuple[float, float]]], colour: str) -> str:
     columns = min(3, len(series))
     lines = math.ceil(len(series) / columns)
-    with rc_context(_style(f"curves {label}")):
+    with rc_context(style(f"curves {label}")):
         figure = Figure(figsize=(3.1 * columns, 2.0 * lines), layout="constrained")
         for i, (name, points) in enumerate(series.items()):
             axes: Axes = figure.add_subplot(lines, columns, i + 1)
             steps, values = [step for step, _ in points], [value for _, value in points]
             axes.plot(steps, values, color=colour, linewidth=1, alpha=0.35)
             axes.plot(steps, _smooth(values), color=colour, linewidth=2)
-            axes.set_title(_short(name, 30))
+            axes.set_title(short(name, 30))
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.grid(axis="y", color=_LINE, linewidth=0.6)
+            axes.grid(axis="y", color=LINE, linewidth=0.6)
             axes.set_axisbelow(True)
-        figure.supxlabel("update", fontsize=9, color=_FAINT)
-        return _svg(figure, f"training curves of {label}")
+        figure.supxlabel("update", fontsize=9, color=FAINT)
+        return svg_text(figure, f"training curves of {label}")
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
@@ -154,26 +128,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
         window = values[i - reach : i + reach + 1]
         smoothed.append(sum(window) / len(window))
     return smoothed
-
-
-def _style(salt: str) -> dict[Any, Any]:
-    # The salt makes the names inside an SVG the same every time, and other than those of the page's other charts.
-    return {**_STYLE, "svg.hashsalt": salt}
-
-
-def _short(text: str, length: int = 22) -> str:
-    # A dollar sign would start matplotlib's mathematics.
-    text = text if len(text) <= length else text[: length - 1] + "…"
-    return text.replace("$", r"\$")
-
-
-def _svg(figure: Figure, description: str) -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    text = text.replace("font: 10px 'sans-serif'", "font: 10px inherit")
-    description = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
