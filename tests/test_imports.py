@@ -25,6 +25,8 @@ LIGHT = (
     "draft.kit.scaffold",
     "draft.kit.stand_in",
     "draft.testing",
+    "draft.diffusion.inference.schedules",
+    "draft.diffusion.inference.values",
     "draft.diffusion.methods.values",
     "draft.diffusion.settings",
     "draft.training.settings",

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from draft.diffusion.inference.schedules import Constant
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline.check import CheckedStage
 from draft.pipeline.graph import parse_reference
@@ -95,7 +96,11 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
     for label, adapter in settings.get("adapters", {}).items():
         source = stage.files[f"adapters.{label}"]
         own = {"from": _file_identity(source), "weight": adapter["weight"]}
-        settings["adapters"][label] = own | {"schedule": adapter["schedule"] for _ in adapter_schedules(stage.config, label)}
+        if adapter["schedule"] != asdict(Constant()):
+            own["schedule"] = adapter["schedule"]
+        settings["adapters"][label] = own
+    if settings.get("method") is None:  # a stage that generates without one
+        settings.pop("method", None)
     for label in settings.get("curves", {}):
         settings["curves"][label] = _file_identity(stage.files[f"curves.{label}"])
     if stage.compared:

@@ -18,6 +18,7 @@ from draft.pipeline.explain import validate
 from draft.pipeline.graph import check_references, upstream
 from draft.pipeline.ingredients import check_files, check_model, check_prompts, check_rewards, check_training
 from draft.pipeline.rehearsal import Replacement
+from draft.pipeline.sampling import check_sampling
 from draft.pipeline.schema import (
     KINDS,
     OUTPUTS,
@@ -168,6 +169,7 @@ def _check_stage(
     files = check_files(plain, keys, document, base, errors)
     if isinstance(config, TrainStage):
         check_training(config, keys, terms, document, errors)
+    check_sampling(config, plain, keys, terms, document, errors)
     compared = None
     if kind == "compare":
         typed = config if isinstance(config, CompareStage) else None

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from draft.errors import DraftError
 from draft.isolation.settings import Isolation
 from draft.pipeline.document import Path
-from draft.pipeline.schema import KINDS, OUTPUTS, Head, PipelineFile
+from draft.pipeline.schema import KINDS, OUTPUTS, AdapterInput, Head, PipelineFile
 from draft.registry.plugins import find_reward, reward_entries
 
 
@@ -100,6 +100,7 @@ def key_tables() -> str:
     for name, kind in KINDS.items():
         outputs = ", ".join(f"`{output}` ({path})" for output, path in OUTPUTS[name].items())
         parts.append(f"### `kind: {name}`\n\n{headline(kind)}\n\nOutputs: {outputs}.\n\n{_table(kind, '')}")
+    parts.append(f"### An adapter of a stage\n\n{headline(AdapterInput)}\n\n{_table(AdapterInput, 'adapters.LABEL.')}")
     parts.append(f"### `isolated` of a reward\n\n{headline(Isolation)}\n\n{_table(Isolation, 'isolated.')}")
     return "\n\n".join(parts) + "\n"
 
@@ -144,7 +145,7 @@ def _rows(cls: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
             yield key, "mapping", "required" if default is _REQUIRED else "", described.get(name, "")
             yield from _rows(typing.cast("type[Any]", inner[0]), f"{key}.")
         elif len(inner) > 1:
-            chosen = f"`{{kind: {_tag(type(default))}}}`"
+            chosen = "`null`" if default is None else f"`{{kind: {_tag(type(default))}}}`"
             yield key, "mapping with a `kind`", chosen, described.get(name, "")
             for option in inner:
                 tag = _tag(option)

@@ -9,6 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from draft.diffusion.inference.schedules import Combined, LastSteps
+from draft.diffusion.inference.values import NoiseOpt, PromptSearch
 from draft.errors import ConfigError, DraftError
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline.document import Document, put
@@ -140,7 +142,7 @@ def _typed_stages(document: Document) -> dict[str, Any]:
 def _rewards(stage: Any) -> dict[Keys, Mapping[str, Any]]:
     """Where a stage has rewards, and those."""
     match stage:
-        case TrainStage() | EvaluateStage():
+        case TrainStage() | EvaluateStage() | GenerateStage():
             return {("rewards",): stage.rewards}
         case CompareStage():
             return {("rewards",): stage.rewards, ("measure", "rewards"): stage.measure.rewards}
@@ -190,16 +192,35 @@ def _sizes(
             "batch_size": min(stage.batch_size, 16),
         }
     changes = {tuple(key.split(".")): (attrgetter(key)(stage), value) for key, value in wanted.items()}
-    if isinstance(stage, TrainStage | CompareStage):
-        chose = chosen((*keys, "sampler", "num_inference_steps"))
-        changes |= _recorded(
-            stage, stage.sampler.num_inference_steps if chose else wanted["sampler.num_inference_steps"]
-        )
+    chose = chosen((*keys, "sampler", "num_inference_steps"))
+    steps = stage.sampler.num_inference_steps if chose else wanted["sampler.num_inference_steps"]
+    changes |= _recorded(stage, steps) if isinstance(stage, TrainStage | CompareStage) else _scheduled(stage, steps)
     return {
         path: (_plain(own), _plain(value))
         for path, (own, value) in changes.items()
         if own != value and not chosen((*keys, *path))
     }
+
+
+def _scheduled(stage: EvaluateStage | GenerateStage, steps: int) -> dict[Keys, tuple[Any, Any]]:
+    """What schedules and methods say of more steps than a rehearsal samples, and of more samples than it takes."""
+    part = steps / stage.sampler.num_inference_steps
+    found: dict[Keys, tuple[Any, Any]] = {}
+    for label, adapter in stage.adapters.items():
+        here, schedule = ("adapters", label, "schedule"), adapter.schedule
+        match schedule:
+            case LastSteps(steps=last):
+                found[*here, "steps"] = (last, max(1, round(last * part)))
+            case Combined(base_steps=base):
+                found[*here, "base_steps"] = (base, round(base * part))
+                found[*here, "guidance_scale"] = (schedule.guidance_scale, min(schedule.guidance_scale, 2.0))
+    match stage.method if isinstance(stage, GenerateStage) else None:
+        case NoiseOpt(iterations=iterations, recorded=recorded):
+            found["method", "iterations"] = (iterations, min(iterations, 10))
+            found["method", "recorded"] = (recorded, recorded if recorded is None else min(recorded, steps))
+        case PromptSearch(modifiers=modifiers, budget=budget):
+            found["method", "budget"] = (budget, min(budget, max(8, len(modifiers) + 1)))
+    return found
 
 
 def _recorded(stage: TrainStage | CompareStage, steps: int) -> dict[Keys, tuple[Any, Any]]:

@@ -10,6 +10,8 @@ from annotated_types import MinLen
 from pydantic import Discriminator, Field, Tag
 
 from draft.comparison.settings import ComparisonSettings, Contender, MeasureSettings
+from draft.diffusion.inference.schedules import AdapterSchedule, Constant
+from draft.diffusion.inference.values import SamplingMethod
 from draft.diffusion.methods.values import DraftLV, Method
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
 from draft.training.objective import LinearLoss, Loss
@@ -44,11 +46,13 @@ class AdapterInput:
     Args:
         from_: A reference `${out:stage.adapter}`, or a safetensors file relative to the pipeline's folder.
         weight: Its strength; may be negative.
+        schedule: In which sampling steps it takes part, where images are made.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
     from_: Annotated[Text, Field(alias="from")]
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    schedule: Annotated[AdapterSchedule, Field(discriminator="kind")] = field(default_factory=Constant)
 
 
 def _prompts_kind(value: Any) -> str:
@@ -109,7 +113,7 @@ class EvaluateStage(EvaluateSettings):
         kind: `evaluate`.
         model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
         prompts: A list, or `{file: ...}`; held-out ones.
-        adapters: Label to `{from, weight}`; the base model is always compared.
+        adapters: Label to `{from, weight, schedule}`; the base model is always compared.
         rewards: Label to options: `use` (default: the label), `device`, `isolated` and the reward's own.
         curves: Label to a training's `metrics.jsonl`, usually `${out:stage.metrics}`: the page draws them.
         seed: The stage's own seed; None: the file's.
@@ -126,13 +130,15 @@ class EvaluateStage(EvaluateSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateStage(GenerateSettings):
-    """Make images from prompts and fixed seeds, with the base model and each adapter.
+    """Make images from prompts and fixed seeds, with the base model or each adapter, and with more reward if asked for.
 
     Args:
         kind: `generate`.
         model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
         prompts: A list, or `{file: ...}`.
-        adapters: Label to `{from, weight}`; empty: the base model alone.
+        adapters: Label to `{from, weight, schedule}`; empty: the base model alone.
+        method: How a reward is raised while sampling, without training; null: images as the models make them.
+        rewards: Label to options, as in `train`; what the method raises.
         seed: The stage's own seed; None: the file's.
     """
 
@@ -140,6 +146,8 @@ class GenerateStage(GenerateSettings):
     model: Text
     prompts: PromptSource
     adapters: Adapters = field(default_factory=dict)
+    method: Annotated[SamplingMethod, Field(discriminator="kind")] | None = None
+    rewards: Rewards = field(default_factory=dict)
     seed: Seed = None
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
+from draft.diffusion.inference.schedules import AdapterSchedule
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
 from draft.pipeline.check import CheckedStage, adapter_weights
@@ -44,6 +46,10 @@ class Job:
             label: (self.files[f"adapters.{label}"], weight)
             for label, weight in adapter_weights(self.stage.config).items()
         }
+
+    def schedules(self) -> dict[str, AdapterSchedule]:
+        """Label to the steps in which that adapter takes part."""
+        return {label: adapter.schedule for label, adapter in getattr(self.stage.config, "adapters", {}).items()}
 
     def curves(self) -> dict[str, Path]:
         """Label to a training's figures."""
@@ -98,6 +104,7 @@ def run_evaluate(job: Job) -> Mapping[str, float]:
             seed=job.stage.seed,
             folder=job.folder,
             progress=job.progress,
+            schedules=job.schedules(),
             curves=job.curves(),
             title=job.title,
             model_name=model_name(job.stage),
@@ -106,19 +113,23 @@ def run_evaluate(job: Job) -> Mapping[str, float]:
 
 
 def run_generate(job: Job) -> Mapping[str, float]:
-    """Make images."""
+    """Make images, by a method that raises rewards where there is one."""
     from draft.diffusion.fits import told_memory
     from draft.evaluation.generate import generate
+    from draft.inference.generate import generate_by_reward
 
-    with told_memory():
-        return generate(
-            _expect(job, GenerateStage),
+    stage = _expect(job, GenerateStage)
+    made = generate if stage.method is None else partial(generate_by_reward, method=stage.method, terms=job.stage.terms)
+    with told_memory(), ending_processes(job.stage.terms):
+        return made(
+            stage,
             model=job.stage.model,
             adapters=job.adapters(),
             prompts=job.stage.prompts,
             seed=job.stage.seed,
             folder=job.folder,
             progress=job.progress,
+            schedules=job.schedules(),
         )
 
 
