@@ -128,6 +128,7 @@ def compare(
         title=title,
         model=model_name or ground.model,
         settings=settings,
+        weights=final.weights,
         images=len(final.shots.seeds),
         start=start,
         base=base,

@@ -31,7 +31,7 @@ def write_page(comparison: Comparison, plot: Path, path: Path, *, config_text: s
     )
     environment.filters["soft"] = soft_breaks
     budget = comparison.settings.budget
-    first, *rest = tables(comparison)
+    reward, costs, *rest = tables(comparison)
     searched = search_table(comparison)
     text = environment.get_template("page.html.j2").render(
         title=comparison.title or "Comparison",
@@ -44,7 +44,7 @@ def write_page(comparison: Comparison, plot: Path, path: Path, *, config_text: s
         ],
         note=note(comparison).replace("`", ""),
         plot="data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode(),
-        first=first,
+        results=[reward, costs],
         rest=[*rest, *([searched] if searched else [])],
         config=config_text,
         versions=versions(),

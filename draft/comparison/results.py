@@ -45,6 +45,7 @@ class Comparison:
         title: Its name.
         model: What the model is called.
         settings: Its settings.
+        weights: Label to weight of the rewards that were trained for.
         images: Images behind each figure, of held-out prompts.
         start: What the base model scores on the training prompts of the curves.
         base: What it scores on the held-out prompts.
@@ -54,6 +55,7 @@ class Comparison:
     title: str
     model: str
     settings: ComparisonSettings
+    weights: Mapping[str, float]
     images: int
     start: Mapping[str, float]
     base: Mapping[str, float]
@@ -61,8 +63,9 @@ class Comparison:
 
     @property
     def labels(self) -> list[str]:
-        """What is measured: the reward, what it is a sum of, and the rest."""
-        return list(self.base)
+        """What is measured: the reward, what it is a sum of where that is not a single one, and the rest."""
+        same = list(self.weights) if list(self.weights.values()) == [1.0] else []
+        return [label for label in self.base if label not in same]
 
     @property
     def ranked(self) -> list[str]:
@@ -170,7 +173,7 @@ def as_json(comparison: Comparison, *, config_text: str = "") -> str:
             "method": asdict(entrant.contender.method),
             "learning_rate": entrant.rate,
             "remarks": remarks(entrant, comparison.settings),
-            "at": {axis: {name: asdict(spread(entrant, axis, name)) for name in comparison.labels} for axis in AXES},
+            "at": {axis: {name: asdict(spread(entrant, axis, name)) for name in comparison.base} for axis in AXES},
             "seconds_per_update": asdict(per_update(entrant, "seconds")),
             "evaluations_per_update": asdict(per_update(entrant, "evaluations")),
             "memory": memory(entrant),

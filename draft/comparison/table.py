@@ -31,7 +31,7 @@ class Table:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """All tables: the rewards and costs, and for each budget everything that was measured.
+    """All tables: the rewards, the costs, and for each budget everything that was measured.
 
     Args:
         comparison: The comparison.
@@ -41,19 +41,21 @@ def tables(comparison: Comparison) -> list[Table]:
     """
     ranked, budget = comparison.ranked, comparison.settings.budget
     limits = {axis: f"{getattr(budget, axis):g} {UNITS[axis]}" for axis in AXES}
-    costs = ["learning rate", "s per update", "images per update", "memory", "remarks"]
-    rows = []
+    rewards, costs = [], []
     for label in ranked:
         entrant = comparison.entrants[label]
-        rewards = [cell(spread(entrant, axis, REWARD)) for axis in AXES]
+        said = "; ".join(remarks(entrant, comparison.settings))
+        rewards.append([label, *(cell(spread(entrant, axis, REWARD)) for axis in AXES), said])
         rate = f"{entrant.rate:g}" if entrant.rate is not None else "–"
-        seconds, images = (per_update(entrant, axis).mean for axis in ("seconds", "evaluations"))
+        seconds, images = (per_update(entrant, axis) for axis in ("seconds", "evaluations"))
         most = memory(entrant)
         held = f"{most / 2**20:.0f} MiB" if most is not None else "–"
-        said = "; ".join(remarks(entrant, comparison.settings))
-        rows.append([label, *rewards, rate, number(seconds), _whole(images), held, said])
-    base = ["base", *[number(comparison.base[REWARD])] * len(AXES), *[""] * len(costs)]
-    found = [Table("Reward", ["method", *(f"at {limits[axis]}" for axis in AXES), *costs], [*rows, base])]
+        costs.append([label, rate, cell(seconds), "–" if math.isnan(images.mean) else f"{images.mean:.4g}", held])
+    rewards.append(["base", *[number(comparison.base[REWARD])] * len(AXES), ""])
+    found = [
+        Table("Reward", ["method", *(f"at {limits[axis]}" for axis in AXES), "remarks"], rewards),
+        Table("Costs", ["method", "learning rate", "s per update", "images per update", "memory"], costs),
+    ]
     for axis in AXES:
         lines = [
             [label, *(cell(spread(comparison.entrants[label], axis, name)) for name in comparison.labels)]
@@ -137,7 +139,3 @@ def cell(value: Spread) -> str:
 
 def _places(text: str) -> int:
     return len(text.partition(".")[2])
-
-
-def _whole(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4g}"

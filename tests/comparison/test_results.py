@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ SETTINGS = ComparisonSettings(seeds=(0, 1), budget=BudgetSettings(updates=4, eva
 
 def point(updates: float, reward: float, *, pace: float = 0.5) -> Point:
     spending = {"updates": updates, "evaluations": 2 * updates, "seconds": pace * updates}
-    return Point(spending=spending, figures={"reward": reward, "judge": reward / 10})
+    return Point(spending=spending, figures={"reward": reward, "judge": reward / 10, "jpeg": reward})
 
 
 def training(*rewards: float, rate: float = 1e-3, pace: float = 0.5, **own: Any) -> Attempt:
@@ -36,9 +37,16 @@ def entrant(*attempts: Attempt, rate: float | None = 1e-3, tried: dict[float, At
 
 
 def comparison(**entrants: Entrant) -> Comparison:
-    base = {"reward": 1.0, "judge": 0.1}
+    base = {"reward": 1.0, "judge": 0.1, "jpeg": 1.0}
     return Comparison(
-        title="a", model="m", settings=SETTINGS, images=4, start={"reward": 1.5}, base=base, entrants=entrants
+        title="a",
+        model="m",
+        settings=SETTINGS,
+        weights={"jpeg": 1.0},
+        images=4,
+        start={"reward": 1.5},
+        base=base,
+        entrants=entrants,
     )
 
 
@@ -92,11 +100,11 @@ def test_a_curve_joins_the_seeds_as_far_as_all_of_them_go() -> None:
 def test_the_markdown_holds_every_table_and_keeps_its_columns_apart() -> None:
     broken = entrant(rate=None, tried={1e-3: training(1, failure="got a|b")})
     text = markdown(comparison(lv=entrant(training(2), tried={1e-3: training(2)}), broken=broken))
-    assert text.count("**") == 2 * 5, "reward, three budgets, the search"
+    assert text.count("**") == 2 * 6, "reward, costs, three budgets, the search"
     assert "got a\\|b" in text
     for line in text.splitlines():
         if line.startswith("| broken") and "got" in line:
-            assert line.replace("\\|", "").count("|") == 10
+            assert line.replace("\\|", "").count("|") == 6
     assert "| lv | 2.000 * |" in text
     assert text.endswith("|\n")
 
@@ -104,4 +112,10 @@ def test_the_markdown_holds_every_table_and_keeps_its_columns_apart() -> None:
 def test_numbers_that_are_none_are_null_in_the_json() -> None:
     data = json.loads(as_json(comparison(lv=entrant(training(2.0)))))
     assert data["methods"]["lv"]["at"]["updates"]["reward"] == {"mean": 2.0, "deviation": None, "count": 1}
-    assert data["base"] == {"reward": 1.0, "judge": 0.1}
+    assert data["base"] == {"reward": 1.0, "judge": 0.1, "jpeg": 1.0}
+
+
+def test_a_single_reward_is_not_shown_twice() -> None:
+    assert comparison(lv=entrant(training(2.0))).labels == ["reward", "judge"]
+    halved = replace(comparison(lv=entrant(training(2.0))), weights={"jpeg": 0.5})
+    assert halved.labels == ["reward", "judge", "jpeg"]
