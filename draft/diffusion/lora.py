@@ -193,6 +193,11 @@ def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in unet.parameters() if parameter.requires_grad] if has_lora(unet) else []
 
 
+def adapter_parameters(unet: nn.Module, name: str) -> list[nn.Parameter]:
+    """A and B of each module of one adapter, modules in the network's own order, whatever requires a gradient."""
+    return [weight for _, layer in _layers(unet, _key(name)) for weight in _weights(layer, _key(name))]
+
+
 def has_lora(unet: nn.Module) -> bool:
     """Whether any adapter is on the network."""
     return any(isinstance(module, LoraLayer) for module in unet.modules())

@@ -101,6 +101,9 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         settings["adapters"][label] = own
     if settings.get("method") is None:  # a stage that generates without one
         settings.pop("method", None)
+    if settings.get("adapter"):
+        settings["adapter"]["from"] = _file_identity(stage.files["adapter"])
+        settings["adapter"].pop("from_")
     for label in settings.get("curves", {}):
         settings["curves"][label] = _file_identity(stage.files[f"curves.{label}"])
     if stage.compared:

@@ -17,6 +17,7 @@ from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import check_references, upstream
 from draft.pipeline.ingredients import check_files, check_model, check_prompts, check_rewards, check_training
+from draft.pipeline.probing import check_probe
 from draft.pipeline.rehearsal import Replacement
 from draft.pipeline.sampling import check_sampling
 from draft.pipeline.schema import (
@@ -27,6 +28,7 @@ from draft.pipeline.schema import (
     GenerateStage,
     Head,
     MixStage,
+    ProbeStage,
     Stage,
     TrainStage,
 )
@@ -170,6 +172,8 @@ def _check_stage(
     if isinstance(config, TrainStage):
         check_training(config, keys, terms, document, errors)
     check_sampling(config, plain, keys, terms, document, errors)
+    if isinstance(config, ProbeStage):
+        check_probe(config, keys, terms, document, errors)
     compared = None
     if kind == "compare":
         typed = config if isinstance(config, CompareStage) else None

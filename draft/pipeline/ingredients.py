@@ -156,27 +156,37 @@ def check_files(
 ) -> dict[str, str]:
     """Find the adapters and curves that a stage names; makes their paths in `data` absolute."""
     files: dict[str, str] = {}
-    for group, inner in (("adapters", "from"), ("curves", "")):
-        entries = data.get(group)
-        if not isinstance(entries, Mapping):
+    for group in ("adapters", "curves"):
+        if not isinstance(entries := data.get(group), Mapping):
             continue
         data[group] = dict(entries)
         for label, entry in entries.items():
-            here = (*keys, group, label, inner) if inner else (*keys, group, label)
-            value = entry.get(inner) if inner and isinstance(entry, Mapping) else entry
-            if not isinstance(value, str) or not value:
-                continue
-            if "${out:" not in value:
-                path = base(here) / Path(value).expanduser()
-                value = str(path)
-                data[group][label] = {**entry, inner: value} if inner else value
-                if not (path.exists() if inner else path.is_file()):
-                    errors.append(ConfigError(f"no such file (got {value!r})", where=document.place(here)))
-                elif inner and path.is_file() and path.suffix != ".safetensors":
-                    what = f"an adapter must be a .safetensors file (got {value!r})"
-                    errors.append(ConfigError(what, where=document.place(here), hint="Draft never loads pickles"))
-            files[f"{group}.{label}"] = value
+            found, value = _file(entry, (*keys, group, label), group == "curves", document, base, errors)
+            data[group][label] = found
+            files |= {f"{group}.{label}": value} if value else {}
+    if "adapter" in data:
+        data["adapter"], value = _file(data["adapter"], (*keys, "adapter"), False, document, base, errors)
+        files |= {"adapter": value} if value else {}
     return files
+
+
+def _file(
+    entry: Any, keys: Keys, plain: bool, document: Document, base: Base, errors: list[DraftError]
+) -> tuple[Any, str]:
+    """An entry that is a file (`plain`) or has one under `from`, with an absolute path, and that path or reference."""
+    here = keys if plain else (*keys, "from")
+    value = entry if plain else entry.get("from") if isinstance(entry, Mapping) else None
+    if not isinstance(value, str) or not value:
+        return entry, ""  # the schema says so, or there is none
+    if "${out:" in value:
+        return entry, value
+    path = base(here) / Path(value).expanduser()
+    if not (path.is_file() if plain else path.exists()):
+        errors.append(ConfigError(f"no such file (got {str(path)!r})", where=document.place(here)))
+    elif not plain and path.is_file() and path.suffix != ".safetensors":
+        what = f"an adapter must be a .safetensors file (got {str(path)!r})"
+        errors.append(ConfigError(what, where=document.place(here), hint="Draft never loads pickles"))
+    return str(path) if plain else {**entry, "from": str(path)}, str(path)
 
 
 def check_training(

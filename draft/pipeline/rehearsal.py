@@ -18,7 +18,7 @@ from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.isolated import reward_class
-from draft.pipeline.schema import KINDS, CompareStage, EvaluateStage, GenerateStage, MixStage, TrainStage
+from draft.pipeline.schema import KINDS, CompareStage, EvaluateStage, GenerateStage, MixStage, ProbeStage, TrainStage
 from draft.registry.plugins import part_options
 from draft.registry.reward import MODEL_OPTIONS, Reward
 
@@ -91,8 +91,13 @@ def use_stand_ins(
             found.append(Replacement(".".join(map(str, (*keys, *path))), before, after))
     for name, stage in typed.items():
         small = bool(replaced_models) if isinstance(stage, MixStage) else name in replaced_models
-        for label, adapter in getattr(stage, "adapters", {}).items() if small else ():
-            path = ("stages", name, "adapters", label, "from")
+        adapters: dict[Keys, Any] = {
+            ("adapters", label): each for label, each in getattr(stage, "adapters", {}).items()
+        }
+        if isinstance(stage, ProbeStage) and stage.adapter:
+            adapters["adapter",] = stage.adapter
+        for place, adapter in adapters.items() if small else ():
+            path = ("stages", name, *place, "from")
             if parse_reference(adapter.from_) is None and not chosen(path):
                 errors.append(_foreign_adapter(path, adapter.from_, document))
     return found
@@ -142,7 +147,7 @@ def _typed_stages(document: Document) -> dict[str, Any]:
 def _rewards(stage: Any) -> dict[Keys, Mapping[str, Any]]:
     """Where a stage has rewards, and those."""
     match stage:
-        case TrainStage() | EvaluateStage() | GenerateStage():
+        case TrainStage() | EvaluateStage() | GenerateStage() | ProbeStage():
             return {("rewards",): stage.rewards}
         case CompareStage():
             return {("rewards",): stage.rewards, ("measure", "rewards"): stage.measure.rewards}
@@ -150,7 +155,7 @@ def _rewards(stage: Any) -> dict[Keys, Mapping[str, Any]]:
 
 
 def _sizes(
-    stage: TrainStage | EvaluateStage | GenerateStage | CompareStage, keys: Keys, chosen: Chosen
+    stage: TrainStage | EvaluateStage | GenerateStage | CompareStage | ProbeStage, keys: Keys, chosen: Chosen
 ) -> dict[Keys, tuple[Any, Any]]:
     """Path in the stage to its value and the smaller one."""
     wanted: dict[str, Any] = {
@@ -186,6 +191,8 @@ def _sizes(
             "measure.images_per_prompt": min(stage.measure.images_per_prompt, 2),
             "measure.batch_size": min(stage.measure.batch_size, 16),
         }
+    elif isinstance(stage, ProbeStage):
+        wanted |= {"batches": min(stage.batches, 8), "batch_size": min(stage.batch_size, 6), "micro_batch_size": 0}
     else:
         wanted |= {
             "images_per_prompt": min(stage.images_per_prompt, 2),
@@ -194,7 +201,10 @@ def _sizes(
     changes = {tuple(key.split(".")): (attrgetter(key)(stage), value) for key, value in wanted.items()}
     chose = chosen((*keys, "sampler", "num_inference_steps"))
     steps = stage.sampler.num_inference_steps if chose else wanted["sampler.num_inference_steps"]
-    changes |= _recorded(stage, steps) if isinstance(stage, TrainStage | CompareStage) else _scheduled(stage, steps)
+    if isinstance(stage, TrainStage | CompareStage):
+        changes |= _recorded(stage, steps)
+    elif not isinstance(stage, ProbeStage):
+        changes |= _scheduled(stage, steps)
     return {
         path: (_plain(own), _plain(value))
         for path, (own, value) in changes.items()

@@ -14,6 +14,7 @@ from draft.diffusion.inference.schedules import AdapterSchedule, Constant
 from draft.diffusion.inference.values import SamplingMethod
 from draft.diffusion.methods.values import DraftLV, Method
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
+from draft.probing.settings import ProbeSettings
 from draft.training.objective import LinearLoss, Loss
 from draft.training.settings import TrainSettings
 
@@ -203,7 +204,42 @@ class CompareStage(ComparisonSettings):
     seed: Seed = None
 
 
-Stage: TypeAlias = TrainStage | MixStage | EvaluateStage | GenerateStage | CompareStage
+@dataclass(frozen=True, kw_only=True)
+class ProbedAdapter:
+    """A trained adapter whose gradient is measured.
+
+    Args:
+        from_: A reference `${out:stage.adapter}`, or a safetensors file relative to the pipeline's folder.
+        weight: Its strength; may be negative.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    from_: Annotated[Text, Field(alias="from")]
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeStage(ProbeSettings):
+    """Measure the gradient through all sampling steps, against K and step by step, before anybody trains through them.
+
+    Args:
+        kind: `probe`.
+        model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
+        prompts: A list, or `{file: ...}`.
+        rewards: Label to options, as in `train`; what the gradient is of.
+        adapter: A trained adapter to probe, `{from, weight}`; null: a fresh LoRA, as at the start of a training.
+        seed: The stage's own seed; None: the file's.
+    """
+
+    kind: Literal["probe"]
+    model: Text
+    prompts: PromptSource
+    rewards: Annotated[Rewards, MinLen(1)]
+    adapter: ProbedAdapter | None = None
+    seed: Seed = None
+
+
+Stage: TypeAlias = TrainStage | MixStage | EvaluateStage | GenerateStage | CompareStage | ProbeStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +277,7 @@ KINDS: Mapping[str, type[Any]] = {
     "evaluate": EvaluateStage,
     "generate": GenerateStage,
     "compare": CompareStage,
+    "probe": ProbeStage,
 }
 """The stage kinds, a closed set: that is what makes errors good."""
 
@@ -250,8 +287,9 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "evaluate": {"report": "report.html", "results": "report.json", "adapters": "adapters"},
     "generate": {"images": "images"},
     "compare": {"report": "compare.html", "results": "compare.json", "table": "compare.md", "plot": "compare.png"},
+    "probe": {"report": "probe.html", "results": "probe.json", "table": "probe.md"},
 }
 """Stage kind to output name to path in the stage's folder, for ``${out:stage.output}``."""
 
-VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 2, "generate": 1, "compare": 1}
+VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 2, "generate": 1, "compare": 1, "probe": 1}
 """Raised when a stage kind would give other results from the same configuration, so that old ones are not reused."""

@@ -14,7 +14,7 @@ from draft.diffusion.inference.schedules import AdapterSchedule
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
 from draft.pipeline.check import CheckedStage, adapter_weights
-from draft.pipeline.schema import CompareStage, EvaluateStage, GenerateStage, MixStage, TrainStage
+from draft.pipeline.schema import CompareStage, EvaluateStage, GenerateStage, MixStage, ProbeStage, TrainStage
 from draft.progress import Progress
 
 
@@ -158,6 +158,28 @@ def run_compare(job: Job) -> Mapping[str, float]:
         )
 
 
+def run_probe(job: Job) -> Mapping[str, float]:
+    """Measure the gradient through all sampling steps, and write tables and the page."""
+    from draft.diffusion.fits import told_memory
+    from draft.probing.probe import probe
+
+    stage = _expect(job, ProbeStage)
+    with told_memory(), ending_processes(job.stage.terms):
+        return probe(
+            stage,
+            model=job.stage.model,
+            prompts=job.stage.prompts,
+            terms=job.stage.terms,
+            seed=job.stage.seed,
+            folder=job.folder,
+            progress=job.progress,
+            adapter=(job.files["adapter"], stage.adapter.weight) if stage.adapter else None,
+            title=job.title,
+            model_name=model_name(job.stage),
+            config_text=job.config_text,
+        )
+
+
 EXECUTORS: Mapping[str, Executor] = MappingProxyType(
     {
         "train": run_train,
@@ -165,6 +187,7 @@ EXECUTORS: Mapping[str, Executor] = MappingProxyType(
         "evaluate": run_evaluate,
         "generate": run_generate,
         "compare": run_compare,
+        "probe": run_probe,
     }
 )
 """Stage kind to what runs it."""

@@ -89,7 +89,8 @@ CASES = {
     ),
     "missing kind": (
         ("    kind: mix\n", ""),
-        "demo.yaml:14: missing key 'stages.mix.kind'\n  hint: the kinds are train, mix, evaluate, generate, compare",
+        "demo.yaml:14: missing key 'stages.mix.kind'\n"
+        "  hint: the kinds are train, mix, evaluate, generate, compare, probe",
     ),
     "unknown stage kind": (
         ("kind: mix", "kind: mixx"),
@@ -168,7 +169,7 @@ CASES = {
     "reference in a wrong place": (
         ("model: ${vars.model}\n    prompts: {", "model: ${out:train.adapter}\n    prompts: {"),
         "demo.yaml:20: a reference cannot stand in 'stages.evaluate.model' (got '${out:train.adapter}')\n"
-        "  hint: references stand in adapters.LABEL.from and curves.LABEL",
+        "  hint: references stand in adapters.LABEL.from, curves.LABEL and a probe's adapter.from",
     ),
     "unknown variable": (
         ("model: ${vars.model}\n    prompts: [", "model: ${vars.modle}\n    prompts: ["),
