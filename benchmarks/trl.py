@@ -94,14 +94,14 @@ def trainer(arguments: argparse.Namespace) -> Any:
 
 def gradients(arguments: argparse.Namespace) -> dict[str, float]:
     """Both LoRA gradients in one process, on the same weights and noise."""
-    from draft.diffusion.lora import add_lora, lora_parameters
-    from draft.diffusion.methods.plans import make_plan
-    from draft.diffusion.methods.values import DraftK
-    from draft.diffusion.models import load_text_to_image
     from draft.diffusion.grid import make_grid
     from draft.diffusion.guidance import guide
+    from draft.diffusion.lora import add_lora, lora_parameters
+    from draft.diffusion.methods.plans import draw_plan
+    from draft.diffusion.methods.values import DraftK
+    from draft.diffusion.models import load_text_to_image
     from draft.diffusion.settings import LoraSettings, SamplerSettings
-    from draft.diffusion.surrogate import sample_with_plan
+    from draft.diffusion.surrogate import Networks, sample_with_plan
 
     peer = trainer(arguments)
     generator = torch.Generator("cpu").manual_seed(1)
@@ -124,7 +124,8 @@ def gradients(arguments: argparse.Namespace) -> dict[str, float]:
     grid = make_grid(model.schedule, SamplerSettings(num_inference_steps=arguments.steps, final="first_alpha"))
     texts = model.encode([PROMPTS[k % len(PROMPTS)] for k in range(arguments.batch)])
     output = guide(model.denoise, grid, texts, model.encode([""]), GUIDANCE)
-    images = model.decode(sample_with_plan(output, grid, make_plan(DraftK(k=arguments.k), arguments.steps), noise))
+    plan = draw_plan(DraftK(k=arguments.k), arguments.steps, torch.Generator())
+    images = model.decode(sample_with_plan(Networks(value=output, recorded=output), grid, plan, noise))
     (-score(images).mean()).backward()
     assert len(ours) == len(weights) == len(lora_parameters(model.unet))
     difference = sum(float((ours[n].grad - weights[n].grad).square().sum()) for n in ours) ** 0.5
