@@ -158,11 +158,15 @@ def _flow_levels(schedule: FlowSchedule, settings: SamplerSettings) -> Levels:
             "sampler.spacing must be 'trailing' or 'linspace' for a flow-matching model (got 'leading')",
             hint="leading would not start from noise",
         )
-    last = 1 / steps if settings.spacing == "trailing" else 1 / schedule.times
-    plain = np.linspace(1.0, last, steps) if steps > 1 else np.ones(1)
-    levels = [float(schedule.shift * s / (1 + (schedule.shift - 1) * s)) for s in plain] + [0.0]
+    # What diffusers' scheduler does by itself (`linspace`) shifts the last level twice.
+    last = 1 / steps if settings.spacing == "trailing" else _shifted(1 / schedule.times, schedule.shift)
+    levels = [_shifted(float(s), schedule.shift) for s in np.linspace(1.0, last, steps)] + [0.0]
     both = [(1 - s, s) for s in levels]
     return tuple(s * schedule.times for s in levels[:-1]), both[:-1], both[1:]
+
+
+def _shifted(level: float, shift: float) -> float:
+    return shift * level / (1 + (shift - 1) * level)
 
 
 def _std(alpha: float, sigma: float, next_alpha: float, next_sigma: float) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from draft.diffusion.generate import generate_images
@@ -27,10 +29,21 @@ def test_a_flow_grid_is_shifted_and_lands_on_the_clean_image(toys) -> None:
     assert (grid.alpha[0], grid.sigma[0]) == (0.0, 1.0) and grid.next_sigma[-1] == 0
     assert grid.sigma[-1] == pytest.approx(3 * 0.04 / (1 + 2 * 0.04))  # 0.111: linspace(1, 1/N, N) with shift 3
     assert grid.next_sigma[:-1] == grid.sigma[1:] and grid.times[0] == 1000
-    assert toys.toy_grid(25, "flow", spacing="linspace").sigma[-1] == pytest.approx(0.003 / 1.002)
+    assert toys.toy_grid(25, "flow", spacing="linspace").sigma[-1] == pytest.approx(0.0089, abs=5e-5)
     for option, text in (({"final": "first_alpha"}, "sampler.final"), ({"spacing": "leading"}, "sampler.spacing")):
         with pytest.raises(DraftError, match=f"{text} must be .* flow-matching model"):
             toys.toy_grid(5, "flow", **option)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25])
+def test_the_grids_of_a_flow_are_those_of_diffusers(toys, steps: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    for spacing, given in (("linspace", None), ("trailing", np.linspace(1.0, 1 / steps, steps))):
+        own = {"sigmas": given} if given is not None else {"num_inference_steps": steps}
+        scheduler.set_timesteps(**own)
+        grid = toys.toy_grid(steps, "flow", spacing=spacing)
+        torch.testing.assert_close(torch.tensor([*grid.sigma, 0.0]), scheduler.sigmas.float(), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(torch.tensor(grid.times), scheduler.timesteps.float(), rtol=1e-6, atol=1e-4)
 
 
 def test_the_euler_step_of_a_flow_is_the_common_step(toys) -> None:
