@@ -91,6 +91,10 @@ def sample(output: Output, grid: Grid, x: Tensor, fresh: Sequence[Tensor] | None
 def check_fresh(grid: Grid, fresh: Sequence[Tensor] | None) -> None:
     """Refuse to sample a stochastic grid without its noise.
 
+    Args:
+        grid: The sampling grid.
+        fresh: The noise of each step; None: there is none.
+
     Raises:
         ValueError: There is none.
     """

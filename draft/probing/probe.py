@@ -212,8 +212,6 @@ def with_changes(sampler: SamplerSettings, other: OtherGrid) -> SamplerSettings:
 def _subject(settings: ProbeSettings, adapter: tuple[Path, float] | None) -> str:
     if adapter is not None:
         return f"a trained adapter, weight {adapter[1]:g}"
-    deviation = settings.lora_b
-    state = (
-        f"B of standard deviation {deviation:g}" if deviation else "B = 0: the gradient of A is 0, this is that of B"
-    )
+    noise = settings.lora_b
+    state = f"B of standard deviation {noise:g}" if noise else "B = 0, so that the gradient is that of B alone"
     return f"a fresh LoRA of rank {settings.lora.rank}, {state}"

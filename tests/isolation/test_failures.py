@@ -19,7 +19,8 @@ from draft.isolation.failures import IsolatedError
 from draft.isolation.reward import ending_processes, isolated_reward
 from draft.isolation.settings import Isolation
 from draft.registry.reward import Term
-from draft.training.backward import Loaded, split_backward
+from draft.training.backward import Loaded, Scorer, split_backward
+from draft.training.objective import LinearLoss
 from draft.types import Prompts
 
 CPU = torch.device("cpu")
@@ -77,7 +78,7 @@ def test_what_the_usual_checks_look_for_reaches_them(faulty) -> None:
     assert not faulty(pixels, ["detached", ""]).requires_grad
     term = [Loaded(Term("mine", None, 1.0), faulty, CPU)]  # type: ignore[arg-type]
     with pytest.raises(StageError, match="not connected to the images"):
-        split_backward(pixels * 1, lambda x: x, term, Prompts(["detached", ""]), micro_batch_size=0)
+        split_backward(pixels * 1, Scorer(lambda x: x, term), Prompts(["detached", ""]), loss=LinearLoss())
 
 
 def test_what_a_reward_prints_disturbs_nothing_and_the_process_lives_on(faulty) -> None:

@@ -13,7 +13,8 @@ import draft.testing
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
 from draft.registry.reward import Reward, Score, Term
-from draft.training.backward import Loaded, split_backward
+from draft.training.backward import Loaded, Scorer, split_backward
+from draft.training.objective import LinearLoss
 from draft.types import Prompts
 
 CPU = torch.device("cpu")
@@ -80,7 +81,7 @@ def test_a_trainings_backward_pass_is_the_same_for_every_micro_batch_size(pairs)
             ]
             theta = torch.linspace(-1, 1, 4 * 3 * 8 * 8).requires_grad_()
             latents = theta.sin().reshape(4, 3, 8, 8)
-            split_backward(latents, torch.sigmoid, terms, PROMPTS, micro_batch_size=micro)
+            split_backward(latents, Scorer(torch.sigmoid, terms, micro), PROMPTS, loss=LinearLoss())
             slopes.append(theta.grad)
         assert torch.equal(*slopes)
 
