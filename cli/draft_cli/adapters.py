@@ -17,11 +17,11 @@ def mix(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: named after the inputs.")
     ] = None,
-    layout: Annotated[
-        str, typer.Option("--layout", metavar="LAYOUT", help="Keys: auto, kohya, diffusers or peft.")
+    format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Mix adapters, each with a weight, into one exact adapter."""
-    mix_command(inputs, output=output, layout=layout, force=force, json=json)
+    mix_command(inputs, output=output, format=format, force=force, json=json)

@@ -14,27 +14,27 @@ from draft.errors import ConfigError
 if TYPE_CHECKING:
     from draft.adapters.mixture import MixReport
 
-LAYOUTS = ("auto", "kohya", "diffusers", "peft")
+FORMATS = ("auto", "kohya", "diffusers", "peft")
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf)", re.IGNORECASE)
 
 
 def mix_command(
-    inputs: list[str], *, output: Path | None = None, layout: str = "auto", force: bool = False, json: bool = False
+    inputs: list[str], *, output: Path | None = None, format: str = "auto", force: bool = False, json: bool = False
 ) -> None:
     """Mix adapter files with weights into one file and print what came out.
 
     Args:
         inputs: `path` or `path:weight`; a weight is a strength, negative and above 1 allowed, 1 by default.
         output: The file to write; None names it after the inputs and weights, in the current folder.
-        layout: Key layout of the file, one of `LAYOUTS`.
+        format: Key format of the file, one of `FORMATS`.
         force: Overwrite a file that is there.
         json: Print one JSON object instead of lines.
 
     Raises:
         DraftError: Anything about the inputs, the output or the numbers that the user can mend.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout must be one of {', '.join(LAYOUTS)} (got {layout!r})", where="draft mix")
+    if format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)} (got {format!r})", where="draft mix")
     if not inputs:
         raise ConfigError("nothing to mix", where="draft mix", hint="draft mix a.safetensors:0.7 b.safetensors:0.3")
     terms = [parse_input(text) for text in inputs]
@@ -52,7 +52,7 @@ def mix_command(
     # Only now: importing torch takes longer than all the checks above.
     from draft.adapters.mixture import mix_files
 
-    report = mix_files(terms, target, layout=layout)  # type: ignore[arg-type]
+    report = mix_files(terms, target, format=format)  # type: ignore[arg-type]
     if json:
         print(json_module.dumps(_as_json(report, terms, target), indent=2))
         return

@@ -1,4 +1,4 @@
-"""LoRA files: what an adapter is, read from any known layout and written in one that every tool reads alike."""
+"""LoRA files: what an adapter is, read from any known format and written in one that every tool reads alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from draft.adapters.keys import kohya_name, parse_key
 from draft.adapters.metadata import file_metadata, json_text, lora_metadata
 from draft.errors import StageError
 
-Layout = Literal["auto", "kohya", "diffusers", "peft"]
+Format = Literal["auto", "kohya", "diffusers", "peft"]
 
 # Parameterisations that are no sum of B A, by a part of their tensors' names.
 _OTHERS = {
@@ -42,7 +42,7 @@ _TRANSFORMERS = (
 
 
 def read_adapter(path: Path) -> Adapter:
-    """Read a LoRA file or a peft adapter folder, whichever known layout it has.
+    """Read a LoRA file or a peft adapter folder, whichever known format it has.
 
     Alpha is taken from the `.alpha` tensors, else from peft's configuration (`adapter_config.json` beside the file in
     a folder, or `lora_adapter_metadata` in the header), else it is the rank, as diffusers has it.
@@ -80,7 +80,7 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def write_adapter(
-    adapter: Adapter, path: Path, *, layout: Layout = "auto", metadata: Mapping[str, str] | None = None
+    adapter: Adapter, path: Path, *, format: Format = "auto", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a LoRA file with alpha folded in (alpha = rank), atomically and with the same bytes every time.
 
@@ -89,14 +89,14 @@ def write_adapter(
 
     Args:
         adapter: What to write.
-        path: The file; with layout `peft` a path without `.safetensors` is a folder that peft itself loads.
-        layout: `kohya` (`lora_unet_….lora_down.weight` with `.alpha`; every tool reads it), `diffusers`
+        path: The file; with format `peft` a path without `.safetensors` is a folder that peft itself loads.
+        format: `kohya` (`lora_unet_….lora_down.weight` with `.alpha`; every tool reads it), `diffusers`
             (`unet.….lora_A.weight` with `lora_adapter_metadata`) or `peft` (`base_model.model.….lora_A.weight`,
             the UNet alone). `auto` is `kohya`, which Stable Diffusion's tools share.
         metadata: Further header entries; they win over the adapter's own.
 
     Raises:
-        StageError: Nothing to write, numbers that are not finite in their dtype, a module the layout has no name for,
+        StageError: Nothing to write, numbers that are not finite in their dtype, a module the format has no name for,
             or the disk refuses; nothing half-written is left.
     """
     path = Path(path)
@@ -106,7 +106,7 @@ def write_adapter(
     for name, factors in folded.items():
         if not (torch.isfinite(factors.down).all() and torch.isfinite(factors.up).all()):
             raise StageError(f"{name} has values that are not finite in {_dtype_name(factors.down)}", where=str(path))
-    chosen = "kohya" if layout == "auto" else layout
+    chosen = "kohya" if format == "auto" else format
     if chosen == "kohya":
         folded = pad_ranks(folded)
     tensors = _named_tensors(folded, chosen, adapter.family, where=str(path))
@@ -221,27 +221,27 @@ def _family(modules: Mapping[str, Factors]) -> str:
     return "sd"
 
 
-def _named_tensors(folded: Mapping[str, Factors], layout: str, family: str, *, where: str) -> dict[str, Tensor]:
+def _named_tensors(folded: Mapping[str, Factors], format: str, family: str, *, where: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, factors in folded.items():
-        if layout == "kohya":
+        if format == "kohya":
             base = kohya_name(name)
             if base is None:
                 raise StageError(
-                    f"kohya's layout has no unambiguous name for {name}", where=where, hint="write layout: diffusers"
+                    f"kohya's format has no unambiguous name for {name}", where=where, hint="write format: diffusers"
                 )
             base = base.replace("lora_te_", "lora_te1_") if family == "sdxl" else base
             tensors[f"{base}.lora_down.weight"] = factors.down
             tensors[f"{base}.lora_up.weight"] = factors.up
             tensors[f"{base}.alpha"] = torch.tensor(float(factors.rank), dtype=torch.float32)
             continue
-        if layout == "peft":
+        if format == "peft":
             part, _, path = name.partition(".")
             if part != "unet":
                 raise StageError(
                     f"a peft adapter belongs to one model, here the UNet; {name} is outside it",
                     where=where,
-                    hint="write layout: kohya or diffusers",
+                    hint="write format: kohya or diffusers",
                 )
             name = f"base_model.model.{path}"
         tensors[f"{name}.lora_A.weight"] = factors.down

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from draft.adapters.formats import Adapter, Layout, read_adapter, write_adapter
+from draft.adapters.formats import Adapter, Format, read_adapter, write_adapter
 from draft.adapters.metadata import draft_version
 from draft.adapters.mix import mix, mix_errors
 from draft.errors import StageError
@@ -44,7 +44,7 @@ def mix_files(
     inputs: Sequence[tuple[Path, float]],
     output: Path,
     *,
-    layout: Layout = "auto",
+    format: Format = "auto",
     metadata: Mapping[str, str] | None = None,
 ) -> MixReport:
     """Mix adapter files exactly, write the sum, read it back and compare.
@@ -52,7 +52,7 @@ def mix_files(
     Args:
         inputs: Files (or peft folders) with their weights.
         output: The file to write; it holds the recipe, with the inputs' sha256, in `draft.recipe`.
-        layout: As in `write_adapter`.
+        format: As in `write_adapter`.
         metadata: Further header entries; they win.
 
     Returns:
@@ -74,7 +74,7 @@ def mix_files(
     }
     title = " + ".join(f"{weight:g} {path.stem}" for path, weight in inputs)
     header = {"draft.recipe": json.dumps(recipe, sort_keys=True), "modelspec.title": title, **(metadata or {})}
-    write_adapter(mixed, output, layout=layout, metadata=header)
+    write_adapter(mixed, output, format=format, metadata=header)
     errors = mix_errors(read_adapter(output), adapters)
     worst = max(errors, key=lambda name: errors[name])
     dtype = _dtype(mixed)

@@ -11,7 +11,7 @@ from draft.adapters.metadata import json_text
 
 
 def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) -> None:
-    """Copy an adapter with further header entries; tensors, names, layout and scale stay what they are.
+    """Copy an adapter with further header entries; tensors, names, format and scale stay what they are.
 
     Args:
         source: A `.safetensors` file, or a peft folder, whose configuration (with the alpha) moves into the header.

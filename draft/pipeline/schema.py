@@ -97,13 +97,13 @@ class MixStage:
     Args:
         kind: `mix`.
         adapters: Label to `{from, weight}`.
-        layout: The written file's key layout; `auto` is what most programs read for this model family.
+        format: The written file's key format; `auto` is what most programs read for this model family.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["mix"]
     adapters: Annotated[Adapters, MinLen(1)]
-    layout: Literal["auto", "kohya", "diffusers", "peft"] = "auto"
+    format: Literal["auto", "kohya", "diffusers", "peft"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ def run_mix(job: Job) -> Mapping[str, float]:
 
     stage = _expect(job, MixStage)
     target = job.folder / job.stage.outputs["adapter"]
-    report = mix_files(list(job.adapters().values()), target, layout=stage.layout, metadata=job.metadata)
+    report = mix_files(list(job.adapters().values()), target, format=stage.format, metadata=job.metadata)
     return {"modules": float(report.modules), "error": report.error}
 
 

@@ -156,7 +156,7 @@ def test_what_a_layout_cannot_name_is_refused(tmp_path: Path) -> None:
         write_adapter(
             Adapter({"text_encoder.text_model.encoder.layers.0.mlp.fc1": factors}),
             tmp_path / "a.safetensors",
-            layout="peft",
+            format="peft",
         )
     with pytest.raises(StageError, match="without modules"):
         write_adapter(Adapter({}), tmp_path / "a.safetensors")

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import PeftModel
 
-from draft.adapters.formats import Adapter, Factors, Layout, read_adapter, write_adapter
+from draft.adapters.formats import Adapter, Factors, Format, read_adapter, write_adapter
 from draft.adapters.mix import mix
 
 WIDTH = 8
@@ -93,14 +93,14 @@ def picture(pipeline: StableDiffusionPipeline) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
 @pytest.mark.parametrize("ranks", [(3,), (1, 4, 6)])
 @pytest.mark.parametrize("scale", [1.0, -2.0])
 def test_a_file_changes_diffusers_own_pipeline_by_exactly_its_dw(
-    tmp_path: Path, layout: Layout, ranks: tuple[int, ...], scale: float
+    tmp_path: Path, format: Format, ranks: tuple[int, ...], scale: float
 ) -> None:
     adapter = make_adapter(1, ranks=ranks, scale=scale)
-    write_adapter(adapter, tmp_path / "a.safetensors", layout=layout)
+    write_adapter(adapter, tmp_path / "a.safetensors", format=format)
     wanted, loaded = make_pipeline(), make_pipeline()
     base = picture(wanted)
     add_change(wanted.unet, adapter)
@@ -115,7 +115,7 @@ def test_a_file_changes_diffusers_own_pipeline_by_exactly_its_dw(
 @pytest.mark.parametrize("ranks", [(3,), (1, 4, 6)])
 def test_a_peft_folder_loads_in_peft(tmp_path: Path, ranks: tuple[int, ...]) -> None:
     adapter = make_adapter(1, ranks=ranks, scale=0.5)
-    write_adapter(adapter, tmp_path / "folder", layout="peft")
+    write_adapter(adapter, tmp_path / "folder", format="peft")
     wanted = make_unet()
     add_change(wanted, adapter)
     loaded = PeftModel.from_pretrained(make_unet(), str(tmp_path / "folder")).eval()
@@ -126,7 +126,7 @@ def test_a_peft_folder_loads_in_peft(tmp_path: Path, ranks: tuple[int, ...]) -> 
 def test_the_mixed_file_draws_what_diffusers_set_adapters_draws(tmp_path: Path) -> None:
     one, two = make_adapter(1, ranks=(3,), scale=2.0), make_adapter(2, ranks=(2, 5))
     write_adapter(one, tmp_path / "one.safetensors")
-    write_adapter(two, tmp_path / "two.safetensors", layout="diffusers")
+    write_adapter(two, tmp_path / "two.safetensors", format="diffusers")
     write_adapter(mix([(one, 0.7), (two, -0.3)]), tmp_path / "mix.safetensors")
     both, mixed = make_pipeline(), make_pipeline()
     both.load_lora_weights(tmp_path, weight_name="one.safetensors", adapter_name="one")

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from draft.adapters.formats import Adapter, Factors, Layout, read_adapter, unet_factors, write_adapter
+from draft.adapters.formats import Adapter, Factors, Format, read_adapter, unet_factors, write_adapter
 from draft.errors import StageError
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
-LAYOUTS: list[Layout] = ["kohya", "diffusers", "peft"]
+FORMATS: list[Format] = ["kohya", "diffusers", "peft"]
 
 
 def linear(rank: int, *, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Factors:
@@ -37,7 +37,7 @@ def change(factors: Factors) -> torch.Tensor:
     ranks=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     scale=st.floats(-4, 4).filter(lambda s: abs(s) > 1e-3),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
-    layout=st.sampled_from(LAYOUTS),
+    format=st.sampled_from(FORMATS),
     convolution=st.booleans(),
 )
 def test_any_adapter_reads_back_with_the_same_change_and_alpha_equal_to_the_rank(
@@ -45,7 +45,7 @@ def test_any_adapter_reads_back_with_the_same_change_and_alpha_equal_to_the_rank
     ranks: list[int],
     scale: float,
     dtype: torch.dtype,
-    layout: Layout,
+    format: Format,
     convolution: bool,
 ) -> None:
     path = tmp_path_factory.mktemp("a") / "a.safetensors"
@@ -57,7 +57,7 @@ def test_any_adapter_reads_back_with_the_same_change_and_alpha_equal_to_the_rank
         modules["unet.down_blocks.0.resnets.0.conv1"] = Factors(
             torch.randn(2, 3, 3, 3).to(dtype), torch.randn(4, 2, 1, 1).to(dtype), scale
         )
-    write_adapter(Adapter(modules), path, layout=layout)
+    write_adapter(Adapter(modules), path, format=format)
     back = read_adapter(path)
     assert sorted(back.modules) == sorted(modules)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
@@ -67,31 +67,31 @@ def test_any_adapter_reads_back_with_the_same_change_and_alpha_equal_to_the_rank
         assert torch.linalg.norm(change(factors) - wanted) <= tolerance * torch.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize("first", LAYOUTS)
-@pytest.mark.parametrize("second", LAYOUTS)
-def test_converting_there_and_back_changes_no_bit_of_the_factors(tmp_path: Path, first: Layout, second: Layout) -> None:
+@pytest.mark.parametrize("first", FORMATS)
+@pytest.mark.parametrize("second", FORMATS)
+def test_converting_there_and_back_changes_no_bit_of_the_factors(tmp_path: Path, first: Format, second: Format) -> None:
     adapter = Adapter({f"unet.{BLOCK}.attn1.to_q": linear(3), f"unet.{BLOCK}.attn1.to_out.0": linear(5, seed=1)})
-    write_adapter(adapter, tmp_path / "a.safetensors", layout=first)
-    write_adapter(read_adapter(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", layout=second)
-    write_adapter(read_adapter(tmp_path / "b.safetensors"), tmp_path / "c.safetensors", layout=first)
+    write_adapter(adapter, tmp_path / "a.safetensors", format=first)
+    write_adapter(read_adapter(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", format=second)
+    write_adapter(read_adapter(tmp_path / "b.safetensors"), tmp_path / "c.safetensors", format=first)
     for name, factors in read_adapter(tmp_path / "c.safetensors").modules.items():
         assert torch.equal(factors.down, adapter.modules[name].down)
         assert torch.equal(factors.up, adapter.modules[name].up)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes() or first != second
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_adapter_gives_the_same_bytes_in_another_process_and_order(tmp_path: Path, layout: Layout) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_adapter_gives_the_same_bytes_in_another_process_and_order(tmp_path: Path, format: Format) -> None:
     modules = {f"unet.{BLOCK}.attn1.to_{x}": linear(2 + i, seed=i) for i, x in enumerate("qkv")}
-    write_adapter(Adapter(modules, metadata={"b": "2", "a": "1"}), tmp_path / "one.safetensors", layout=layout)
+    write_adapter(Adapter(modules, metadata={"b": "2", "a": "1"}), tmp_path / "one.safetensors", format=format)
     script = (
         "import sys; from pathlib import Path; from draft.adapters.formats import *;"
         "a = read_adapter(Path(sys.argv[1]));"
         "a = Adapter(dict(reversed(a.modules.items())), a.family, dict(reversed(a.metadata.items())));"
-        "write_adapter(a, Path(sys.argv[2]), layout=sys.argv[3])"
+        "write_adapter(a, Path(sys.argv[2]), format=sys.argv[3])"
     )
     paths = [str(tmp_path / "one.safetensors"), str(tmp_path / "two.safetensors")]
-    subprocess.run([sys.executable, "-c", script, *paths, layout], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", script, *paths, format], check=True, cwd=tmp_path)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
 
 

@@ -151,7 +151,7 @@ def test_what_cannot_be_mixed_is_named(inputs: list[tuple[Adapter, float]], mess
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_files_mix_to_a_checked_file_that_tells_its_recipe(tmp_path: Path, dtype: torch.dtype) -> None:
     a, b, out = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "out"))
-    write_adapter(random_adapter(0, dtype=dtype, scale=2.0), a, layout="diffusers")
+    write_adapter(random_adapter(0, dtype=dtype, scale=2.0), a, format="diffusers")
     write_adapter(random_adapter(1, rank=5, dtype=dtype, names=(Q, CONV)), b)
     report = mix_files([(a, 0.7), (b, 0.3)], out)
     assert report.modules == 3 and report.ranks == {3: 1, 8: 2}

@@ -76,7 +76,7 @@ def test_a_very_long_name_is_shortened() -> None:
 
 
 def test_json_says_the_same(files: Path, capsys) -> None:
-    mix_command(["a.safetensors:0.7", "b.safetensors"], output=Path("out.safetensors"), layout="diffusers", json=True)
+    mix_command(["a.safetensors:0.7", "b.safetensors"], output=Path("out.safetensors"), format="diffusers", json=True)
     said = json.loads(capsys.readouterr().out)
     assert said["output"] == "out.safetensors" and said["ranks"] == {"5": 1} and said["largest_relative_error"] < 1e-6
     assert [entry["weight"] for entry in said["inputs"]] == [0.7, 1.0]
@@ -113,8 +113,8 @@ def test_bad_calls_are_named_and_force_does_not_help(
 
 
 def test_an_unknown_layout_is_named(files: Path) -> None:
-    with pytest.raises(ConfigError, match=r"layout must be one of auto, kohya, diffusers, peft \(got 'comfy'\)"):
-        mix_command(["a.safetensors"], layout="comfy")
+    with pytest.raises(ConfigError, match=r"format must be one of auto, kohya, diffusers, peft \(got 'comfy'\)"):
+        mix_command(["a.safetensors"], format="comfy")
 
 
 def test_importing_the_command_imports_no_torch() -> None:

@@ -98,14 +98,14 @@ def test_a_good_file_is_ok(draft: Draft) -> None:
 
 def test_all_errors_of_a_file_are_printed_at_once(draft: Draft, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(PIPELINE.replace("weight: 0.7", "wieght: 0.7").replace("name:", "nmae:"))
-    assert draft("check", "small.yaml", "stages.both.layout=x") == (
+    assert draft("check", "small.yaml", "stages.both.format=x") == (
         2,
         "",
         "error: small.yaml:1: unknown key 'nmae'\n"
         "  hint: did you mean 'name'?\n"
         "error: small.yaml:6: unknown key 'stages.both.adapters.a.wieght'\n"
         "  hint: did you mean 'weight'?\n"
-        "error: command line, 'stages.both.layout=x': stages.both.layout must be 'auto', 'kohya', 'diffusers' or "
+        "error: command line, 'stages.both.format=x': stages.both.format must be 'auto', 'kohya', 'diffusers' or "
         "'peft' (got 'x')\n",
     )
 

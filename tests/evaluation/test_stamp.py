@@ -66,11 +66,11 @@ def contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def given(tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, float]]:
-    """One adapter in every layout; the peft folder's alpha is twice its rank and stands in its configuration alone."""
+    """One adapter in every format; the peft folder's alpha is twice its rank and stands in its configuration alone."""
     root = tmp_path_factory.mktemp("given")
     adapter = read_adapter(tiny_adapter)
-    write_adapter(adapter, root / "diffusers.safetensors", layout="diffusers", metadata={"draft.config": "{}"})
-    write_adapter(adapter, root / "peft", layout="peft")
+    write_adapter(adapter, root / "diffusers.safetensors", format="diffusers", metadata={"draft.config": "{}"})
+    write_adapter(adapter, root / "peft", format="peft")
     config = json.loads((root / "peft" / "adapter_config.json").read_text())
     (root / "peft" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
     return {
