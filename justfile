@@ -12,7 +12,7 @@ lint:
 
 # The quick tests.
 test:
-    python -m pytest
+    python -m pytest -n logical --dist loadfile
 
 # What CI runs besides.
 slow:

@@ -10,6 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("DRAFT_PLUGINS", None)
 os.environ["MPLBACKEND"] = "agg"
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Workers that each take all cores wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
 def pytest_report_header() -> str:
