@@ -6,20 +6,29 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from draft.adapters.header import TensorInfo, read_header, shown
 from draft.errors import StageError
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_LARGEST_HEADER = 100_000_000
-_PICKLE = "pickle files are never opened, loading one can run code; convert it to safetensors with a tool you trust"
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()} | {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read every tensor and the metadata of a safetensors file.
+    """Read every tensor and the metadata of a safetensors file, each byte once, into memory of their own.
 
     Args:
         path: The file.
@@ -30,14 +39,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         StageError: There is no such file, or it is not an intact safetensors file.
     """
-    _inspect(path)
+    header = read_header(path)
+    for name, info in header.tensors.items():
+        if info.dtype not in _DTYPES:
+            raise StageError(
+                f"tensor {shown(name)} has a dtype that no adapter has (got {info.dtype})", where=str(path)
+            )
+    tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = dict(file.metadata() or {})
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata
-    except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
-        cause = " ".join(str(error).split())
-        raise StageError(f"not an intact safetensors file ({cause})", where=str(path)) from error
+        with path.open("rb") as file:
+            for name, info in sorted(header.tensors.items(), key=lambda item: item[1].start):
+                file.seek(header.size + info.start)
+                tensors[name] = _read(file, info)
+    except (OSError, EOFError, MemoryError, RuntimeError) as error:
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise StageError(f"cannot read the file ({cause})", where=str(path)) from error
+    return dict(sorted(tensors.items())), dict(header.metadata)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str]) -> None:
@@ -81,15 +98,17 @@ def copy_tensors(source: Path, target: Path, *, metadata: Mapping[str, str]) -> 
     Raises:
         StageError: There is no such file, it is not a safetensors file, or the copy cannot be written.
     """
-    _inspect(source)
-    data = source.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
+    header = read_header(source)
+    table = {
+        name: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [info.start, info.stop]}
+        for name, info in header.tensors.items()
+    }
+    own = dict(sorted({**header.metadata, **metadata}.items()))
     try:
-        header = json.loads(data[8:start])
-        own = {**header.pop("__metadata__", {}), **metadata}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise StageError(f"not an intact safetensors file ({error})", where=str(source)) from error
-    write_bytes(target, [_header({"__metadata__": dict(sorted(own.items())), **header}), data[start:]])
+        data = source.read_bytes()[header.size :]
+    except OSError as error:
+        raise StageError(f"cannot read the file ({error.strerror or error})", where=str(source)) from error
+    write_bytes(target, [_header({"__metadata__": own, **table}), data])
 
 
 def write_bytes(path: Path, chunks: list[bytes]) -> None:
@@ -124,32 +143,10 @@ def _header(header: Mapping[str, object]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _inspect(path: Path) -> None:
-    """Say in words what is wrong with a file before a parser meets it."""
-    if not path.exists():
-        raise StageError("no such adapter file", where=str(path))
-    if path.is_dir():
-        raise StageError("a folder, not a safetensors file", where=str(path))
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise StageError(f"cannot read the file ({error.strerror or error})", where=str(path)) from error
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and b"{" not in head[8:9]:
-        raise StageError("a pickle checkpoint, not safetensors", where=str(path), hint=_PICKLE)
-    if head.startswith(b"version https://git-lfs"):
-        raise StageError(
-            "a Git LFS pointer, not the file itself", where=str(path), hint="run `git lfs pull` where it came from"
-        )
-    if size == 0:
-        raise StageError("the file is empty", where=str(path))
-    length = int.from_bytes(head[:8], "little")
-    if size < 9 or head[8:9] != b"{" or length > _LARGEST_HEADER:
-        raise StageError("not a safetensors file", where=str(path))
-    if 8 + length > size:
-        raise StageError(
-            f"the file is truncated: its header says {length} bytes, {size - 8} are there",
-            where=str(path),
-            hint="download or copy it again",
-        )
+def _read(file: BinaryIO, info: TensorInfo) -> Tensor:
+    tensor = torch.empty(info.shape, dtype=_DTYPES[info.dtype])
+    if tensor.numel():
+        room = tensor.reshape(-1).view(torch.uint8).numpy().data
+        if file.readinto(room) != len(room):  # type: ignore[attr-defined]
+            raise EOFError("it became shorter while it was read")
+    return tensor
