@@ -1,10 +1,13 @@
-"""LoRA on a UNet through peft: fresh, loaded, switched on and off, and read back as plain factors."""
+"""LoRA on a UNet through peft: fresh, loaded, switched on and off, and read back as plain factors.
+
+Adapters that lie beneath others (`load_beneath`) belong to the base model from then on: no switch turns them off.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +21,9 @@ from draft.errors import DraftError
 
 TRAINED = "default"
 """Name of the adapter that `add_lora` makes."""
+
+_BENEATH = "beneath_"
+# peft keeps adapters by name, and a layer knows the names it has: the name says which ones stay on.
 
 
 def add_lora(unet: nn.Module, settings: LoraSettings, *, seed: int) -> None:
@@ -55,6 +61,60 @@ def add_lora(unet: nn.Module, settings: LoraSettings, *, seed: int) -> None:
             b.zero_()
             a.requires_grad_(True)
             b.requires_grad_(True)
+    _activate(unet, {TRAINED: 1.0})
+
+
+def begin_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Let the LoRA that learns begin at a dW: a module's first rank-one terms are the given ones.
+
+    The others keep the A that `add_lora` drew and B = 0, so that they add nothing yet and all of them learn. A module
+    that is not among the factors stays as `add_lora` left it.
+
+    Args:
+        unet: The network with a fresh LoRA of `add_lora`, changed in place.
+        factors: Module path to (A, B) with dW = B A, their rank at most the LoRA's.
+
+    Raises:
+        DraftError: A module has no LoRA, or the rank or the dimensions do not fit.
+    """
+    layers = dict(_layers(unet, TRAINED))
+    with torch.no_grad():
+        for path, (down, up) in factors.items():
+            if path not in layers:
+                raise DraftError(f"{path} has no LoRA to begin at the given one")
+            a, b = _weights(layers[path], TRAINED)
+            rank = down.shape[0]
+            if rank > a.shape[0]:
+                raise DraftError(f"{path} has a LoRA of rank {a.shape[0]}, too small for the given one (got {rank})")
+            if (up.shape[0], down[0].numel()) != (b.shape[0], a[0].numel()):
+                got, wanted = (up.shape[0], *down.shape[1:]), (b.shape[0], *a.shape[1:])
+                raise DraftError(
+                    f"the adapter does not fit {path}: the model's weight is {wanted} (got {got})",
+                    hint="it was trained on another model",
+                )
+            a[:rank] = down.reshape(rank, *a.shape[1:])
+            b[:, :rank] = up.reshape(b.shape[0], rank, *b.shape[2:])
+
+
+def load_beneath(unet: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple[Tensor, Tensor]], float]]) -> None:
+    """Put frozen adapters beneath whatever comes later: W x becomes W x + sum_i w_i B_i A_i x, for good.
+
+    They stay on when the others are switched on and off, so that the base model is the model with them. They are kept
+    apart from W, in float32, because a W in bfloat16 would swallow them in part.
+
+    Args:
+        unet: The network, changed in place.
+        adapters: Factors as in `load_lora`, and the weight, of each.
+
+    Raises:
+        DraftError: A module is missing in the network or has other dimensions.
+    """
+    for index, (factors, weight) in enumerate(adapters):
+        key = f"{_BENEATH}{index}"
+        load_lora(unet, factors, name=key)
+        for _, layer in _layers(unet, key):
+            layer.set_scale(key, weight)
+    _activate(unet, {})
 
 
 def load_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], *, name: str) -> None:
@@ -78,10 +138,12 @@ def load_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], *, 
                 f"adapter {name!r} has a module the model lacks: {path}", hint="it was trained on another model"
             )
         base = module.get_base_layer() if isinstance(module, LoraLayer) else module
-        shape = tuple(getattr(base, "weight", torch.empty(0)).shape[:2])
-        if (b.shape[0], a.shape[1]) != shape:
+        weight = getattr(base, "weight", torch.empty(1, 0))
+        # A convolution of side 1 is written as a matrix by some tools.
+        if (b.shape[0], a[0].numel()) != (weight.shape[0], weight[0].numel()):
+            shape, got = tuple(weight.shape), (b.shape[0], *a.shape[1:])
             raise DraftError(
-                f"adapter {name!r} does not fit {path}: the model's weight is {shape} (got {(b.shape[0], a.shape[1])})",
+                f"adapter {name!r} does not fit {path}: the model's weight is {shape} (got {got})",
                 hint="it was trained on another model",
             )
     ranks = {re.escape(path): a.shape[0] for path, (a, _) in factors.items()}
@@ -136,17 +198,24 @@ def use_lora(unet: nn.Module, name: str | None, scale: float = 1.0) -> None:
     Raises:
         DraftError: There is no adapter of that name.
     """
-    if name is not None and not _layers(unet, _key(name)):
-        raise DraftError(f"there is no adapter {name!r} on this model")
-    required = {parameter: parameter.requires_grad for parameter in unet.parameters()}
-    for layer in unet.modules():
-        if isinstance(layer, LoraLayer):
-            layer.enable_adapters(name is not None)
-            if name is not None:
-                layer.set_adapter([_key(name)])
-                layer.set_scale(_key(name), scale)
-    for parameter, flag in required.items():  # peft switches gradients along with adapters
-        parameter.requires_grad_(flag)
+    use_loras(unet, {} if name is None else {name: scale})
+
+
+def use_loras(unet: nn.Module, scales: Mapping[str, float]) -> None:
+    """Switch to a sum of adapters, W + sum_i s_i B_i A_i; all others are off.
+
+    Args:
+        unet: The network.
+        scales: Adapter's name to the factor of its effect. One at 0 is switched off, so that without any other the
+            network is the base model, bit for bit.
+
+    Raises:
+        DraftError: There is no adapter of a name.
+    """
+    for name in scales:
+        if not _layers(unet, _key(name)):
+            raise DraftError(f"there is no adapter {name!r} on this model")
+    _activate(unet, {_key(name): scale for name, scale in scales.items() if scale})
 
 
 @contextmanager
@@ -161,13 +230,14 @@ def lora_off(unet: nn.Module) -> Iterator[None]:
     """
     layers = [layer for layer in unet.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
     required = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+    before = [list(layer.active_adapters) for layer in layers]
     for layer in layers:
-        layer.enable_adapters(False)
+        _set(layer, _beneath(layer))
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        for layer, keys in zip(layers, before, strict=True):
+            _set(layer, keys)
         for parameter, flag in required:  # peft switches gradients along with adapters
             parameter.requires_grad_(flag)
 
@@ -209,6 +279,29 @@ def _inject(config: LoraConfig, unet: nn.Module, key: str) -> None:
     for _, layer in _layers(unet, key):
         layer.lora_A[key].to(torch.float64 if double else torch.float32)
         layer.lora_B[key].to(torch.float64 if double else torch.float32)
+
+
+def _activate(unet: nn.Module, scales: Mapping[str, float]) -> None:
+    """Switch every layer to what lies beneath and to these adapters, by key, and to nothing else."""
+    required = {parameter: parameter.requires_grad for parameter in unet.parameters()}
+    for layer in unet.modules():
+        if isinstance(layer, LoraLayer):
+            own = [key for key in scales if key in layer.lora_A]
+            for key in own:
+                layer.set_scale(key, scales[key])
+            _set(layer, [*_beneath(layer), *own])
+    for parameter, flag in required.items():  # peft switches gradients along with adapters
+        parameter.requires_grad_(flag)
+
+
+def _beneath(layer: LoraLayer) -> list[str]:
+    return [key for key in layer.lora_A if key.startswith(_BENEATH)]
+
+
+def _set(layer: LoraLayer, keys: list[str]) -> None:
+    layer.enable_adapters(bool(keys))
+    if keys:
+        layer.set_adapter(keys)
 
 
 def _layers(unet: nn.Module, key: str) -> list[tuple[str, LoraLayer]]:

@@ -101,6 +101,13 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         settings["adapters"][label] = own
     if settings.get("method") is None:  # a stage that generates without one
         settings.pop("method", None)
+    if settings.pop("init_adapter", None):
+        settings["init_adapter"] = _file_identity(stage.files["init_adapter"])
+    if beneath := settings.pop("base_adapters", ()):
+        settings["base_adapters"] = [
+            {"file": _file_identity(stage.files[f"base_adapters.{index}"]), "weight": each["weight"]}
+            for index, each in enumerate(beneath)
+        ]
     if settings.get("adapter"):
         settings["adapter"]["from"] = _file_identity(stage.files["adapter"])
         settings["adapter"].pop("from_")

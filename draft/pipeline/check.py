@@ -15,8 +15,10 @@ from draft.pipeline.describe import keys_at
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
+from draft.pipeline.foundation import check_foundation
 from draft.pipeline.graph import check_references, upstream
 from draft.pipeline.ingredients import check_files, check_model, check_prompts, check_rewards, check_training
+from draft.pipeline.mixing import check_mixing
 from draft.pipeline.probing import check_probe
 from draft.pipeline.rehearsal import Replacement
 from draft.pipeline.sampling import check_sampling
@@ -168,12 +170,17 @@ def _check_stage(
     rewarded = "rewards" in keys_at(KINDS[kind], (), {})
     terms = check_rewards(plain, keys, prompts, document, base, errors) if rewarded else []
     model = check_model(plain, keys, document, base, errors)
+    told = len(errors)
     files = check_files(plain, keys, document, base, errors)
+    if len(errors) == told:
+        check_foundation(files, keys, document, errors)
     if isinstance(config, TrainStage):
         check_training(config, keys, terms, document, errors)
     check_sampling(config, plain, keys, terms, document, errors)
     if isinstance(config, ProbeStage):
         check_probe(config, keys, terms, document, errors)
+    if isinstance(config, MixStage):
+        check_mixing(config, keys, document, errors)
     compared = None
     if kind == "compare":
         typed = config if isinstance(config, CompareStage) else None

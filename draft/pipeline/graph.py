@@ -96,7 +96,8 @@ def _problem(path: Path, text: str, name: str, stages: Mapping[str, Any]) -> Con
     if wanted is None:
         return ConfigError(
             f"a reference cannot stand in {key!r} (got {text!r})",
-            hint="references stand in adapters.LABEL.from, curves.LABEL and a probe's adapter.from",
+            hint="references stand in adapters.LABEL.from, curves.LABEL, a training's init_adapter and "
+            "base_adapters.N.file, and a probe's adapter.from",
         )
     reference = parse_reference(text)
     if reference is None:
@@ -136,7 +137,7 @@ def _problem(path: Path, text: str, name: str, stages: Mapping[str, Any]) -> Con
 
 def _wanted(path: Path) -> str | None:
     match path[2:]:
-        case ("adapters", _, "from") | ("adapter", "from"):
+        case ("adapters", _, "from") | ("adapter", "from") | ("init_adapter",) | ("base_adapters", _, "file"):
             return "adapter"
         case ("curves", _):
             return "metrics"

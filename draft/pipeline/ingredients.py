@@ -161,32 +161,43 @@ def check_files(
             continue
         data[group] = dict(entries)
         for label, entry in entries.items():
-            found, value = _file(entry, (*keys, group, label), group == "curves", document, base, errors)
+            key = None if group == "curves" else "from"
+            found, value = _file(entry, (*keys, group, label), key, document, base, errors)
             data[group][label] = found
             files |= {f"{group}.{label}": value} if value else {}
     if "adapter" in data:
-        data["adapter"], value = _file(data["adapter"], (*keys, "adapter"), False, document, base, errors)
+        data["adapter"], value = _file(data["adapter"], (*keys, "adapter"), "from", document, base, errors)
         files |= {"adapter": value} if value else {}
+    if "init_adapter" in data:
+        data["init_adapter"], value = _file(data["init_adapter"], (*keys, "init_adapter"), None, document, base, errors)
+        files |= {"init_adapter": value} if value else {}
+    if isinstance(entries := data.get("base_adapters"), list):
+        data["base_adapters"] = list(entries)
+        for index, entry in enumerate(entries):
+            here = (*keys, "base_adapters", index)
+            data["base_adapters"][index], value = _file(entry, here, "file", document, base, errors)
+            files |= {f"base_adapters.{index}": value} if value else {}
     return files
 
 
 def _file(
-    entry: Any, keys: Keys, plain: bool, document: Document, base: Base, errors: list[DraftError]
+    entry: Any, keys: Keys, key: str | None, document: Document, base: Base, errors: list[DraftError]
 ) -> tuple[Any, str]:
-    """An entry that is a file (`plain`) or has one under `from`, with an absolute path, and that path or reference."""
-    here = keys if plain else (*keys, "from")
-    value = entry if plain else entry.get("from") if isinstance(entry, Mapping) else None
+    """An entry that is a file or has one under a key, with an absolute path, and that path or reference."""
+    here = keys if key is None else (*keys, key)
+    value = entry if key is None else entry.get(key) if isinstance(entry, Mapping) else None
     if not isinstance(value, str) or not value:
         return entry, ""  # the schema says so, or there is none
     if "${out:" in value:
         return entry, value
     path = base(here) / Path(value).expanduser()
-    if not (path.is_file() if plain else path.exists()):
+    adapter = keys[2] != "curves"
+    if not (path.exists() if adapter else path.is_file()):
         errors.append(ConfigError(f"no such file (got {str(path)!r})", where=document.place(here)))
-    elif not plain and path.is_file() and path.suffix != ".safetensors":
+    elif adapter and path.is_file() and path.suffix != ".safetensors":
         what = f"an adapter must be a .safetensors file (got {str(path)!r})"
         errors.append(ConfigError(what, where=document.place(here), hint="Draft never loads pickles"))
-    return str(path) if plain else {**entry, "from": str(path)}, str(path)
+    return str(path) if key is None else {**entry, key: str(path)}, str(path)
 
 
 def check_training(

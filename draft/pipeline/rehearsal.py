@@ -96,10 +96,14 @@ def use_stand_ins(
         }
         if isinstance(stage, ProbeStage) and stage.adapter:
             adapters["adapter",] = stage.adapter
-        for place, adapter in adapters.items() if small else ():
-            path = ("stages", name, *place, "from")
-            if parse_reference(adapter.from_) is None and not chosen(path):
-                errors.append(_foreign_adapter(path, adapter.from_, document))
+        files: dict[Keys, str] = {(*place, "from"): adapter.from_ for place, adapter in adapters.items()}
+        if isinstance(stage, TrainStage):
+            files |= {("base_adapters", index, "file"): each.file for index, each in enumerate(stage.base_adapters)}
+            files |= {("init_adapter",): stage.init_adapter} if stage.init_adapter else {}
+        for place, file in files.items() if small else ():
+            path = ("stages", name, *place)
+            if parse_reference(file) is None and not chosen(path):
+                errors.append(_foreign_adapter(path, file, document))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from annotated_types import MinLen
 from pydantic import Discriminator, Field, Tag
 
+from draft.adapters.settings import MixSettings
 from draft.comparison.settings import ComparisonSettings, Contender, MeasureSettings
 from draft.diffusion.inference.schedules import AdapterSchedule, Constant
 from draft.diffusion.inference.values import SamplingMethod
@@ -56,6 +57,20 @@ class AdapterInput:
     schedule: Annotated[AdapterSchedule, Field(discriminator="kind")] = field(default_factory=Constant)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseAdapter:
+    """A frozen adapter beneath the one that learns.
+
+    Args:
+        file: A reference `${out:stage.adapter}`, or a safetensors file relative to the pipeline's folder.
+        weight: Its strength; may be negative.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    file: Text
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
 def _prompts_kind(value: Any) -> str:
     return "a prompt file" if isinstance(value, Mapping | PromptFile) else "a list of prompts"
 
@@ -78,6 +93,8 @@ class TrainStage(TrainSettings):
         model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
         prompts: A list, or `{file: ...}`.
         rewards: Label to options: `use` (default: the label), `weight`, `device`, `isolated` and the reward's own.
+        init_adapter: What the adapter begins at, `${out:stage.adapter}` or a safetensors file; null: at nothing.
+        base_adapters: Frozen adapters beneath the one that learns, a list of `{file, weight}`.
         seed: The stage's own seed; None: the file's.
     """
 
@@ -87,23 +104,24 @@ class TrainStage(TrainSettings):
     rewards: Annotated[Rewards, MinLen(1)]
     method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=DraftLV)
     loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
+    init_adapter: Text | None = None
+    base_adapters: tuple[BaseAdapter, ...] = ()
     seed: Seed = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixStage:
-    """Add adapters, each times its weight, into one exact adapter.
+class MixStage(MixSettings):
+    """Add adapters, each times its weight, into one exact adapter, or one of a smaller rank with a known error.
 
     Args:
         kind: `mix`.
         adapters: Label to `{from, weight}`.
-        format: The written file's key format; `auto` is what most programs read for this model family.
+        seed: Of the method `dare`; null: the file's.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["mix"]
     adapters: Annotated[Adapters, MinLen(1)]
-    format: Literal["auto", "kohya", "diffusers", "peft"] = "auto"
+    seed: Seed = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,11 +64,14 @@ Executor: TypeAlias = Callable[[Job], Mapping[str, float]]
 def run_train(job: Job) -> Mapping[str, float]:
     """Train an adapter."""
     from draft.diffusion.fits import told_memory
+    from draft.training.foundation import Foundation
     from draft.training.train import train
 
+    stage = _expect(job, TrainStage)
+    beneath = [(job.files[f"base_adapters.{index}"], each.weight) for index, each in enumerate(stage.base_adapters)]
     with told_memory(), ending_processes(job.stage.terms):
         return train(
-            _expect(job, TrainStage),
+            stage,
             model=job.stage.model,
             prompts=job.stage.prompts,
             terms=job.stage.terms,
@@ -76,6 +79,7 @@ def run_train(job: Job) -> Mapping[str, float]:
             folder=job.folder,
             progress=job.progress,
             metadata=job.metadata,
+            foundation=Foundation(job.files.get("init_adapter"), tuple(beneath)),
         )
 
 
@@ -85,8 +89,13 @@ def run_mix(job: Job) -> Mapping[str, float]:
 
     stage = _expect(job, MixStage)
     target = job.folder / job.stage.outputs["adapter"]
-    report = mix_files(list(job.adapters().values()), target, format=stage.format, metadata=job.metadata)
-    return {"modules": float(report.modules), "error": report.error}
+    reader = None
+    if stage.verify == "full":
+        from draft.diffusion.models.lora_reader import read_as_diffusers as reader
+    inputs = list(job.adapters().values())
+    report = mix_files(inputs, target, settings=stage, seed=job.stage.seed, metadata=job.metadata, reader=reader)
+    found = {"error": report.error, "predicted_error": report.predicted, "error_in_diffusers": report.peer_error}
+    return {"modules": float(report.modules)} | {key: value for key, value in found.items() if value is not None}
 
 
 def run_evaluate(job: Job) -> Mapping[str, float]:

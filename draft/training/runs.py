@@ -15,12 +15,13 @@ from draft.diffusion.fits import check_fits
 from draft.diffusion.generate import seeded_noise
 from draft.diffusion.grid import Grid, make_grid
 from draft.diffusion.guidance import GuidanceGradient, Net, guide
-from draft.diffusion.lora import add_lora, lora_off, lora_parameters
+from draft.diffusion.lora import lora_off, lora_parameters
 from draft.diffusion.models import TextToImage, load_text_to_image
 from draft.diffusion.sampling import Output
 from draft.progress import Progress
 from draft.registry.reward import Term
 from draft.training.backward import Loaded, Scorer
+from draft.training.foundation import FRESH, Foundation, lay_foundation, read_foundation
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
 from draft.training.watch import check_sensitivity
@@ -105,7 +106,7 @@ class Run:
 
         Args:
             batch: Whose prompts it follows.
-            adapted: Whether the adapter that learns is on; off is the base model.
+            adapted: Whether the adapter that learns is on; off is the base model, with the adapters beneath.
             guided: Whether with classifier-free guidance.
             gradient: What guidance does in calls that carry gradient.
             recorded: Whether calls may carry gradient; others may be compiled.
@@ -132,9 +133,15 @@ class Run:
 
 
 def prepare(
-    settings: TrainSettings, model: str, prompts: Prompts, terms: Sequence[Term], seed: int, progress: Progress
+    settings: TrainSettings,
+    model: str,
+    prompts: Prompts,
+    terms: Sequence[Term],
+    seed: int,
+    progress: Progress,
+    foundation: Foundation = FRESH,
 ) -> Run:
-    """Load everything, embed all prompts, drop the text encoder, and put a fresh LoRA on the model.
+    """Load everything, embed all prompts, drop the text encoder, and put the LoRA that learns on the model.
 
     Args:
         settings: The training's settings.
@@ -143,13 +150,15 @@ def prepare(
         terms: The rewards.
         seed: The training's seed.
         progress: Told how far the network's last step reaches.
+        foundation: The adapter that the LoRA begins at, and those beneath it.
 
     Returns:
         The run before its first update.
 
     Raises:
-        DraftError: The model cannot be loaded, or the sampler does not fit it.
+        DraftError: The model or an adapter cannot be loaded, or the sampler or an adapter does not fit it.
     """
+    footing = read_foundation(foundation, settings.lora, progress)
     device = choose_device(settings.device)
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     check_fits(model, settings.device)
@@ -171,7 +180,7 @@ def prepare(
         seeds = [settings.preview.seed + k for k in range(len(shown))]
         preview = (loaded_model.encode(shown), seeded_noise(seeds, shape))
     loaded_model.drop_text_encoder()
-    add_lora(loaded_model.unet, settings.lora, seed=seed)
+    lay_foundation(footing, loaded_model, settings.lora, seed=seed)
     parameters = lora_parameters(loaded_model.unet)
     optimizer = torch.optim.AdamW(
         parameters,

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from draft.registry.reward import Term
+from draft.training.foundation import FRESH, Foundation
 from draft.training.settings import TrainSettings
 from draft.types import Prompts
+
+_ELSEWHERE = ("checkpoint", "preview", "report_to", "device", "init_adapter", "base_adapters")
+# Settings without effect on the result, and files, which count by their content.
 
 
 class Randomness:
@@ -62,7 +66,15 @@ class Randomness:
         return {"order": self._order, "noise": self._noise, "fresh": self._fresh, "method": self.method}
 
 
-def identity(settings: TrainSettings, *, model: str, prompts: Prompts, terms: Sequence[Term], seed: int) -> str:
+def identity(
+    settings: TrainSettings,
+    *,
+    model: str,
+    prompts: Prompts,
+    terms: Sequence[Term],
+    seed: int,
+    foundation: Foundation = FRESH,
+) -> str:
     """A hash of everything that decides a training's result, so that no checkpoint of another one is continued.
 
     Args:
@@ -71,14 +83,17 @@ def identity(settings: TrainSettings, *, model: str, prompts: Prompts, terms: Se
         prompts: Its prompts with their columns.
         terms: Its rewards.
         seed: Its seed.
+        foundation: The adapter files it is built on.
 
     Returns:
         64 hexadecimal digits.
     """
-    decisive = {k: v for k, v in asdict(settings).items() if k not in ("checkpoint", "preview", "report_to", "device")}
+    decisive = {k: v for k, v in asdict(settings).items() if k not in _ELSEWHERE}
     rewards = [(term.label, term.reward.name, term.reward.model_dump_json(), term.weight) for term in terms]
     columns = {name: prompts.column(name) for name in prompts.columns}
-    content = json.dumps([decisive, model, list(prompts), columns, rewards, seed], sort_keys=True)
+    content = json.dumps(
+        [decisive, model, list(prompts), columns, rewards, seed, *foundation.identity()], sort_keys=True
+    )
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -21,6 +21,7 @@ from draft.registry.reward import Term
 from draft.training.accelerator import make_accelerator
 from draft.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from draft.training.descent import means
+from draft.training.foundation import FRESH, Foundation
 from draft.training.metrics import append_metrics, truncate_metrics
 from draft.training.preview import save_grid
 from draft.training.rules.rule import Rule, make_rule
@@ -64,6 +65,7 @@ def train(
     folder: Path,
     progress: Progress,
     metadata: Mapping[str, str] = {},
+    foundation: Foundation = FRESH,
     after: Callable[[Progressed], bool] | None = None,
 ) -> dict[str, float]:
     """Train a LoRA so that sampled images score higher under a weighted sum of rewards.
@@ -80,6 +82,8 @@ def train(
         folder: Gets adapter.safetensors, metrics.jsonl, previews/, and checkpoints/ while it runs.
         progress: Told what happens.
         metadata: Text written into the adapter file; must not depend on time or place.
+        foundation: The adapter that the LoRA begins at, and frozen ones beneath it. The written adapter is the LoRA
+            alone: what it began at with what it learned, and nothing of what lies beneath.
         after: Called after each update; its time does not count. The training ends there if it returns True.
 
     Returns:
@@ -93,9 +97,9 @@ def train(
     if not len(prompts):
         raise StageError("there are no training prompts")
     accelerator = make_accelerator(settings.device, report_to=settings.report_to, folder=folder)
-    run = prepare(settings, model, prompts, terms, seed, progress)
+    run = prepare(settings, model, prompts, terms, seed, progress, foundation)
     rule = make_rule(settings.method, run)
-    name = identity(settings, model=model, prompts=prompts, terms=terms, seed=seed)
+    name = identity(settings, model=model, prompts=prompts, terms=terms, seed=seed, foundation=foundation)
     checkpoints, metrics = folder / "checkpoints", folder / "metrics.jsonl"
     done = _resume(run, rule, load_checkpoint(checkpoints, identity=name), progress)
     rows = truncate_metrics(metrics, done)

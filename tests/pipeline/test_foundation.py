@@ -1,0 +1,133 @@
+"""`init_adapter` and `base_adapters` in a file: references, paths, mistakes, fingerprints, rehearsals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from draft.errors import ConfigErrors, DraftError
+from draft.pipeline.cache import identity
+from draft.pipeline.check import CheckedStage
+from draft.pipeline.load import load_pipeline
+
+FILE = """\
+name: demo
+stages:
+  one:
+    kind: train
+    model: model
+    prompts: [a cat]
+    rewards: {jpeg: {quality: 50}}
+  two:
+    kind: train
+    model: model
+    prompts: [a cat]
+    init_adapter: "${out:one.adapter}"
+    base_adapters:
+      - {file: style.safetensors, weight: 0.7}
+      - {file: "${out:one.adapter}"}
+    rewards: {jpeg: {quality: 50}}
+"""
+
+
+def _write(path: Path, *names: str) -> None:
+    header = {
+        name: {"dtype": "F32", "shape": [1, 1], "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(names)
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4 * len(names)))
+
+
+@pytest.fixture
+def folder(workshop, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workshop.folder)
+    workshop.file.write_text(FILE)
+    _write(workshop.folder / "style.safetensors", "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
+    _write(workshop.folder / "text.safetensors", "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")
+    (workshop.folder / "old.pt").write_bytes(b"x")
+    (workshop.folder / "broken.safetensors").write_bytes(b"not one")
+    return workshop.folder
+
+
+def _two(folder: Path, *overrides: str) -> CheckedStage:
+    return load_pipeline(folder / "demo.yaml", overrides).stages["two"]
+
+
+def test_references_and_files_are_found_and_the_training_waits_for_its_references(folder: Path) -> None:
+    stage = _two(folder)
+    assert stage.files == {
+        "init_adapter": "${out:one.adapter}",
+        "base_adapters.0": str(folder / "style.safetensors"),
+        "base_adapters.1": "${out:one.adapter}",
+    }
+    assert stage.upstream == ("one",)
+    assert stage.data["base_adapters"][0]["file"] == str(folder / "style.safetensors")
+
+
+def test_what_a_stage_is_built_on_is_handed_to_the_training(folder: Path, workshop, monkeypatch) -> None:
+    from draft.training import train as module
+
+    given = []
+    monkeypatch.setattr(module, "train", lambda settings, **more: given.append(more["foundation"]) or {})
+    from draft.pipeline.stages import run_train
+
+    def learn(job):
+        (job.folder / "adapter.safetensors").write_bytes((folder / "style.safetensors").read_bytes())
+        (job.folder / "metrics.jsonl").write_text("")
+        return run_train(job)
+
+    workshop.run(executors={"train": learn})
+    first, second = given
+    assert first.init is None and first.beneath == ()
+    made = folder / "runs" / "demo" / "one" / "adapter.safetensors"
+    assert second.init == made
+    assert second.beneath == ((folder / "style.safetensors", 0.7), (made, 1.0))
+    assert workshop.plan() == ["one: reused", "two: reused"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("init_adapter=nowhere.safetensors", "no such file (got "),
+        ("init_adapter=old.pt", "an adapter must be a .safetensors file (got "),
+        ("init_adapter=broken.safetensors", "stages.two.init_adapter: not an intact safetensors file (got "),
+        ("init_adapter=text.safetensors", "stages.two.init_adapter changes text encoders alone"),
+        ("init_adapter=${out:one.metrics}", "stages.two.init_adapter must be an output 'adapter'"),
+        ("init_adapter=${out:two.adapter}", "stage 'two' refers to itself"),
+        ("base_adapters.0.file=text.safetensors", "stages.two.base_adapters.0.file changes text encoders alone"),
+        ("base_adapters.0.file=${out:one.adapter}", "base_adapters.1.file is the adapter of base_adapters.0"),
+        ("base_adapters.0.weight=.nan", "stages.two.base_adapters.0.weight must be a finite number"),
+        ("base_adapters.0.scale=1", "unknown key 'stages.two.base_adapters.0.scale'"),
+        ("base_adapters={a: {file: style.safetensors}}", "stages.two.base_adapters must be a list"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_before_anything_runs(folder: Path, override: str, message: str) -> None:
+    with pytest.raises(DraftError) as caught:
+        _two(folder, f"stages.two.{override}")
+    found = caught.value.errors if isinstance(caught.value, ConfigErrors) else [caught.value]
+    assert len(found) == 1, found
+    assert message in found[0].what and f"stages.two.{override.partition('=')[0]}"[:20] in str(found[0])
+
+
+def test_the_fingerprint_sees_contents_weights_and_order_but_no_path(folder: Path) -> None:
+    def settings(*overrides: str) -> dict:
+        return identity(_two(folder, *overrides), {"one": "x"})["settings"]
+
+    (folder / "same.safetensors").write_bytes((folder / "style.safetensors").read_bytes())
+    _write(folder / "other.safetensors", "lora_unet_mid_block_attentions_0_proj_out.lora_down.weight")
+    at = "stages.two.base_adapters.0"
+    assert settings() == settings(f"{at}.file=same.safetensors")
+    assert settings() != settings(f"{at}.file=other.safetensors")
+    assert settings() != settings(f"{at}.weight=0.5")
+    assert str(folder) not in json.dumps(settings())
+    plain = identity(load_pipeline(folder / "demo.yaml").stages["one"], {})["settings"]
+    assert "init_adapter" not in plain and "base_adapters" not in plain  # trainings of before are reused
+
+
+def test_a_rehearsal_refuses_files_of_the_full_size_model_by_name(folder: Path) -> None:
+    with pytest.raises(DraftError, match=r"stages\.two\.base_adapters\.0\.file was trained on another model"):
+        load_pipeline(folder / "demo.yaml", rehearse=True)
+    pipeline = load_pipeline(folder / "demo.yaml", ["stages.two.base_adapters=[]"], rehearse=True)
+    assert pipeline.stages["two"].files == {"init_adapter": "${out:one.adapter}"}
