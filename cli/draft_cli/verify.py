@@ -1,0 +1,125 @@
+"""`draft verify FILE`: where an adapter loads, how strong it is there, and whether it is intact."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draft_cli.console import rows
+
+if TYPE_CHECKING:
+    from draft.adapters.verification.verdict import Verdict
+    from draft.adapters.verification.verify import Verification
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, or a peft folder.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Check that an adapter loads in diffusers, ComfyUI, A1111 and InvokeAI, whole and at the right strength.
+
+    Exit code 0: it does, in every one that knows its family. 1: somewhere it does not, or a hash is wrong. 2: the file
+    cannot be read. 3: it could not be checked, because it is for a model that Draft has no list of modules of.
+    """
+    from draft.adapters.verification.verify import verify as check
+
+    found = check(file.expanduser())
+    print(json_module.dumps(_as_json(found), indent=2) if json else _text(found))
+    raise typer.Exit(3 if not found.known else 0 if found.right else 1)
+
+
+def _text(found: Verification) -> str:
+    counted = _count(found.modules)
+    lines = [f"{found.path}  ({found.base.name if found.base else 'unknown model'}, {counted})"]
+    facts = [("intact", "finite, factors agree, no module twice"), ("sha256", found.digest)]
+    facts += [
+        (name, "is that of the tensors" if ok else "is NOT that of the tensors") for name, ok in found.hashes.items()
+    ]
+    if found.base is None:
+        facts.append(("not checked", f"no known model of the family {found.family} has these modules"))
+    if found.strange:
+        facts.append(
+            ("strange", f"{found.base.name if found.base else ''} has no such modules: {_some(found.strange)}")
+        )
+    lines.append(rows(facts))
+    if found.verdicts:
+        lines.append(rows([(f"{each.tool} {each.version}", sentence(each)) for each in found.verdicts]))
+    if found.recipe is not None:
+        lines.append(rows(_recipe(found.recipe)))
+    broken = [each for each in found.verdicts if not each.right and each.status != "unknown"]
+    if broken:
+        lines.append(f"hint: draft convert {found.path} -o OUT writes the names and strengths that load in most tools")
+    return "\n".join(lines)
+
+
+def sentence(verdict: Verdict) -> str:
+    """A verdict in words.
+
+    Args:
+        verdict: What a tool makes of a file.
+
+    Returns:
+        For example `loads 2 of 3 modules; drops unet.….to_q`.
+    """
+    if verdict.status == "unknown":
+        return verdict.reason
+    if verdict.status == "refuses":
+        return f"refuses it: {verdict.reason}"
+    if verdict.status == "all":
+        text = f"loads all {_count(verdict.modules)}" if verdict.modules > 1 else "loads its module"
+    else:
+        loaded = "none" if verdict.status == "none" else str(verdict.loaded)
+        text = f"loads {loaded} of {_count(verdict.modules)}; drops {_some(verdict.dropped)}"
+    if verdict.status == "none" or all(abs(ratio - 1) < 1e-3 for ratio in verdict.ratios):
+        return text
+    low, high = verdict.ratios[0], verdict.ratios[-1]
+    return f"{text}; at {low:.3g}{'' if low == high else f' to {high:.3g}'} times its strength"
+
+
+def _recipe(recipe: Any) -> list[tuple[str, str]]:
+    found = [("recipe", str(recipe.get("kind", "unknown")))]
+    inputs = recipe.get("inputs")
+    for each in inputs if isinstance(inputs, list) else []:
+        if isinstance(each, dict):
+            weight = f", weight {each['weight']:g}" if isinstance(each.get("weight"), int | float) else ""
+            found.append(("  input", f"{each.get('name', 'unnamed')}  sha256 {each.get('sha256', 'unknown')}{weight}"))
+    return found
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _count(modules: int) -> str:
+    return f"{modules} module{'' if modules == 1 else 's'}"
+
+
+def _as_json(found: Verification) -> dict[str, Any]:
+    return {
+        "path": str(found.path),
+        "sha256": found.digest,
+        "family": found.family,
+        "model": found.base.name if found.base else None,
+        "modules": found.modules,
+        "strange": list(found.strange),
+        "hashes": dict(found.hashes),
+        "recipe": found.recipe,
+        "right": found.right if found.known else None,
+        "tools": [
+            {
+                "tool": each.tool,
+                "version": each.version,
+                "status": each.status,
+                "loaded": each.loaded,
+                "modules": each.modules,
+                "dropped": list(each.dropped),
+                "reason": each.reason,
+                "strengths": list(each.ratios),
+                "right": each.right,
+            }
+            for each in found.verdicts
+        ],
+    }

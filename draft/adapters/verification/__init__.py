@@ -1,0 +1,1 @@
+"""Where an adapter file loads, how strong it is there, and whether it is intact."""

@@ -1,0 +1,212 @@
+"""What one tool makes of one file: which modules it loads, and how strong."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from draft.adapters.config import Alphas
+from draft.adapters.verification.models import BaseModel
+from draft.adapters.verification.tools import Layout, Recognition, Tool
+
+Status = Literal["all", "some", "none", "refuses", "unknown"]
+
+# A tensor's name without the module: every ending that some tool knows.
+_ENDING = re.compile(
+    r"(?P<name>.+?)(?:(?:\.lora|_lora|\.lora_linear_layer)\.(?:down|up)\.weight|\.lora_(?:down|up)\.weight"
+    r"|\.lora_[AB](?:\.\w+)?\.weight|\.alpha)"
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What of a file a tool's verdict depends on.
+
+    Args:
+        shapes: Shapes by tensor name, in the file's order.
+        alphas: Values of the `.alpha` tensors by name.
+        header: What the header says of alpha.
+        in_header: Whether it says anything.
+        strengths: By module path the factor of B A that the file means.
+    """
+
+    shapes: Mapping[str, Sequence[int]]
+    alphas: Mapping[str, float]
+    header: Alphas
+    in_header: bool
+    strengths: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a tool makes of a file.
+
+    Args:
+        tool: The tool.
+        version: The version that the verdict is about.
+        status: `all` modules are loaded, `some` or `none` of them, the tool `refuses` the file, or it has no LoRA for
+            the family: `unknown`.
+        loaded: How many of the file's modules it loads.
+        modules: How many the file has, as the file counts them (q, k and v in one matrix are one).
+        dropped: Names of those it leaves out without an error.
+        reason: Why it refuses, or what it says of the family.
+        ratios: The strengths at which it applies what it loads, relative to what the file means; (1.0,) is right.
+    """
+
+    tool: str
+    version: str
+    status: Status
+    loaded: int
+    modules: int
+    dropped: tuple[str, ...] = ()
+    reason: str = ""
+    ratios: tuple[float, ...] = (1.0,)
+
+    @property
+    def right(self) -> bool:
+        """Whether the tool loads everything at the strength that the file means."""
+        return self.status == "all" and all(abs(ratio - 1) < 1e-3 for ratio in self.ratios)
+
+
+def judge(tool: Tool, base: BaseModel, contents: Contents) -> Verdict:
+    """Walk a file through a tool's key map.
+
+    Args:
+        tool: The tool.
+        base: The base model that the file is for.
+        contents: The file.
+
+    Returns:
+        The verdict.
+    """
+    names = tuple(dict.fromkeys(match["name"] for name in contents.shapes if (match := _ENDING.fullmatch(name))))
+    verdict = _Verdicts(tool, len(names))
+    if base.family in tool.unknown:
+        return verdict.of("unknown", reason=tool.unknown[base.family])
+    if not any(base.key in layout.bases for layout in tool.layouts):
+        return verdict.of("unknown", reason=f"has no LoRA for {base.name}")
+    recognition = tool.recognition.get(base.family)
+    if recognition and (why := _mistaken(recognition, base, contents)):
+        return verdict.of("refuses", reason=why)
+    layout = _layout(tool, base, contents)
+    if layout is None:
+        why = tool.otherwise.get(base.family, "")
+        return verdict.of("refuses" if why else "none", dropped=() if why else names, reason=why)
+    return _walk(verdict, layout, base, contents, names)
+
+
+@dataclass(frozen=True)
+class _Verdicts:
+    tool: Tool
+    modules: int
+
+    def of(
+        self,
+        status: Status,
+        *,
+        loaded: int = 0,
+        dropped: tuple[str, ...] = (),
+        reason: str = "",
+        ratios: tuple[float, ...] = (1.0,),
+    ) -> Verdict:
+        return Verdict(self.tool.name, self.tool.version, status, loaded, self.modules, dropped, reason, ratios)
+
+
+def _mistaken(recognition: Recognition, base: BaseModel, contents: Contents) -> str:
+    """Why the tool takes the file for another base model, or "" if it does not."""
+    found: tuple[str, ...] = ()
+    for name, shape in contents.shapes.items():
+        if any(pattern.fullmatch(name) for pattern in recognition.widths):
+            found = recognition.bases.get(shape[1], ())
+            break
+    else:
+        widths = [
+            next((shape[1] for name, shape in contents.shapes.items() if pattern.fullmatch(name)), None)
+            for pattern in recognition.sums
+        ]
+        if widths and None not in widths:
+            found = recognition.bases.get(sum(width or 0 for width in widths), ())
+        elif any(recognition.deep.fullmatch(name) for name in contents.shapes):
+            found = recognition.deep_bases
+    if not found:
+        return recognition.otherwise
+    return "" if base.key in found else f"it takes the file for another base model ({', '.join(found)})"
+
+
+def _layout(tool: Tool, base: BaseModel, contents: Contents) -> Layout | None:
+    """The first layout of the tool that the file is of."""
+    for layout in tool.layouts:
+        fits = (
+            base.key in layout.bases
+            and (layout.every is None or all(layout.every.fullmatch(name) for name in contents.shapes))
+            and (layout.some is None or any(layout.some.fullmatch(name) for name in contents.shapes))
+            and (not layout.present or any(contents.shapes.keys() >= set(names) for names in layout.present))
+        )
+        if fits:
+            return layout
+    return None
+
+
+def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Contents, names: Sequence[str]) -> Verdict:
+    for pattern, why in layout.refusals:
+        for name in contents.shapes:
+            if pattern.fullmatch(name):
+                return verdict.of("refuses", reason=f"{why} ({name})")
+    key_map = layout.key_map(base)
+    ranks: dict[str, int] = {}
+    for name in names:
+        for up, down in layout.pairs:
+            if name in key_map and f"{name}{up}" in contents.shapes and f"{name}{down}" in contents.shapes:
+                ranks.setdefault(name, contents.shapes[f"{name}{down}"][0])
+    modules = {module for name in ranks for module in key_map[name]}
+    for one, other, why in layout.requires:
+        if any(map(one.fullmatch, modules)) and not any(map(other.fullmatch, modules)):
+            return verdict.of("refuses", reason=why)
+    for together in layout.together:
+        for name in list(ranks):
+            match = together.modules.fullmatch(key_map[name][0])
+            if match and len(key_map[name]) == 1 and not {f"{match[1]}.{end}" for end in together.endings} <= modules:
+                if together.refused:
+                    listed = ", ".join(together.endings)
+                    return verdict.of("refuses", reason=f"it takes {listed} of a layer only together ({name})")
+                del ranks[name]
+    dropped = tuple(name for name in names if name not in ranks)
+    if dropped and layout.strict:
+        return verdict.of("refuses", reason=f"{layout.strict} ({dropped[0]})")
+    if layout.conflict and contents.alphas and contents.in_header:
+        return verdict.of("refuses", reason=layout.conflict)
+    status: Status = "all" if not dropped else "some" if ranks else "none"
+    ratios = _ratios(layout, contents, key_map, ranks)
+    return verdict.of(status, loaded=len(ranks), dropped=dropped, ratios=ratios or (1.0,))
+
+
+def _ratios(
+    layout: Layout, contents: Contents, key_map: Mapping[str, Sequence[str]], ranks: Mapping[str, int]
+) -> tuple[float, ...]:
+    """The distinct strengths relative to what the file means, smallest first."""
+    alphas = {
+        name: contents.alphas[f"{name}.alpha"]
+        for name in ranks
+        if layout.alpha_tensor and f"{name}.alpha" in contents.alphas
+    }
+    listed: dict[str, Counter[float]] = {}
+    for name, alpha in alphas.items():
+        listed.setdefault(key_map[name][0].partition(".")[0], Counter())[alpha] += 1
+    found: set[float] = set()
+    for name, rank in ranks.items():
+        alpha = alphas.get(name)
+        common = listed.get(key_map[name][0].partition(".")[0])
+        # peft takes one alpha per adapter and a pattern of exceptions; names that the pattern misses get the one.
+        if layout.alpha_uneven and common and (alpha is None or layout.alpha_uneven.fullmatch(key_map[name][0])):
+            alpha = common.most_common(1)[0][0]
+        for module in key_map[name]:
+            if alpha is not None:
+                strength = alpha / rank
+            else:
+                strength = contents.header.scale(module, rank) if layout.alpha_metadata else 1.0
+            meant = contents.strengths.get(module, 1.0)
+            found.add(round(strength / meant, 6) if meant else float(strength != 0))
+    return tuple(sorted(found))

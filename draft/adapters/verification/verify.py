@@ -1,0 +1,168 @@
+"""What can be said of an adapter file: whether it is intact, for which model, and what each tool makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from draft.adapters.config import read_alphas
+from draft.adapters.container import read_tensors
+from draft.adapters.factors import Adapter
+from draft.adapters.formats import read_adapter
+from draft.adapters.header import read_header
+from draft.adapters.verification.models import BaseModel, base_models
+from draft.adapters.verification.tools import tools
+from draft.adapters.verification.verdict import Contents, Verdict, judge
+
+# Entries that hold the sha256 of the bytes after the header.
+_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found about a file.
+
+    Args:
+        path: The file, or peft folder.
+        digest: Its sha256 (a folder's: of its tensors).
+        family: The family of the adapter.
+        base: The base model whose modules it has; None if it is for none that is known.
+        modules: How many modules it changes.
+        strange: Modules that the base model does not have, or has in another shape.
+        verdicts: What each tool makes of it; empty without a base model.
+        hashes: For every hash in its header whether it is that of the tensors.
+        recipe: Its `draft.recipe`, if it has one.
+    """
+
+    path: Path
+    digest: str
+    family: str
+    base: BaseModel | None
+    modules: int
+    strange: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    hashes: Mapping[str, bool]
+    recipe: Mapping[str, Any] | None
+
+    @property
+    def known(self) -> bool:
+        """Whether the file could be checked."""
+        return self.base is not None
+
+    @property
+    def right(self) -> bool:
+        """Whether it is intact and every tool that knows its family loads all of it at the right strength."""
+        tools_right = all(verdict.right for verdict in self.verdicts if verdict.status != "unknown")
+        return self.known and tools_right and not self.strange and all(self.hashes.values())
+
+
+def verify(path: Path) -> Verification:
+    """Check a file's integrity and walk it through the key map of every tool; no model is loaded.
+
+    Reading it proves that its container adds up, its numbers are finite, its factors agree in rank and no module is
+    there twice. The base model is the one that has most of the file's modules in the right shapes; with fewer than half
+    of them in any, none.
+
+    Args:
+        path: A `.safetensors` file, or a peft folder.
+
+    Returns:
+        What was found.
+
+    Raises:
+        StageError: The file cannot be read as an adapter.
+
+    Example:
+        >>> verify(Path("pony.safetensors")).right  # doctest: +SKIP
+        True
+    """
+    adapter = read_adapter(path)
+    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    base = base_model(adapter)
+    strange: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    if base is not None:
+        strange = tuple(name for name, factors in adapter.modules.items() if not base.fits(name, factors))
+        contents = contents_of(file, adapter)
+        verdicts = tuple(judge(tool, base, contents) for tool in tools())
+    return Verification(
+        path=path,
+        digest=_digest(file),
+        family=adapter.family,
+        base=base,
+        modules=len(adapter.modules),
+        strange=strange,
+        verdicts=verdicts,
+        hashes=_hashes(file, adapter.metadata),
+        recipe=_recipe(adapter.metadata),
+    )
+
+
+def base_model(adapter: Adapter) -> BaseModel | None:
+    """The base model that has most of an adapter's modules in its shapes; of equals the first.
+
+    Args:
+        adapter: Any adapter.
+
+    Returns:
+        The model, or None if no model of its family has half of the modules.
+    """
+    best, most = None, 0
+    for model in base_models():
+        if model.family == adapter.family:
+            count = sum(model.fits(name, factors) for name, factors in adapter.modules.items())
+            if count > most:
+                best, most = model, count
+    return best if 2 * most >= len(adapter.modules) else None
+
+
+def contents_of(file: Path, adapter: Adapter) -> Contents:
+    """What of a file decides where it loads.
+
+    Args:
+        file: The safetensors file.
+        adapter: What `read_adapter` made of it.
+
+    Returns:
+        Names, shapes and alphas as they are in the file, and the strengths it means.
+    """
+    header = read_header(file)
+    ordered = sorted(header.tensors.items(), key=lambda item: item[1].start)
+    named = [name for name, _ in ordered if name.endswith(".alpha")]
+    alphas: dict[str, float] = {}
+    if named:
+        tensors, _ = read_tensors(file)
+        alphas = {name: float(tensors[name].reshape(-1)[0]) for name in named}
+    return Contents(
+        shapes={name: info.shape for name, info in ordered},
+        alphas=alphas,
+        header=read_alphas(None, header.metadata, where=str(file)),
+        in_header="lora_adapter_metadata" in header.metadata,
+        strengths={name: factors.scale for name, factors in adapter.modules.items()},
+    )
+
+
+def _hashes(file: Path, metadata: Mapping[str, str]) -> dict[str, bool]:
+    told = {name: metadata[name].lower().removeprefix("0x") for name in _HASHES if metadata.get(name)}
+    if not told:
+        return {}
+    digest = _digest(file, skip=read_header(file).size)
+    return {name: value == digest for name, value in told.items()}
+
+
+def _digest(file: Path, *, skip: int = 0) -> str:
+    with file.open("rb") as stream:
+        stream.seek(skip)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _recipe(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(metadata.get("draft.recipe", "null"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
