@@ -12,16 +12,73 @@ from draft_cli.mix import mix_command
 
 def mix(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="FILE[:WEIGHT]...", help="Adapters with weights, e.g. a.safetensors:0.7.")
+        list[str],
+        typer.Argument(
+            metavar="FILE[:WEIGHT]...",
+            help="Adapters with weights, e.g. a.safetensors:0.7; or hf://org/repo/file.safetensors@revision:0.7.",
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: named after the inputs.")
     ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", metavar="N", help="Cut every module to the best of this rank.")
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", metavar="E", help="Keep this share of every module's squared singular values."),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option("--max-error", metavar="X", help="The smallest ranks with this relative error of the whole."),
+    ] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option("--component", metavar="PATTERN=FACTOR", help="Weigh a part, e.g. text_encoder=0 to drop it."),
+    ] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option("--block", metavar="PATTERN=FACTOR", help="Weigh modules by their path, e.g. 'up_blocks.*=0.5'."),
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Divide the weights by their sum.")] = False,
+    method: Annotated[
+        str,
+        typer.Option("--method", metavar="METHOD", help="exact, or ties, dare, magnitude (with --rank, --density)."),
+    ] = "exact",
+    density: Annotated[
+        float | None, typer.Option("--density", metavar="D", help="Share of entries that the other methods keep.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the method dare.")] = 0,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="Of the factors: same, fp32, fp16 or bf16.")
+    ] = "same",
     format: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")
     ] = "auto",
+    verify: Annotated[
+        str, typer.Option("--verify", metavar="HOW", help="Read back: factors, or full (by diffusers' reader too).")
+    ] = "factors",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come out; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Mix adapters, each with a weight, into one exact adapter."""
-    mix_command(inputs, output=output, format=format, force=force, json=json)
+    mix_command(
+        inputs,
+        output=output,
+        rank=rank,
+        energy=energy,
+        max_error=max_error,
+        component=component or [],
+        block=block or [],
+        normalize=normalize,
+        method=method,
+        density=density,
+        seed=seed,
+        dtype=dtype,
+        format=format,
+        verify=verify,
+        dry_run=dry_run,
+        force=force,
+        json=json,
+    )

@@ -29,7 +29,12 @@ class Compressed:
 
 
 def compress(
-    adapter: Adapter, *, rank: int | None = None, energy: float | None = None, max_error: float | None = None
+    adapter: Adapter,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_error: float | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> Compressed:
     """Cut every module to the rank at which its change is approximated best (Eckart and Young, 1936).
 
@@ -43,6 +48,7 @@ def compress(
             gets the smallest rank that does.
         max_error: The relative error, at least 0 and below 1, that all modules together may have at most. The smallest
             singular values of all modules are cut first, so that no other ranks reach it with a smaller sum.
+        dtypes: Of the new factors by module; None: those they had.
 
     Returns:
         The adapter with its errors. Singular values that are rounding (below 1e-14 times the module's size and largest
@@ -65,7 +71,7 @@ def compress(
     modules: dict[str, Factors] = {}
     spectra: dict[str, Tensor] = {}
     for name, factors in adapter.modules.items():
-        modules[name], spectra[name] = decompose(factors, keep=chosen)
+        modules[name], spectra[name] = decompose(factors, keep=chosen, dtype=dtypes[name] if dtypes else None)
     if max_error is not None:
         kept = ranks_by_error(spectra, max_error)
         modules = {name: _first(factors, kept[name]) for name, factors in modules.items()}
@@ -77,15 +83,18 @@ def compress(
     return Compressed(replace(adapter, modules=modules), errors, error)
 
 
-def decompose(factors: Factors, *, keep: Callable[[Tensor], int]) -> tuple[Factors, Tensor]:
+def decompose(
+    factors: Factors, *, keep: Callable[[Tensor], int], dtype: torch.dtype | None = None
+) -> tuple[Factors, Tensor]:
     """Write a module's change in its singular vectors, balanced: sqrt(S) on both sides, S falling.
 
     Args:
         factors: Any factors, a convolution's taken as (r, in k k) and (out, r).
         keep: From all singular values to how many to keep, at least 1.
+        dtype: Of the cut factors; None: those they had.
 
     Returns:
-        The cut factors, scale 1, in the dtypes they had, and all singular values in float64, shape (min(r, out, in),),
+        The cut factors, scale 1, and all singular values in float64, shape (min(r, out, in),),
         those that are rounding set to 0.
     """
     down, up = factors.down.double().flatten(1), factors.up.double().flatten(1)
@@ -97,8 +106,8 @@ def decompose(factors: Factors, *, keep: Callable[[Tensor], int]) -> tuple[Facto
     new_up = left.Q @ (u[:, :rank] * root)
     new_down = (v[:rank] * root[:, None]) @ right.Q.T
     cut = Factors(
-        new_down.reshape(rank, *factors.down.shape[1:]).to(factors.down.dtype),
-        new_up.reshape(len(up), rank, *factors.up.shape[2:]).to(factors.up.dtype),
+        new_down.reshape(rank, *factors.down.shape[1:]).to(dtype or factors.down.dtype),
+        new_up.reshape(len(up), rank, *factors.up.shape[2:]).to(dtype or factors.up.dtype),
     )
     return cut, spectrum
 

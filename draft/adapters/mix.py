@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
 
+from draft.adapters.deviation import deviation
 from draft.adapters.factors import Adapter, Factors
 from draft.errors import StageError
 
 
-def mix(inputs: Sequence[tuple[Adapter, float]]) -> Adapter:
+def mix(
+    inputs: Sequence[tuple[Adapter, float]],
+    *,
+    factors: Mapping[str, float] | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> Adapter:
     """Add adapters with weights: dW = sum_i w_i s_i B_i A_i, module by module.
 
     With c_i = w_i s_i the sum is one product of concatenated factors,
@@ -24,9 +30,11 @@ def mix(inputs: Sequence[tuple[Adapter, float]]) -> Adapter:
     Args:
         inputs: Adapters of one family with their weights: any finite number, negative and above 1 included, never
             normalised.
+        factors: The modules to take, each with a further factor of its sum; None: all of them, at 1.
+        dtypes: Of the mix by module; None: the widest of the inputs.
 
     Returns:
-        The mix, scale 1, computed in float64 and kept in the widest dtype of the inputs.
+        The mix, scale 1, computed in float64 and rounded once.
 
     Raises:
         StageError: Nothing to mix, a weight that is not finite, families mixed, or modules that differ in shape.
@@ -34,21 +42,17 @@ def mix(inputs: Sequence[tuple[Adapter, float]]) -> Adapter:
     Example:
         >>> mix([(compress, 0.7), (align, 0.3)])  # doctest: +SKIP
     """
-    _check(inputs)
+    exact = ExactSum(inputs, factors)
     modules: dict[str, Factors] = {}
-    for name in _names(inputs):
-        parts = _parts(inputs, name)
-        dtype = reduce(torch.promote_types, [t.dtype for f, _ in parts for t in (f.down, f.up)])
-        down, up = _concatenated(parts)
-        modules[name] = Factors(down.to(dtype), up.to(dtype), 1.0)
-    return Adapter(modules, inputs[0][0].family, _shared([adapter.metadata for adapter, _ in inputs]))
+    for name in exact:
+        kept = dtypes[name] if dtypes else exact.dtype(name)
+        summed = exact[name]
+        modules[name] = Factors(summed.down.to(kept), summed.up.to(kept))
+    return Adapter(modules, inputs[0][0].family, shared_header([adapter.metadata for adapter, _ in inputs]))
 
 
 def mix_errors(mixed: Adapter, inputs: Sequence[tuple[Adapter, float]]) -> dict[str, float]:
-    """How far a mix is from the exact sum, per module, without ever forming a dense dW.
-
-    The difference of two low-rank matrices is one of concatenated factors, D = B A, and with the triangles of
-    B = Q_B R_B and A^T = Q_A R_A its norm is ||D||_F = ||R_B R_A^T||_F.
+    """How far a mix is from the exact sum, per module.
 
     Args:
         mixed: The mix, as read back from its file.
@@ -58,20 +62,59 @@ def mix_errors(mixed: Adapter, inputs: Sequence[tuple[Adapter, float]]) -> dict[
         By module, ||dW - sum_i w_i dW_i||_F / ||sum_i w_i dW_i||_F; where the sum cancels out, relative to the sizes
         that were added. A module missing on either side counts as zero there.
     """
-    errors: dict[str, float] = {}
-    for name in sorted({*_names(inputs), *mixed.modules}):
-        parts = _parts(inputs, name)
-        wanted = [_scaled(factors, weight * factors.scale) for factors, weight in parts]
-        got = [_scaled(mixed.modules[name], -mixed.modules[name].scale)] if name in mixed.modules else []
-        added = sum(_norm([term]) for term in wanted)
-        total = _norm(wanted)
-        size = total if total > 1e-6 * added else added
-        difference = _norm([*got, *wanted])
-        errors[name] = difference / size if size > 0 else difference
-    return errors
+    exact = ExactSum(inputs)
+    names = sorted({*exact, *mixed.modules})
+    return {name: deviation(mixed.modules.get(name), exact.terms(name)).relative for name in names}
 
 
-def _check(inputs: Sequence[tuple[Adapter, float]]) -> None:
+class ExactSum(Mapping[str, Factors]):
+    """The modules of a mix in float64, each computed when it is asked for: one at a time is in memory.
+
+    Args:
+        inputs: As in `mix`.
+        factors: As in `mix`.
+
+    Raises:
+        StageError: As in `mix`.
+    """
+
+    def __init__(self, inputs: Sequence[tuple[Adapter, float]], factors: Mapping[str, float] | None = None) -> None:
+        check_inputs(inputs)
+        self._inputs = inputs
+        self._factors = dict.fromkeys(module_names(inputs), 1.0) if factors is None else factors
+
+    def __getitem__(self, name: str) -> Factors:
+        """The factors of one module's sum."""
+        return _concatenated(self.terms(name))
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of modules, sorted."""
+        return iter(sorted(self._factors))
+
+    def __len__(self) -> int:
+        """How many modules there are."""
+        return len(self._factors)
+
+    def terms(self, name: str) -> list[tuple[Factors, float]]:
+        """What is added in one module: factors and c_i / s_i, the weight times the module's own factor."""
+        if name not in self._factors:
+            return []
+        return [(a.modules[name], w * self._factors[name]) for a, w in self._inputs if name in a.modules]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The widest dtype of a module in the inputs."""
+        return reduce(torch.promote_types, [t.dtype for f, _ in self.terms(name) for t in (f.down, f.up)])
+
+
+def check_inputs(inputs: Sequence[tuple[Adapter, float]]) -> None:
+    """Refuse adapters that cannot be added.
+
+    Args:
+        inputs: Adapters with weights.
+
+    Raises:
+        StageError: As in `mix`.
+    """
     if not inputs:
         raise StageError("nothing to mix (got 0 adapters)")
     for _, weight in inputs:
@@ -83,8 +126,9 @@ def _check(inputs: Sequence[tuple[Adapter, float]]) -> None:
             f"adapters of different families cannot be mixed (got {' and '.join(families)})",
             hint="their modules have the same names but other shapes and meanings",
         )
-    for name in _names(inputs):
-        shapes = {(tuple(f.down.shape[1:]), f.up.shape[0]) for f, _ in _parts(inputs, name)}
+    for name in module_names(inputs):
+        found = [adapter.modules[name] for adapter, _ in inputs if name in adapter.modules]
+        shapes = {(tuple(f.down.shape[1:]), f.up.shape[0]) for f in found}
         if len(shapes) > 1:
             listed = " and ".join(f"in {i} out {o}" for i, o in sorted(shapes))
             raise StageError(
@@ -92,60 +136,69 @@ def _check(inputs: Sequence[tuple[Adapter, float]]) -> None:
             )
 
 
-def _names(inputs: Sequence[tuple[Adapter, float]]) -> list[str]:
+def module_names(inputs: Sequence[tuple[Adapter, float]]) -> list[str]:
+    """All modules that any of the inputs has, sorted.
+
+    Args:
+        inputs: Adapters with weights.
+
+    Returns:
+        Module paths.
+    """
     return sorted({name for adapter, _ in inputs for name in adapter.modules})
 
 
-def _parts(inputs: Sequence[tuple[Adapter, float]], name: str) -> list[tuple[Factors, float]]:
-    return [(adapter.modules[name], weight) for adapter, weight in inputs if name in adapter.modules]
+def shared_header(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The header entries on which all inputs agree; of one adapter's own story, none speaks for the mix.
 
+    Args:
+        headers: The inputs' headers.
 
-def _concatenated(parts: Sequence[tuple[Factors, float]]) -> tuple[Tensor, Tensor]:
-    """The factors of one module's sum in float64."""
-    groups: list[list[tuple[Factors, float]]] = []
-    for factors, weight in parts:
-        for group in groups:
-            if torch.equal(group[0][0].down.double(), factors.down.double()):
-                group.append((factors, weight))
-                break
-        else:
-            groups.append([(factors, weight)])
-    downs, ups = [], []
-    for group in groups:
-        coefficients = [weight * factors.scale for factors, weight in group]
-        root = math.sqrt(max(abs(c) for c in coefficients))
-        if root == 0:
-            continue
-        downs.append(group[0][0].down.double() * root)
-        scaled = [f.up.double() * (c / root) for (f, _), c in zip(group, coefficients, strict=True)]
-        ups.append(reduce(torch.add, scaled))
-    if not downs:
-        # Every weight is 0: the module stays, as the zero it has become.
-        first = groups[0][0][0]
-        return first.down.double(), torch.zeros_like(first.up, dtype=torch.float64)
-    return torch.cat(downs, 0), torch.cat(ups, 1)
-
-
-def _scaled(factors: Factors, coefficient: float) -> tuple[Tensor, Tensor]:
-    """A module's factors as float64 matrices (r, in k k) and (out, r), the coefficient on B."""
-    return factors.down.double().flatten(1), factors.up.double().flatten(1) * coefficient
-
-
-def _norm(terms: Sequence[tuple[Tensor, Tensor]]) -> float:
-    if not terms:
-        return 0.0
-    down = torch.cat([a for a, _ in terms], 0)
-    up = torch.cat([b for _, b in terms], 1)
-    left = torch.linalg.qr(up, mode="r").R
-    right = torch.linalg.qr(down.T, mode="r").R
-    return float(torch.linalg.norm(left @ right.T))
-
-
-def _shared(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """The header entries on which all inputs agree; of one adapter's own story, none speaks for the mix."""
+    Returns:
+        The entries in common, without ours.
+    """
     first = headers[0]
     return {
         name: value
         for name, value in first.items()
         if not name.startswith("draft.") and all(other.get(name) == value for other in headers)
     }
+
+
+def _concatenated(terms: Sequence[tuple[Factors, float]]) -> Factors:
+    """The factors of one module's sum in float64."""
+    groups: list[list[tuple[Factors, float]]] = []
+    for factors, weight in terms:
+        for group in groups:
+            if _same(group[0][0].down, factors.down):
+                group.append((factors, weight))
+                break
+        else:
+            groups.append([(factors, weight)])
+    # A group whose coefficients are all 0 adds nothing.
+    groups = [group for group in groups if any(weight * factors.scale for factors, weight in group)]
+    first = terms[0][0]
+    if not groups:
+        # Every weight is 0: the module stays, as the zero it has become.
+        return Factors(first.down.double(), torch.zeros_like(first.up, dtype=torch.float64))
+    rank = sum(group[0][0].rank for group in groups)
+    # Filled in place: at the sizes of SDXL every further copy is felt.
+    down = torch.empty(rank, *first.down.shape[1:], dtype=torch.float64)
+    up = torch.empty(first.up.shape[0], rank, *first.up.shape[2:], dtype=torch.float64)
+    start = 0
+    for group in groups:
+        coefficients = [weight * factors.scale for factors, weight in group]
+        root = math.sqrt(max(abs(c) for c in coefficients))
+        rows = slice(start, start := start + group[0][0].rank)
+        down[rows].copy_(group[0][0].down).mul_(root)
+        up[:, rows].copy_(group[0][0].up).mul_(coefficients[0] / root)
+        for (factors, _), coefficient in zip(group[1:], coefficients[1:], strict=True):
+            up[:, rows].add_(factors.up.double(), alpha=coefficient / root)
+    return Factors(down, up)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    # Different factors differ in their first row already, which spares comparing, and converting, the rest.
+    return one.shape == other.shape and all(
+        torch.equal(a.double(), b.double()) for a, b in ((one[:1], other[:1]), (one, other))
+    )

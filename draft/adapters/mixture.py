@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from draft.adapters.formats import Adapter, Format, read_adapter, write_adapter
-from draft.adapters.metadata import draft_version
-from draft.adapters.mix import mix, mix_errors
-from draft.errors import StageError
+from draft.adapters.compress import compress
+from draft.adapters.factors import Adapter, Factors, pad_ranks
+from draft.adapters.formats import read_adapter
+from draft.adapters.merging import merge
+from draft.adapters.mix import ExactSum, check_inputs, mix, module_names, shared_header
+from draft.adapters.readback import ReadBack, Terms, compare, write_checked
+from draft.adapters.recipe import recipe_header
+from draft.adapters.selection import module_factors
+from draft.adapters.settings import MixSettings, check_settings
+from draft.errors import DraftWarning, StageError
 
-# Rounding of two factors to a dtype, with room to spare; beyond it the written file is not the mix.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+Reader = Callable[[Path, str], Mapping[str, tuple[Tensor, Tensor, float]]]
+"""Another program's reader: from a file and its family to A, B and the scale by module."""
 
 
 @dataclass(frozen=True)
@@ -25,77 +35,233 @@ class MixReport:
 
     Args:
         modules: Modules in the mixed file.
-        inputs: For every input its number of modules and how many of them have which rank.
+        inputs: For every input, a file that was named twice being one, its path, weight, number of modules, and how
+            many of them have which rank.
         ranks: How many modules of the mix have which rank.
         dtype: Of the written factors, e.g. `float32`.
-        error: The largest relative error of a module's dW in the file that was written, against the exact sum.
+        size: Bytes of the factors in the file.
+        predicted: The relative error over all modules that a smaller rank costs, known before writing; None where the
+            mix is exact. Of `ties`, `dare` and `magnitude` it is against their dense result.
+        dropped: Modules of the inputs that were left out by a factor of 0.
+        error: The largest relative error of a module in the file that was written, against the exact sum; against the
+            cut result where a method thinned out. None in a dry run.
         worst: That module.
+        total: The relative error over all modules together. None in a dry run.
+        peer_error: The largest relative error as another program reads the file; None where none was asked.
     """
 
     modules: int
-    inputs: tuple[tuple[int, dict[int, int]], ...]
+    inputs: tuple[tuple[Path, float, int, dict[int, int]], ...]
     ranks: dict[int, int]
     dtype: str
-    error: float
-    worst: str
+    size: int
+    predicted: float | None
+    dropped: tuple[str, ...]
+    error: float | None = None
+    worst: str = ""
+    total: float | None = None
+    peer_error: float | None = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A mix before it is written, and what its file is to be held against."""
+
+    adapter: Adapter
+    wanted: Terms
+    errors: Mapping[str, float]
+    error: float | None
 
 
 def mix_files(
     inputs: Sequence[tuple[Path, float]],
     output: Path,
     *,
-    format: Format = "auto",
+    settings: MixSettings | None = None,
+    seed: int = 0,
     metadata: Mapping[str, str] | None = None,
+    reader: Reader | None = None,
+    dry_run: bool = False,
 ) -> MixReport:
-    """Mix adapter files exactly, write the sum, read it back and compare.
+    """Mix adapter files, write the sum, read it back and compare; only then does the file get its name.
 
     Args:
-        inputs: Files (or peft folders) with their weights.
+        inputs: Files (or peft folders) with their weights; a file that is named twice counts once, its weights added.
         output: The file to write; it holds the recipe, with the inputs' sha256, in `draft.recipe`.
-        format: As in `write_adapter`.
+        settings: How to mix and what to write; None: exactly, as the inputs are.
+        seed: Of the method `dare`.
         metadata: Further header entries; they win.
+        reader: diffusers' reader, for `verify: full`; this package knows no diffusers.
+        dry_run: Compute everything, write nothing.
 
     Returns:
         What was written and how exact it is.
 
     Raises:
-        StageError: A file is unreadable, the adapters do not fit together, the output is one of the inputs, or what
-            was written is not the sum.
+        StageError: A file is unreadable, the adapters do not fit together, settings contradict each other, a pattern
+            matches nothing, the output is one of the inputs or cannot be written, or what was written is not the mix.
     """
+    settings = settings or MixSettings()
+    check_settings(settings)
+    _refuse_overwriting(inputs, output)
+    if settings.verify == "full" and reader is None:
+        raise StageError("verify: full needs another program's reader (got none)")
+    files, terms, digests = _read(inputs, settings)
+    names = module_names(terms)
+    factors = module_factors(names, components=settings.components, blocks=settings.blocks)
+    kept = {name: factor for name, factor in factors.items() if factor != 0}
+    if not kept:
+        raise StageError(f"nothing is left to mix: all {len(names)} modules have the factor 0")
+    made = _make(_normalized(terms) if settings.normalize else terms, digests, kept, settings, seed)
+    told = [
+        (path.stem or path.name, digest, weight, adapter.metadata)
+        for (path, weight), digest, (adapter, _) in zip(files, digests, terms, strict=True)
+    ]
+    header = recipe_header(told, settings, seed=seed, error=made.error) | dict(metadata or {})
+    report = MixReport(
+        modules=len(made.adapter.modules),
+        inputs=tuple((p, w, len(a.modules), a.ranks) for (p, w), (a, _) in zip(files, terms, strict=True)),
+        ranks=made.adapter.ranks,
+        dtype=str(_coarsest(made.adapter)).removeprefix("torch."),
+        size=_size(made.adapter, settings.format),
+        predicted=made.error,
+        dropped=tuple(name for name in names if name not in kept),
+    )
+    if dry_run:
+        return report
+
+    def check(path: Path) -> tuple[ReadBack, ReadBack | None]:
+        def against(written: Mapping[str, Factors], who: str) -> ReadBack:
+            dtype = _coarsest(made.adapter)
+            return compare(written, made.wanted, made.errors, dtype=dtype, where=str(output), reader=who)
+
+        own = against(read_adapter(path).modules, "Draft")
+        if reader is None or settings.verify != "full":
+            return own, None
+        theirs = reader(path, made.adapter.family)
+        return own, against({name: Factors(*found) for name, found in theirs.items()}, "diffusers")
+
+    own, peer = write_checked(made.adapter, output, format=settings.format, metadata=header, check=check)
+    return replace(
+        report, error=own.error, worst=own.worst, total=own.total, peer_error=None if peer is None else peer.error
+    )
+
+
+def _refuse_overwriting(inputs: Sequence[tuple[Path, float]], output: Path) -> None:
     for path, _ in inputs:
         if output.resolve() in (path.resolve(), (path / "adapter_model.safetensors").resolve()):
             raise StageError("the output is also an input", where=str(output), hint="write to another file")
-    adapters = [(read_adapter(path), weight) for path, weight in inputs]
-    mixed = mix(adapters)
-    recipe = {
-        "kind": "mix",
-        "draft": draft_version(),
-        "inputs": [{"sha256": _sha256(path), "weight": weight} for path, weight in inputs],
-    }
-    title = " + ".join(f"{weight:g} {path.stem}" for path, weight in inputs)
-    header = {"draft.recipe": json.dumps(recipe, sort_keys=True), "modelspec.title": title, **(metadata or {})}
-    write_adapter(mixed, output, format=format, metadata=header)
-    errors = mix_errors(read_adapter(output), adapters)
-    worst = max(errors, key=lambda name: errors[name])
-    dtype = _dtype(mixed)
-    if not errors[worst] <= _TOLERANCE[dtype]:
-        output.unlink(missing_ok=True)
-        raise StageError(
-            f"the written file is not the sum: {worst} is off by {errors[worst]:.1e} (relative)",
-            where=str(output),
-            hint="please report this; the inputs are untouched and the file is removed",
+
+
+def _read(
+    inputs: Sequence[tuple[Path, float]], settings: MixSettings
+) -> tuple[list[tuple[Path, float]], list[tuple[Adapter, float]], list[str]]:
+    """Read every file once: paths with weights, adapters with weights, digests."""
+    found: dict[str, tuple[Path, float]] = {}
+    for path, weight in inputs:
+        if not math.isfinite(weight):
+            raise StageError(f"a weight must be a finite number (got {weight})", where=str(path))
+        digest = file_digest(path)
+        first, already = found.get(digest, (path, 0.0))
+        found[digest] = (first, already + weight)
+    terms = [(read_adapter(path, dense_rank=settings.rank), weight) for path, weight in found.values()]
+    check_inputs(terms)
+    versions = [adapter.metadata.get("ss_base_model_version") for adapter, _ in terms]
+    if len(known := sorted({version for version in versions if version})) > 1:
+        warnings.warn(
+            DraftWarning(f"the adapters were trained for different base models, they say ({', '.join(known)})"),
+            stacklevel=2,
         )
-    sizes = tuple((len(adapter.modules), adapter.ranks) for adapter, _ in adapters)
-    return MixReport(len(mixed.modules), sizes, mixed.ranks, str(dtype).removeprefix("torch."), errors[worst], worst)
+    return list(found.values()), terms, list(found)
 
 
-def _dtype(adapter: Adapter) -> torch.dtype:
+def _normalized(terms: Sequence[tuple[Adapter, float]]) -> list[tuple[Adapter, float]]:
+    total = math.fsum(weight for _, weight in terms)
+    if abs(total) <= 1e-9 * math.fsum(abs(weight) for _, weight in terms):
+        listed = ", ".join(f"{weight:g}" for _, weight in terms)
+        raise StageError(f"weights that sum to 0 cannot be normalised (got {listed})", hint="leave out normalize")
+    return [(adapter, weight / total) for adapter, weight in terms]
+
+
+def _make(
+    terms: Sequence[tuple[Adapter, float]],
+    digests: Sequence[str],
+    factors: Mapping[str, float],
+    settings: MixSettings,
+    seed: int,
+) -> _Made:
+    exact = ExactSum(terms, factors)
+    dtypes = {name: _DTYPES.get(settings.dtype) or exact.dtype(name) for name in exact}
+    if settings.method != "exact":
+        return _merged(terms, digests, factors, dtypes, settings, seed)
+    bounds = {"rank": settings.rank, "energy": settings.energy, "max_error": settings.max_error}
+    if all(value is None for value in bounds.values()):
+        return _Made(mix(terms, factors=factors, dtypes=dtypes), exact.terms, dict.fromkeys(exact, 0.0), None)
+    header = shared_header([adapter.metadata for adapter, _ in terms])
+    compressed = compress(Adapter(exact, terms[0][0].family, header), **bounds, dtypes=dtypes)
+    return _Made(compressed.adapter, exact.terms, compressed.errors, compressed.error)
+
+
+def _merged(
+    terms: Sequence[tuple[Adapter, float]],
+    digests: Sequence[str],
+    factors: Mapping[str, float],
+    dtypes: Mapping[str, torch.dtype],
+    settings: MixSettings,
+    seed: int,
+) -> _Made:
+    if settings.rank is None or settings.density is None:
+        raise StageError(f"the method {settings.method} needs a rank and a density")
+    whole: dict[str, Factors] = {}
+    lost, size = 0.0, 0.0
+    for name, factor in factors.items():
+        inputs = [
+            (adapter.modules[name], weight * factor, digest)
+            for (adapter, weight), digest in zip(terms, digests, strict=True)
+            if name in adapter.modules
+        ]
+        whole[name], missed, norm = merge(
+            inputs, method=settings.method, density=settings.density, rank=settings.rank, seed=seed, name=name
+        )
+        lost, size = lost + missed**2, size + norm**2
+    rounded = {name: Factors(f.down.to(dtypes[name]), f.up.to(dtypes[name])) for name, f in whole.items()}
+    header = shared_header([adapter.metadata for adapter, _ in terms])
+    adapter = Adapter(rounded, terms[0][0].family, header)
+    error = math.sqrt(lost / size) if size else 0.0
+    return _Made(adapter, lambda name: [(whole[name], 1.0)], dict.fromkeys(whole, 0.0), error)
+
+
+def _coarsest(adapter: Adapter) -> torch.dtype:
     """The coarsest dtype of the factors; it bounds the error."""
     dtypes = {tensor.dtype for factors in adapter.modules.values() for tensor in (factors.down, factors.up)}
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def _sha256(path: Path) -> str:
+def _size(adapter: Adapter, format: str) -> int:
+    """Bytes of the factors as they are written; counted on shapes alone."""
+    modules = {n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in adapter.modules.items()}
+    if format in ("auto", "kohya"):
+        modules = pad_ranks(modules)
+    return sum(t.numel() * t.element_size() for f in modules.values() for t in (f.down, f.up))
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of an adapter file, of a peft folder's tensors.
+
+    Args:
+        path: The file or folder.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        StageError: It cannot be read.
+    """
     file = path / "adapter_model.safetensors" if path.is_dir() else path
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise StageError("no such adapter file", where=str(file)) from error
+    except OSError as error:
+        raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error

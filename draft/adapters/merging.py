@@ -1,0 +1,175 @@
+"""Merging that thins out each input's change first: TIES, DARE and magnitude pruning, on the dense dW of one module.
+
+These rules look at single entries of dW, so they cannot be had from the factors: thinned A and B multiply to something
+else. One module is dense at a time, and what comes out is cut to a rank again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from draft.adapters.factors import Factors
+
+
+def merge(
+    terms: Sequence[tuple[Factors, float, str]],
+    *,
+    method: str,
+    density: float,
+    rank: int,
+    seed: int,
+    name: str,
+) -> tuple[Factors, float, float]:
+    """Merge one module's changes by a method and cut the result to a rank.
+
+    Args:
+        terms: For every input that has the module its factors, its weight, and what tells the input from others.
+        method: `magnitude`, `dare` or `ties`.
+        density: The share of entries to keep, above 0 and at most 1.
+        rank: The largest rank of the result.
+        seed: For `dare`.
+        name: The module's path, for `dare`.
+
+    Returns:
+        The factors in float64, the norm of what the cut lost, and the norm of the dense merged change.
+    """
+
+    def dense(factors: Factors, key: str) -> Tensor:
+        change = factors.up.double().flatten(1) @ factors.down.double().flatten(1) * factors.scale
+        return drop(change, density, generator=mask_generator(seed, name, key)) if method == "dare" else change
+
+    changes = [(dense(factors, key), weight) for factors, weight, key in terms]
+    if method != "dare":
+        changes = [(trim(change, density), weight) for change, weight in changes]
+    merged = elect(changes) if method == "ties" else weighted_sum(changes)
+    first = terms[0][0]
+    factors = cut(merged, rank, down_shape=tuple(first.down.shape[1:]), up_shape=tuple(first.up.shape[2:]))
+    lost = float(torch.linalg.norm(merged - factors.up.flatten(1) @ factors.down.flatten(1)))
+    return factors, lost, float(torch.linalg.norm(merged))
+
+
+def trim(change: Tensor, density: float) -> Tensor:
+    """Keep the largest entries of a change and set the others to 0.
+
+    Args:
+        change: dW, shape (out, in).
+        density: The share to keep; at least one entry stays, and entries of equal size stay together.
+
+    Returns:
+        The thinned change.
+    """
+    count = max(1, round(density * change.numel()))
+    if count == change.numel():
+        return change
+    size = change.abs()
+    threshold = size.flatten().kthvalue(change.numel() - count + 1).values
+    return torch.where(size >= threshold, change, 0.0)
+
+
+def drop(change: Tensor, density: float, *, generator: torch.Generator) -> Tensor:
+    """Keep each entry with a probability and scale it up: DARE (arXiv 2311.03099, eq. 3-4, p = 1 - density).
+
+    dW' = m * dW / density with m ~ Bernoulli(density) for each entry, whose expectation is dW.
+
+    Args:
+        change: dW, shape (out, in).
+        density: The probability.
+        generator: Where m comes from.
+
+    Returns:
+        The thinned change.
+    """
+    kept = torch.rand(change.shape, generator=generator, dtype=torch.float64) < density
+    return torch.where(kept, change / density, 0.0)
+
+
+def weighted_sum(changes: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """Add changes times their weights.
+
+    Args:
+        changes: Changes of one shape with weights.
+
+    Returns:
+        sum_i w_i dW_i.
+    """
+    total = torch.zeros_like(changes[0][0])
+    for change, weight in changes:
+        total.add_(change, alpha=weight)
+    return total
+
+
+def elect(changes: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """Add, entry by entry, the changes that agree with the elected sign: TIES (arXiv 2306.01708, section 3).
+
+    With the trimmed changes T_i and v_i = w_i T_i the elected sign is that of sum_i v_i, P the inputs whose v_i has it,
+    and the entry is
+
+        dW = (sum_i |w_i|) * (sum_{i in P} v_i) / (sum_{i in P} |w_i|).
+
+    Args:
+        changes: Trimmed changes of one shape with weights.
+
+    Returns:
+        The merged change. Where all agree it is sum_i w_i T_i.
+
+    Note:
+        The paper takes the mean over P times a factor lambda; this is it for weights lambda / n. Weights that differ
+        weigh the mean, and their sum is the strength, as everywhere in a mix.
+    """
+    sign = weighted_sum(changes).sign_()
+    total, share = torch.zeros_like(sign), torch.zeros_like(sign)
+    for change, weight in changes:
+        agrees = ((change * weight).sign() == sign) & (sign != 0)
+        total.add_(torch.where(agrees, change, 0.0), alpha=weight)
+        share.add_(agrees, alpha=abs(weight))
+    strength = sum(abs(weight) for _, weight in changes)
+    return torch.where(share > 0, total * strength / share, 0.0)
+
+
+def cut(merged: Tensor, rank: int, *, down_shape: Sequence[int], up_shape: Sequence[int]) -> Factors:
+    """Cut a dense change to the best of a rank by the eigenvectors of its smaller Gram matrix.
+
+    With the first eigenvectors V of W^T W the best approximation is (W V) V^T. It is balanced: column j of W V has
+    the norm s_j, and sqrt(s_j) goes on either side.
+
+    Args:
+        merged: W, shape (out, in).
+        rank: The largest rank.
+        down_shape: The shape of A after the rank, with `in` entries.
+        up_shape: The shape of B after the rank, of ones.
+
+    Returns:
+        Factors in float64 with scale 1; one row of zeros where W is 0.
+    """
+    wide = merged.shape[0] < merged.shape[1]
+    matrix = merged.T if wide else merged
+    values, vectors = torch.linalg.eigh(matrix.T @ matrix)
+    # Eigenvalues rise; those that are rounding are no directions of W.
+    useful = int((values > values[-1].clamp(min=0) * 1e-15 * len(values)).sum())
+    vectors = vectors[:, -max(1, min(rank, useful)) :].flip(1)
+    images = matrix @ vectors
+    norms = torch.linalg.norm(images, dim=0)
+    left = torch.where(norms > 0, images / norms.sqrt(), 0.0)
+    right = vectors * norms.sqrt()
+    up, down = (right, left) if wide else (left, right)
+    kept = up.shape[1]
+    return Factors(down.T.reshape(kept, *down_shape).contiguous(), up.reshape(len(up), kept, *up_shape).contiguous())
+
+
+def mask_generator(seed: int, name: str, key: str) -> torch.Generator:
+    """A generator of its own for every module of every input, so that neither order nor company changes a mask.
+
+    Args:
+        seed: The mix's seed.
+        name: The module's path.
+        key: What tells the input from others, such as its sha256.
+
+    Returns:
+        A seeded generator on the CPU.
+    """
+    digest = hashlib.sha256(f"{seed}\0{name}\0{key}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

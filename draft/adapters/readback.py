@@ -1,0 +1,135 @@
+"""A written adapter read back and held against what it should be."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from draft.adapters.deviation import deviation
+from draft.adapters.factors import Adapter, Factors
+from draft.adapters.formats import Format, write_adapter
+from draft.errors import StageError
+
+# Rounding of two factors to a dtype, with room to spare; beyond it the written file is not the mix.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+T = TypeVar("T")
+Terms = Callable[[str], Sequence[tuple[Factors, float]]]
+"""From a module to what its change should be: factors with weights."""
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """How a written file compares with what was wanted.
+
+    Args:
+        error: The largest relative error of a module.
+        worst: That module.
+        total: The relative error over all modules together.
+    """
+
+    error: float
+    worst: str
+    total: float
+
+
+def compare(
+    written: Mapping[str, Factors],
+    wanted: Terms,
+    predicted: Mapping[str, float],
+    *,
+    dtype: torch.dtype,
+    where: str,
+    reader: str,
+) -> ReadBack:
+    """Compare every module's change with the one that was wanted.
+
+    Args:
+        written: What a reader found in the file.
+        wanted: What each module's change should be.
+        predicted: By module that should be there, the relative error that was chosen with the rank; 0 for none.
+        dtype: The coarsest of the written factors; its rounding is allowed.
+        where: The file, for errors.
+        reader: Who read the file, for errors.
+
+    Returns:
+        The errors.
+
+    Raises:
+        StageError: A module is missing, there is one too many, or one's error is more than the predicted one.
+    """
+    missing = sorted(set(predicted) - set(written))
+    foreign = sorted(set(written) - set(predicted))
+    hint = "the inputs are untouched and nothing was written; "
+    # What only another program gets wrong is a matter of the names it knows.
+    hint += "please report this" if reader == "Draft" else "another --format may suit it, or --verify factors"
+    for found, what in ((missing, "lacks"), (foreign, "has, unasked,")):
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise StageError(f"the written file, read by {reader}, {what} {found[0]}{more}", where=where, hint=hint)
+    error, worst, missed, size = -1.0, "", 0.0, 0.0
+    for name in predicted:
+        found = deviation(written[name], wanted(name))
+        missed, size = missed + found.missed**2, size + found.size**2
+        # Nothing of its rank comes nearer than predicted, so only too large an error can be wrong.
+        if not found.relative <= predicted[name] + TOLERANCE[dtype]:
+            expected = f", not {predicted[name]:.1e}" if predicted[name] else ""
+            raise StageError(
+                f"the written file, read by {reader}, is not the mix: {name} is off by {found.relative:.1e}"
+                f"{expected} (relative)",
+                where=where,
+                hint=hint,
+            )
+        if found.relative > error:
+            error, worst = found.relative, name
+    return ReadBack(error, worst, math.sqrt(missed / size) if size else 0.0)
+
+
+def write_checked(
+    adapter: Adapter, output: Path, *, format: Format, metadata: Mapping[str, str], check: Callable[[Path], T]
+) -> T:
+    """Write an adapter under a passing name, check it there, and only then give it its own.
+
+    Whatever happens, `output` is what it was before or a whole file that passed.
+
+    Args:
+        adapter: What to write.
+        output: The file, or with format `peft` the folder.
+        format: As in `write_adapter`.
+        metadata: As in `write_adapter`.
+        check: Reads the file and raises if it is wrong.
+
+    Returns:
+        What `check` returned.
+
+    Raises:
+        StageError: As from `write_adapter` and `check`; nothing is left behind.
+    """
+    suffix = ".safetensors" if output.suffix == ".safetensors" else ""
+    passing = output.with_name(f".draft-{os.getpid()}{suffix}")
+    try:
+        try:
+            write_adapter(adapter, passing, format=format, metadata=metadata)
+        except StageError as error:
+            raise StageError(error.what, where=str(output), hint=error.hint) from error
+        found = check(passing)
+        if passing.is_dir():
+            output.mkdir(exist_ok=True)
+            for file in sorted(passing.iterdir()):
+                os.replace(file, output / file.name)
+        else:
+            os.replace(passing, output)
+    except OSError as error:
+        raise StageError(f"cannot write the file ({error.strerror or error})", where=str(output)) from error
+    finally:
+        if passing.is_dir():
+            shutil.rmtree(passing)
+        passing.unlink(missing_ok=True)
+    return found

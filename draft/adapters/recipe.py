@@ -1,0 +1,84 @@
+"""What a mixed file says about its making, so that it can be made again: its recipe, its title, where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from draft.adapters.metadata import draft_version
+from draft.adapters.settings import MixSettings
+
+# Told of every input, since each holds for the whole.
+_UNIONS = ("modelspec.license", "modelspec.trigger_phrase", "modelspec.tags")
+
+
+def recipe_header(
+    inputs: Sequence[tuple[str, str, float, Mapping[str, str]]],
+    settings: MixSettings,
+    *,
+    seed: int,
+    error: float | None,
+) -> dict[str, str]:
+    """The header entries of a mixed file: `draft.recipe` and what other programs show.
+
+    Args:
+        inputs: For every input its name (a file's stem), its sha256, its weight and its header.
+        settings: How they were mixed.
+        seed: Of `dare`.
+        error: The predicted error of a smaller rank; None where there is none.
+
+    Returns:
+        Entries; no time, host or folder is among them.
+    """
+    algebra = {
+        "method": settings.method,
+        "rank": settings.rank,
+        "energy": settings.energy,
+        "max_error": settings.max_error,
+        "components": dict(settings.components),
+        "blocks": dict(settings.blocks),
+        "normalize": settings.normalize,
+        "density": settings.density,
+        "seed": seed if settings.method == "dare" else None,
+        "dtype": settings.dtype,
+        "format": settings.format,
+    }
+    recipe = {
+        "kind": "mix",
+        "draft": draft_version(),
+        "inputs": [_input(*each) for each in inputs],
+        **algebra,
+        # In the last digits linear algebra differs from machine to machine.
+        "error": None if error is None else float(f"{error:.4g}"),
+    }
+    header = {
+        "draft.recipe": json.dumps(recipe, sort_keys=True),
+        "modelspec.title": " + ".join(f"{weight:g} {name}" for name, _, weight, _ in inputs),
+        "modelspec.merged_from": ", ".join(_title(name, own) for name, _, _, own in inputs),
+    }
+    for key in _UNIONS:
+        values = list(dict.fromkeys(own[key] for _, _, _, own in inputs if own.get(key)))
+        if values:
+            header[key] = ", ".join(values)
+    return header
+
+
+def _input(name: str, digest: str, weight: float, own: Mapping[str, str]) -> dict[str, Any]:
+    told = {"name": name, "sha256": digest, "weight": weight}
+    for key in ("recipe", "pipeline"):
+        if text := own.get(f"draft.{key}"):
+            told[key] = _parsed(text)
+    return told
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _title(name: str, own: Mapping[str, str]) -> str:
+    title = own.get("modelspec.title", "")
+    return name if title in ("", "draft adapter") else title
