@@ -125,7 +125,12 @@ def adapter_config(ranks: Mapping[str, int]) -> dict[str, Any]:
     paths = {name.partition(".")[2]: rank for name, rank in ranks.items()}
     # The commonest rank is the default, ties going to the smallest, so that the same ranks give the same text.
     common = min(Counter(paths.values()).items(), key=lambda item: (-item[1], item[0]))[0]
-    others = {path: rank for path, rank in sorted(paths.items()) if rank != common}
+    # A pattern fits every path that ends with it, so that of FLUX' `proj_out` would also fit its blocks' own.
+    others = {
+        f"^{path}" if any(other.endswith(f".{path}") for other in paths) else path: rank
+        for path, rank in sorted(paths.items())
+        if rank != common
+    }
     return {
         "alpha_pattern": dict(others),
         "lora_alpha": common,

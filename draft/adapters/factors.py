@@ -37,8 +37,9 @@ class Adapter:
 
     Args:
         modules: Factors by module path, which begins with the part of the pipeline:
-            `unet.down_blocks.0.….to_q`, `text_encoder.text_model.….q_proj`.
-        family: `sd` (Stable Diffusion 1 and 2, and UNets like theirs) or `sdxl`.
+            `unet.down_blocks.0.….to_q`, `transformer.transformer_blocks.0.….to_q`, `text_encoder.text_model.….q_proj`.
+        family: `sd` (Stable Diffusion 1 and 2, and UNets like theirs), `sdxl`, `sd3` (Stable Diffusion 3 and 3.5) or
+            `flux` (FLUX.1).
         metadata: The file's header, strings only.
     """
 
@@ -95,7 +96,7 @@ def pad_ranks(modules: Mapping[str, Factors]) -> dict[str, Factors]:
 
 
 def trim_rank(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Drop trailing rank-one terms that are zero on both sides, as `pad_ranks` adds them; one term always stays.
+    """Drop the rank-one terms that are zero on both sides, as `pad_ranks` adds them; one term always stays.
 
     Args:
         down: A.
@@ -105,5 +106,8 @@ def trim_rank(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         The same product at its smaller rank.
     """
     used = (down.flatten(1) != 0).any(1) | (up.flatten(1) != 0).any(0)
-    rank = max(1, int(used.nonzero().max()) + 1) if used.any() else 1
-    return down[:rank], up[:, :rank]
+    if used.all():
+        return down, up
+    if not used.any():
+        return down[:1], up[:, :1]
+    return down[used], up[:, used]

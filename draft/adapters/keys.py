@@ -5,50 +5,62 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-PARTS = ("unet", "text_encoder", "text_encoder_2")
+from draft.adapters.names.text import canonical_text, is_t5, text_path
+from draft.adapters.names.transformers import PLANS, locate, member_of
+from draft.adapters.names.unet import unet_path
+
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 """The models of a pipeline that a LoRA may touch; the first component of every module path here."""
 
-_KOHYA_PREFIX = {
-    "lora_unet_": "unet",
+# Prefixes of names that write "." as "_"; an empty part is the denoiser, of whichever kind the name says.
+_FLAT = {
+    "lora_unet_": "",
+    "lora_transformer_": "transformer",
+    "lycoris_": "",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
 }
-
-# The vocabulary of module paths in diffusers' UNet2DConditionModel and transformers' CLIP text model. Only with it can
-# kohya's names, which write "." as "_", be read back; compounds come before words.
-_ATOM = re.compile(
-    r"(down_blocks|up_blocks|mid_block|transformer_blocks|time_embedding|add_embedding|linear_1|linear_2|conv_in|conv_out"
-    r"|conv_shortcut|time_emb_proj|class_embedding|encoder_hid_proj|to_q|to_k|to_v|to_out|add_k_proj|add_q_proj"
-    r"|add_v_proj|to_add_out|proj_in|proj_out|text_model|self_attn|q_proj|k_proj|v_proj|out_proj|text_projection"
-    r"|attentions|resnets|downsamplers|upsamplers|attn1|attn2|ff|net|proj|conv|conv1|conv2|encoder|layers|mlp|fc1|fc2"
-    r"|\d+)(?:_|$)"
-)
-
+_DOTTED = {
+    "diffusion_model.": "",
+    "model.diffusion_model.": "",
+    "unet.": "unet",
+    "transformer.": "transformer",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "text_encoder_3",
+    "clip_l.": "text_encoder",
+    "clip_g.": "text_encoder_2",
+    "t5.": "text_encoder_3",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoder_3.": "text_encoder_3",
+}
 _SUFFIX = re.compile(
     r"(?P<module>.+?)(?:"
     r"\.lora_(?P<peft>[AB])(?:\.(?!weight)\w+)?\.weight"
-    r"|\.lora_(?P<kohya>down|up)\.weight"
+    r"|\.lora_(?P<kohya>down|up|mid)\.weight"
     r"|(?P<old>\.lora|_lora|\.lora_linear_layer)\.(?P<side>down|up)\.weight"
-    r"|\.(?P<alpha>alpha))"
+    r"|\.(?P<other>alpha|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
+    r")"
+)
+_XLABS = re.compile(
+    r"(?:diffusion_model\.)?(?P<blocks>double_blocks|single_blocks)\.(?P<number>\d+)\.processor\."
+    r"(?P<layer>qkv|proj)_lora(?P<stream>[12]?)\.(?P<side>down|up)\.weight"
 )
 _UNET_TOPS = ("down_blocks.", "up_blocks.", "mid_block.", "conv_in", "conv_out", "time_embedding.", "add_embedding.")
-_TEXT_TOPS = ("text_model.", "encoder.layers.", "text_projection")
-_TEXT_OLD = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-_RESNET = {
-    "in_layers_2": "conv1",
-    "out_layers_3": "conv2",
-    "emb_layers_1": "time_emb_proj",
-    "skip_connection": "conv_shortcut",
-}
+_LDM_TOPS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
+_TEXT_TOPS = ("text_model.", "encoder.layers.", "encoder.block.", "text_projection")
 
 
 class Key(NamedTuple):
     """One tensor's name, understood.
 
     Args:
-        module: The module's path, beginning with one of `PARTS`.
-        role: `down` (A), `up` (B) or `alpha`.
+        module: The module's path, beginning with one of `PARTS`; of a transformer's fused layer the original code's
+            (`transformer.double_blocks.0.img_attn.qkv`), which `draft.adapters.fusion` takes apart.
+        role: `down` (A), `up` (B), `mid` (Tucker's core), `alpha`, or LyCORIS' name of a factor (`hada_w1_a`, ...).
     """
 
     module: str
@@ -60,8 +72,9 @@ def parse_key(name: str) -> Key | None:
 
     Args:
         name: As in the file: kohya (`lora_unet_..._to_q.lora_down.weight`), peft and diffusers
-            (`unet.….to_q.lora_A.weight`, with or without `base_model.model.`), and diffusers' older attention-processor
-            names (`unet.….processor.to_q_lora.down.weight`, `….to_q.lora.down.weight`).
+            (`unet.….to_q.lora_A.weight`, with or without `base_model.model.`), diffusers' older attention-processor
+            names (`unet.….processor.to_q_lora.down.weight`, `….to_q.lora.down.weight`), the original code's with
+            ComfyUI's `diffusion_model.`, XLabs', OneTrainer's and ai-toolkit's (`lora_transformer_…`).
 
     Returns:
         The key, or None.
@@ -70,108 +83,98 @@ def parse_key(name: str) -> Key | None:
         >>> parse_key("lora_unet_mid_block_attentions_0_proj_in.alpha")
         Key(module='unet.mid_block.attentions.0.proj_in', role='alpha')
     """
+    match = _XLABS.fullmatch(name)
+    if match is not None:
+        return _xlabs(match)
     match = _SUFFIX.fullmatch(name)
     if match is None:
         return None
     module = _module_path(match["module"], compact=match["old"] == "_lora")
     if module is None:
         return None
-    if match["alpha"]:
-        return Key(module, "alpha")
+    if match["other"]:
+        return Key(module, match["other"])
     return Key(module, {"A": "down", "B": "up"}[match["peft"]] if match["peft"] else match["kohya"] or match["side"])
 
 
-def kohya_name(module: str) -> str | None:
+def kohya_name(module: str, *, family: str = "sd") -> str | None:
     """The name that kohya's tools give a module, or None if reading it back would not give the same module.
 
     Args:
-        module: A module path beginning with one of `PARTS`.
+        module: A module path beginning with one of `PARTS`. A transformer's layer that kohya's names fuse with others
+            has none of its own; for those give the fused layer's path.
+        family: The adapter's family.
 
     Returns:
         For example `lora_unet_mid_block_attentions_0_proj_in`.
     """
     part, _, path = module.partition(".")
-    prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}[part]
-    name = prefix + path.replace(".", "_")
-    return name if _module_path(name) == module else None
+    flat = path.replace(".", "_")
+    if part in ("unet", "transformer"):
+        found = member_of(path, family) if part == "transformer" and family in PLANS else None
+        if found is not None:
+            flat = found[0].native.replace("#", found[2]).replace(".", "_")
+        name = f"lora_unet_{flat}"
+        return name if _module_path(name) == module else None
+    # A T5 is kohya's third text encoder also where the pipeline has no second one.
+    number = {"text_encoder": "1", "text_encoder_2": "2", "text_encoder_3": "3"}[part]
+    number = "3" if is_t5(path) else number if family in ("sdxl", *PLANS) or number != "1" else ""
+    name = f"lora_te{number}_{flat}"
+    return name if text_path(flat) == path else None
 
 
 def _module_path(name: str, *, compact: bool = False) -> str | None:
-    for prefix, part in _KOHYA_PREFIX.items():
+    for prefix, part in _FLAT.items():
         if name.startswith(prefix):
-            path = _dotted(name.removeprefix(prefix))
-            return None if path is None else _canonical(part, path)
+            return _flat(name.removeprefix(prefix), part)
     name = name.removeprefix("base_model.model.")
-    part, _, path = name.partition(".")
-    if part not in PARTS:
-        if name.startswith(_UNET_TOPS):
-            part, path = "unet", name
-        elif name.startswith(_TEXT_TOPS):
-            part, path = "text_encoder", name
-        else:
-            return None
-    if not path:
-        return None
+    for prefix, part in _DOTTED.items():
+        if name.startswith(prefix):
+            path = name.removeprefix(prefix)
+            read = _text if part.startswith("text_encoder") else _denoiser
+            return read(path, part, compact=compact)
+    if name.startswith(_TEXT_TOPS):
+        return _text(name, "text_encoder", compact=compact)
+    return _denoiser(name, "", compact=compact)
+
+
+def _flat(name: str, part: str) -> str | None:
+    if part.startswith("text_encoder"):
+        path = text_path(name)
+        return None if path is None else f"{part}.{path}"
+    path = locate(name)
+    if path is not None:
+        return f"transformer.{path}"
+    path = None if part == "transformer" else unet_path(name)
+    return None if path is None else f"unet.{path}"
+
+
+def _denoiser(path: str, part: str, *, compact: bool) -> str | None:
     path = path.replace(".processor.", ".")
     if compact:
-        # The attention processors' `to_out_lora` stands for `to_out.0`; in a text encoder `to_q_lora` is `q_proj`.
+        # The attention processors' `to_out_lora` stands for `to_out.0`.
         head, _, last = path.rpartition(".")
-        last = _TEXT_OLD.get(last, last) if part != "unet" else {"to_out": "to_out.0"}.get(last, last)
-        path = f"{head}.{last}"
-    return _canonical(part, path)
+        path = f"{head}.{'to_out.0' if last == 'to_out' else last}"
+    found = None if part == "unet" else locate(path)
+    if found is not None:
+        return f"transformer.{found}"
+    if part == "unet" or (part == "" and path.startswith(_UNET_TOPS)):
+        return f"unet.{path}" if path else None
+    if part == "" and path.startswith(_LDM_TOPS):
+        found = unet_path(path.replace(".", "_"))
+    return None if found is None else f"unet.{found}"
 
 
-def _canonical(part: str, path: str) -> str:
-    # transformers 5 dropped the `text_model.` level that every file before it has.
-    if part != "unet" and path.startswith("encoder."):
-        path = f"text_model.{path}"
-    return f"{part}.{path}"
+def _text(path: str, part: str, *, compact: bool) -> str | None:
+    return f"{part}.{canonical_text(path, compact=compact)}" if path else None
 
 
-def _dotted(name: str) -> str | None:
-    """Turn kohya's underscored module name into a dotted path by the grammar of the module names."""
-    if name.startswith(("input_blocks_", "middle_block_", "output_blocks_", "time_embed_", "label_emb_", "out_2")):
-        translated = _from_ldm(name)
-        if translated is None:
-            return None
-        name = translated
-    atoms: list[str] = []
-    position = 0
-    while position < len(name):
-        match = _ATOM.match(name, position)
-        if match is None:
-            return None
-        atoms.append(match[1])
-        position = match.end()
-    return ".".join(atoms) if atoms and not name.endswith("_") else None
-
-
-def _from_ldm(name: str) -> str | None:
-    """Translate the original latent-diffusion names (two resnets per level, as in SD 1, SD 2 and SDXL)."""
-    fixed = {
-        "input_blocks_0_0": "conv_in",
-        "out_2": "conv_out",
-        "time_embed_0": "time_embedding_linear_1",
-        "time_embed_2": "time_embedding_linear_2",
-        "label_emb_0_0": "add_embedding_linear_1",
-        "label_emb_0_2": "add_embedding_linear_2",
-    }
-    if name in fixed:
-        return fixed[name]
-    match = re.fullmatch(r"(input_blocks|output_blocks)_(\d+)_(\d)_(.+)", name)
-    if match:
-        side, index, inner, rest = match[1], int(match[2]), int(match[3]), match[4]
-        place, block = ("down", index - 1) if side == "input_blocks" else ("up", index)
-        level, layer = divmod(block, 3)
-        sampler = f"{place}_blocks_{level}_{place}samplers_0_conv"
-        if rest == "op" or (rest == "conv" and inner > 0):
-            return sampler
-        if inner == 0:
-            return f"{place}_blocks_{level}_resnets_{layer}_{_RESNET[rest]}" if rest in _RESNET else None
-        return f"{place}_blocks_{level}_attentions_{layer}_{rest}"
-    match = re.fullmatch(r"middle_block_([012])_(.+)", name)
-    if match is None:
-        return None
-    if match[1] == "1":
-        return f"mid_block_attentions_0_{match[2]}"
-    return f"mid_block_resnets_{int(match[1]) // 2}_{_RESNET[match[2]]}" if match[2] in _RESNET else None
+def _xlabs(match: re.Match[str]) -> Key | None:
+    """XLabs' attention processors: 1 is the image's stream, 2 the text's; a single block's has no number."""
+    if match["blocks"] == "single_blocks":
+        layer = {"qkv": "qkv", "proj": "linear2"}[match["layer"]] if not match["stream"] else None
+    else:
+        stream = {"1": "img_attn", "2": "txt_attn"}.get(match["stream"])
+        layer = f"{stream}.{match['layer']}" if stream else None
+    path = locate(f"{match['blocks']}.{match['number']}.{layer}") if layer else None
+    return None if path is None else Key(f"transformer.{path}", match["side"])

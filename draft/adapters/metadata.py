@@ -11,29 +11,36 @@ from draft.adapters.config import adapter_config
 
 # Entries that describe one file's bytes or its making, which would be untrue of a new file.
 _STALE = ("sshs_", "modelspec.hash", "modelspec.date", "ss_network", "ss_training_", "lora_adapter_metadata")
+# kohya's names of base models, where the family has one.
+_BASE_VERSIONS = {"sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 
 
-def file_metadata(own: Mapping[str, str], *, family: str, cross: int, rank: int) -> dict[str, str]:
+def file_metadata(
+    own: Mapping[str, str], *, family: str, shapes: Mapping[str, tuple[int, int]], rank: int
+) -> dict[str, str]:
     """The header of an adapter file: modelspec 1.0.1, the keys that kohya's tools read, and ours.
 
     Args:
         own: Entries to keep; they win over the ones made here, except those that would be untrue of the new file.
-        family: `sd` or `sdxl`.
-        cross: Width of the text the UNet attends to (768 for SD 1, 1024 for SD 2), 0 if unknown.
+        family: `sd`, `sdxl`, `sd3` or `flux`.
+        shapes: Inputs and outputs by module path: they tell a family's models apart.
         rank: The largest rank.
 
     Returns:
         Strings by name.
     """
     kept = {name: value for name, value in own.items() if not name.startswith(_STALE)}
-    architecture = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}.get(cross, "stable-diffusion")
     made = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{'stable-diffusion-xl-v1-base' if family == 'sdxl' else architecture}/lora",
+        "modelspec.architecture": f"{_architecture(family, shapes)}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "draft adapter",
     }
+    if family in _BASE_VERSIONS:
+        made["ss_base_model_version"] = _BASE_VERSIONS[family]
+    if family != "sd":
+        made["modelspec.resolution"] = "1024x1024"
     fixed = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
@@ -41,6 +48,20 @@ def file_metadata(own: Mapping[str, str], *, family: str, cross: int, rank: int)
         "draft.version": draft_version(),
     }
     return {**made, **kept, **fixed}
+
+
+def _architecture(family: str, shapes: Mapping[str, tuple[int, int]]) -> str:
+    """modelspec's name of the model, as far as the modules tell."""
+    if family == "sd3":
+        if any(".attn2." in name for name in shapes):
+            return "stable-diffusion-3-5-medium"
+        wide = any(2432 in shape for shape in shapes.values())
+        return "stable-diffusion-3-5-large" if wide else "stable-diffusion-3"
+    if family == "sd":
+        # The width of the text that the UNet attends to is 768 for SD 1 and 1024 for SD 2.
+        cross = max((inner for name, (inner, _) in shapes.items() if name.endswith("attn2.to_k")), default=0)
+        return {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}.get(cross, "stable-diffusion")
+    return {"sdxl": "stable-diffusion-xl-v1-base", "flux": "flux-1-dev"}[family]
 
 
 def lora_metadata(ranks: Mapping[str, int], *, prefixed: bool) -> str:

@@ -1,0 +1,102 @@
+"""Which family of models an adapter is for, told from the names and shapes of its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from draft.adapters.factors import Factors
+from draft.adapters.names.sites import Plan
+from draft.adapters.names.text import is_t5
+from draft.adapters.names.transformers import PLANS, member_of
+from draft.errors import StageError
+
+# Up to this width a transformer is a toy of its family's architecture; above it, only published widths are known.
+_TOY = 1024
+
+
+def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architecture: str, where: str) -> str:
+    """Tell an adapter's family.
+
+    SDXL differs from its predecessors by its second text encoder, deeper transformers and wider text; the transformers
+    by their layers, their number and their width. FLUX.1 and Stable Diffusion 3 share the names of their attention, so
+    that for a toy width the original code's names, or else the header, must decide.
+
+    Args:
+        modules: Factors by diffusers' path.
+        names: The tensors' names in the file.
+        architecture: The header's `modelspec.architecture`, empty if it has none.
+        where: The file, for errors.
+
+    Returns:
+        `sd`, `sdxl`, `sd3` or `flux`.
+
+    Raises:
+        StageError: The modules are of two kinds of models, or of none that is known.
+    """
+    transformer = {name: f for name, f in modules.items() if name.startswith("transformer.")}
+    unet = next((name for name in modules if name.startswith("unet.")), None)
+    if transformer and unet:
+        raise StageError(
+            f"the file mixes a UNet's modules ({unet}) with a transformer's ({next(iter(transformer))})", where=where
+        )
+    if transformer:
+        return _transformer(transformer, names=names, architecture=architecture, where=where)
+    if unet is None:
+        third = any(name.startswith("text_encoder_3.") for name in modules)
+        t5 = any(is_t5(name.partition(".")[2]) for name in modules)
+        if third or t5:
+            return "flux" if architecture.startswith("flux") or not third else "sd3"
+    return "sdxl" if any(_is_sdxl(name, factors) for name, factors in modules.items()) else "sd"
+
+
+def _is_sdxl(name: str, factors: Factors) -> bool:
+    deep = any(f".transformer_blocks.{i}." in name for i in range(1, 10))
+    wide = name.endswith(("attn2.to_k", "attn2.to_v")) and factors.down.shape[1] == 2048
+    return name.startswith("text_encoder_2.") or "add_embedding" in name or deep or wide
+
+
+def _transformer(modules: Mapping[str, Factors], *, names: Iterable[str], architecture: str, where: str) -> str:
+    faults = {family: _fault(modules, plan, family) for family, plan in PLANS.items()}
+    spelled = {family for family, plan in PLANS.items() if any(_has(name, plan.native) for name in names)}
+    marked = spelled or {f for f, plan in PLANS.items() if any(_has(name, plan.marks) for name in modules)}
+    possible = sorted(f for f in PLANS if faults[f] is None and marked <= {f})
+    if len(possible) == 2:
+        possible = [f for f in possible if architecture.startswith({"flux": "flux", "sd3": "stable-diffusion-3"}[f])]
+    if len(possible) == 1:
+        return possible[0]
+    likely = sorted(marked) or sorted(PLANS)
+    known = "; ".join(f"{plan.title} is {' or '.join(map(str, plan.widths))} wide" for plan in PLANS.values())
+    raise StageError(
+        next((fault for f in likely if (fault := faults[f])), f"{next(iter(modules))} fits two families"),
+        where=where,
+        hint=f"{known}; LoRA files of other transformers are not read",
+    )
+
+
+def _has(name: str, marks: Iterable[str]) -> bool:
+    return any(mark in name for mark in marks)
+
+
+def _fault(modules: Mapping[str, Factors], plan: Plan, family: str) -> str | None:
+    """Why the modules are not this family's, or None if they can be."""
+    width = 0
+    for name, factors in modules.items():
+        found = member_of(name.removeprefix("transformer."), family)
+        if found is None:
+            return f"{plan.title} has no module {name}"
+        site, index, _ = found
+        rows, columns = factors.up.shape[0], factors.down.shape[1]
+        for size, share in ((columns, site.inner), (rows, site.rows[index])):
+            if share == 0:
+                continue
+            width = width or size // share
+            if size != width * share:
+                return f"{name} maps {columns} to {rows}, which is no layer of {plan.title} at width {width}"
+    if width > _TOY and width not in plan.widths:
+        return f"{next(iter(modules))} is of a transformer of width {width}, which is not {plan.title}"
+    for kind, count in plan.widths.get(width, {}).items():
+        for name in modules:
+            number = name.removeprefix(f"transformer.{kind}.").partition(".")[0]
+            if name.startswith(f"transformer.{kind}.") and int(number) >= count:
+                return f"{name} is beyond the {count} {kind} of {plan.title}"
+    return None
