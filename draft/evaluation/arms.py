@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from draft.diffusion.device import choose_device
 from draft.diffusion.fits import check_fits
 from draft.diffusion.generate import generate_images
 from draft.diffusion.inference.schedules import AdapterSchedule, Constant
-from draft.diffusion.lora import load_lora, use_lora
+from draft.diffusion.lora import load_lora, use_lora, use_loras
 from draft.diffusion.models import TextToImage, load_text_to_image
 from draft.errors import ConfigError
-from draft.evaluation.settings import GenerateSettings
+from draft.evaluation.settings import DrawSettings
 from draft.progress import Progress
 from draft.types import Images, Prompts
 
@@ -62,7 +62,7 @@ def plan_shots(prompts: Prompts, *, images_per_prompt: int, seed: int) -> Shots:
 
 
 def load_arms(
-    model: str, adapters: Mapping[str, tuple[Path, float]], settings: GenerateSettings, progress: Progress
+    model: str, adapters: Mapping[str, tuple[Path, float]], settings: DrawSettings, progress: Progress
 ) -> TextToImage:
     """Load a model once and all adapters beside it, none of them active.
 
@@ -107,8 +107,19 @@ def switch(model: TextToImage, label: str, adapters: Mapping[str, tuple[Path, fl
         use_lora(model.unet, _slot(list(adapters).index(label)), adapters[label][1])
 
 
+def blend(model: TextToImage, scales: Mapping[str, float], labels: Sequence[str]) -> None:
+    """Turn the model into a sum of adapters, each at its scale; at 0 an adapter is off.
+
+    Args:
+        model: As loaded by `load_arms`.
+        scales: Adapter's label to its scale, whatever weight it was given to `load_arms` with.
+        labels: The labels of all adapters, in the order in which `load_arms` got them.
+    """
+    use_loras(model.unet, {_slot(labels.index(label)): scale for label, scale in scales.items()})
+
+
 def draw(
-    model: TextToImage, shots: Shots, settings: GenerateSettings, schedule: AdapterSchedule | None = None
+    model: TextToImage, shots: Shots, settings: DrawSettings, schedule: AdapterSchedule | None = None
 ) -> Iterator[tuple[Prompts, Images]]:
     """Draw all shots with the model as it stands, batch by batch.
 
@@ -165,6 +176,26 @@ def save_pictures(pictures: Sequence[Image.Image], folder: Path, *, start: int =
     for picture, file in zip(pictures, files, strict=True):
         picture.save(file, optimize=False)
     return files
+
+
+def keep_pictures(
+    batches: Iterable[tuple[Prompts, Images]], folder: Path, files: list[Path], progress: Progress
+) -> Iterator[tuple[Prompts, Images]]:
+    """Pass batches on to the scores and save each one's pictures on the way.
+
+    Args:
+        batches: Prompts and images, in order.
+        folder: Receives the pictures.
+        files: Gets their files.
+        progress: Told of each batch.
+
+    Yields:
+        The batches.
+    """
+    for prompts, images in batches:
+        files += save_pictures([to_picture(image) for image in images], folder, start=len(files))
+        yield prompts, images
+        progress.advance(len(images))
 
 
 def _slot(index: int) -> str:

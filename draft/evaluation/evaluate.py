@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from draft.diffusion.inference.schedules import AdapterSchedule
 from draft.errors import ConfigError
-from draft.evaluation.arms import BASE, draw, load_arms, plan_shots, save_pictures, switch, to_picture
+from draft.evaluation.arms import BASE, draw, keep_pictures, load_arms, plan_shots, switch
 from draft.evaluation.generate import safe_name
 from draft.evaluation.page import write_page
 from draft.evaluation.results import Results, as_csv, as_json, compare
@@ -16,7 +16,7 @@ from draft.evaluation.settings import EvaluateSettings
 from draft.evaluation.stamp import write_stamped
 from draft.progress import Progress
 from draft.registry.reward import Term
-from draft.types import Images, Prompts
+from draft.types import Prompts
 
 
 def evaluate(
@@ -71,7 +71,7 @@ def evaluate(
     for arm in arms:
         switch(pipeline, arm, adapters)
         target = folder / "images" / safe_name(arm)
-        drawn = _kept(draw(pipeline, shots, settings, schedules.get(arm)), target, pictures[arm], progress)
+        drawn = keep_pictures(draw(pipeline, shots, settings, schedules.get(arm)), target, pictures[arm], progress)
         scores[arm] = score_all(metrics, drawn, shots.prompts)
     progress.stop()
 
@@ -92,16 +92,6 @@ def evaluate(
     write_stamped(results, adapters, terms, folder / "adapters")
     write_page(results, pictures, folder / "report.html", curves=curves or {}, config_text=config_text)
     return _figures(results)
-
-
-def _kept(
-    batches: Iterable[tuple[Prompts, Images]], folder: Path, files: list[Path], progress: Progress
-) -> Iterator[tuple[Prompts, Images]]:
-    """Pass batches on to the scores and save each one's pictures on the way."""
-    for prompts, images in batches:
-        files += save_pictures([to_picture(image) for image in images], folder, start=len(files))
-        yield prompts, images
-        progress.advance(len(images))
 
 
 def _first_line(term: Term) -> str:

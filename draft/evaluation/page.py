@@ -168,7 +168,7 @@ def _rows(results: Results, pictures: Mapping[str, Sequence[Path]]) -> list[Row]
                 before = results.cells[results.arms[0]][label].scores[i]
                 change = "" if arm == results.arms[0] else _direction(cell.scores[i] - before)
                 values.append((label, number(cell.scores[i]), change))
-            shots.append((arm, _data_uri(pictures[arm][i]), values))
+            shots.append((arm, data_uri(pictures[arm][i]), values))
         rows.append(Row(results.prompts[i], results.seeds[i], shots))
     return rows
 
@@ -177,8 +177,15 @@ def _direction(change: float) -> str:
     return "up" if change > 0 else "down" if change < 0 else ""
 
 
-def _data_uri(path: Path) -> str:
-    """A picture for the page: small ones untouched, larger ones shrunk and as WebP."""
+def data_uri(path: Path) -> str:
+    """A picture for the page: small ones untouched, larger ones shrunk and as WebP.
+
+    Args:
+        path: The picture's file.
+
+    Returns:
+        The address that holds it.
+    """
     with Image.open(path) as picture:
         if max(picture.size) <= 128:
             return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -11,12 +11,11 @@ from draft.diffusion.settings import SamplerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSettings:
-    """How images are made from prompts and fixed seeds.
+class DrawSettings:
+    """How images are sampled, and where.
 
     Args:
         sampler: How images are sampled.
-        images_per_prompt: Seeds per prompt.
         batch_size: Images sampled at once.
         mixed_precision: `bf16` runs the model in bfloat16.
         resolution: Side of the square images in pixels; None: the model's own.
@@ -25,11 +24,21 @@ class GenerateSettings:
 
     __pydantic_config__ = {"extra": "forbid"}
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    images_per_prompt: Annotated[int, Ge(1)] = 1
     batch_size: Annotated[int, Ge(1)] = 8
     mixed_precision: Literal["no", "bf16"] = "no"
     resolution: Annotated[int, Ge(8)] | None = None
     device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings(DrawSettings):
+    """How images are made from prompts and fixed seeds.
+
+    Args:
+        images_per_prompt: Seeds per prompt.
+    """
+
+    images_per_prompt: Annotated[int, Ge(1)] = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,8 +95,9 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         settings.pop(elsewhere, None)
     for label, adapter in settings.get("adapters", {}).items():
         source = stage.files[f"adapters.{label}"]
-        own = {"from": _file_identity(source), "weight": adapter["weight"]}
-        if adapter["schedule"] != asdict(Constant()):
+        own = {"from": _file_identity(source)}
+        own |= {"weight": adapter["weight"]} if "weight" in adapter else {}
+        if adapter.get("schedule", asdict(Constant())) != asdict(Constant()):
             own["schedule"] = adapter["schedule"]
         settings["adapters"][label] = own
     if settings.get("method") is None:  # a stage that generates without one
@@ -134,6 +135,8 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
     }
     if stage.prompts:
         found |= {"seed": stage.seed, "prompts": _prompts_digest(stage.prompts)}
+    if stage.config.kind == "strip":
+        found.pop("seed")  # it has its own list of them
     if stage.compared:
         measured = [term.label for term in stage.compared.terms]
         found |= {"held_out": _prompts_digest(stage.compared.prompts), "measured": measured}

@@ -32,8 +32,10 @@ from draft.pipeline.schema import (
     MixStage,
     ProbeStage,
     Stage,
+    StripStage,
     TrainStage,
 )
+from draft.pipeline.strips import check_strip
 from draft.registry.discovery import did_you_mean
 from draft.registry.plugins import named_model
 from draft.registry.reward import Term
@@ -179,6 +181,8 @@ def _check_stage(
     check_sampling(config, plain, keys, terms, document, errors)
     if isinstance(config, ProbeStage):
         check_probe(config, keys, terms, document, errors)
+    if isinstance(config, StripStage):
+        check_strip(config, keys, document, errors)
     if isinstance(config, MixStage):
         check_mixing(config, keys, document, errors)
     compared = None

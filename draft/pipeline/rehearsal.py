@@ -18,7 +18,16 @@ from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.isolated import reward_class
-from draft.pipeline.schema import KINDS, CompareStage, EvaluateStage, GenerateStage, MixStage, ProbeStage, TrainStage
+from draft.pipeline.schema import (
+    KINDS,
+    CompareStage,
+    EvaluateStage,
+    GenerateStage,
+    MixStage,
+    ProbeStage,
+    StripStage,
+    TrainStage,
+)
 from draft.registry.plugins import part_options
 from draft.registry.reward import MODEL_OPTIONS, Reward
 
@@ -151,7 +160,7 @@ def _typed_stages(document: Document) -> dict[str, Any]:
 def _rewards(stage: Any) -> dict[Keys, Mapping[str, Any]]:
     """Where a stage has rewards, and those."""
     match stage:
-        case TrainStage() | EvaluateStage() | GenerateStage() | ProbeStage():
+        case TrainStage() | EvaluateStage() | GenerateStage() | ProbeStage() | StripStage():
             return {("rewards",): stage.rewards}
         case CompareStage():
             return {("rewards",): stage.rewards, ("measure", "rewards"): stage.measure.rewards}
@@ -159,7 +168,9 @@ def _rewards(stage: Any) -> dict[Keys, Mapping[str, Any]]:
 
 
 def _sizes(
-    stage: TrainStage | EvaluateStage | GenerateStage | CompareStage | ProbeStage, keys: Keys, chosen: Chosen
+    stage: TrainStage | EvaluateStage | GenerateStage | CompareStage | ProbeStage | StripStage,
+    keys: Keys,
+    chosen: Chosen,
 ) -> dict[Keys, tuple[Any, Any]]:
     """Path in the stage to its value and the smaller one."""
     wanted: dict[str, Any] = {
@@ -197,6 +208,8 @@ def _sizes(
         }
     elif isinstance(stage, ProbeStage):
         wanted |= {"batches": min(stage.batches, 8), "batch_size": min(stage.batch_size, 6), "micro_batch_size": 0}
+    elif isinstance(stage, StripStage):
+        wanted |= {"seeds": stage.seeds[:2], "batch_size": min(stage.batch_size, 16)}
     else:
         wanted |= {
             "images_per_prompt": min(stage.images_per_prompt, 2),
@@ -207,7 +220,7 @@ def _sizes(
     steps = stage.sampler.num_inference_steps if chose else wanted["sampler.num_inference_steps"]
     if isinstance(stage, TrainStage | CompareStage):
         changes |= _recorded(stage, steps)
-    elif not isinstance(stage, ProbeStage):
+    elif isinstance(stage, EvaluateStage | GenerateStage):
         changes |= _scheduled(stage, steps)
     return {
         path: (_plain(own), _plain(value))

@@ -16,6 +16,7 @@ from draft.diffusion.inference.values import SamplingMethod
 from draft.diffusion.methods.values import DraftLV, Method
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
 from draft.probing.settings import ProbeSettings
+from draft.strips.settings import StripSettings
 from draft.training.objective import LinearLoss, Loss
 from draft.training.settings import TrainSettings
 
@@ -257,7 +258,38 @@ class ProbeStage(ProbeSettings):
     seed: Seed = None
 
 
-Stage: TypeAlias = TrainStage | MixStage | EvaluateStage | GenerateStage | CompareStage | ProbeStage
+@dataclass(frozen=True, kw_only=True)
+class StripAdapter:
+    """An adapter whose scale a strip goes through.
+
+    Args:
+        from_: A reference `${out:stage.adapter}`, or a safetensors file relative to the pipeline's folder.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    from_: Annotated[Text, Field(alias="from")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripStage(StripSettings):
+    """Draw what an adapter does over its scale, or two over both, from the same noise, with the rewards' curves.
+
+    Args:
+        kind: `strip`.
+        model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
+        prompts: A list, or `{file: ...}`.
+        adapters: Label to `{from}`: one, or two whose scales make a grid.
+        rewards: Label to options, as in `evaluate`; what the curves are of. Empty: images alone.
+    """
+
+    kind: Literal["strip"]
+    model: Text
+    prompts: PromptSource
+    adapters: Annotated[dict[Label, StripAdapter], MinLen(1)]
+    rewards: Rewards = field(default_factory=dict)
+
+
+Stage: TypeAlias = TrainStage | MixStage | EvaluateStage | GenerateStage | CompareStage | ProbeStage | StripStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +328,7 @@ KINDS: Mapping[str, type[Any]] = {
     "generate": GenerateStage,
     "compare": CompareStage,
     "probe": ProbeStage,
+    "strip": StripStage,
 }
 """The stage kinds, a closed set: that is what makes errors good."""
 
@@ -306,8 +339,9 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "generate": {"images": "images"},
     "compare": {"report": "compare.html", "results": "compare.json", "table": "compare.md", "plot": "compare.png"},
     "probe": {"report": "probe.html", "results": "probe.json", "table": "probe.md"},
+    "strip": {"report": "strip.html", "strip": "strip.png", "results": "strip.json", "scores": "strip.csv"},
 }
 """Stage kind to output name to path in the stage's folder, for ``${out:stage.output}``."""
 
-VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 2, "generate": 1, "compare": 1, "probe": 1}
+VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 2, "generate": 1, "compare": 1, "probe": 1, "strip": 1}
 """Raised when a stage kind would give other results from the same configuration, so that old ones are not reused."""

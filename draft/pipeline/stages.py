@@ -14,7 +14,15 @@ from draft.diffusion.inference.schedules import AdapterSchedule
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
 from draft.pipeline.check import CheckedStage, adapter_weights
-from draft.pipeline.schema import CompareStage, EvaluateStage, GenerateStage, MixStage, ProbeStage, TrainStage
+from draft.pipeline.schema import (
+    CompareStage,
+    EvaluateStage,
+    GenerateStage,
+    MixStage,
+    ProbeStage,
+    StripStage,
+    TrainStage,
+)
 from draft.progress import Progress
 
 
@@ -189,6 +197,27 @@ def run_probe(job: Job) -> Mapping[str, float]:
         )
 
 
+def run_strip(job: Job) -> Mapping[str, float]:
+    """Draw adapters over their scales."""
+    from draft.diffusion.fits import told_memory
+    from draft.strips.strip import draw_strip
+
+    stage = _expect(job, StripStage)
+    with told_memory(), ending_processes(job.stage.terms):
+        return draw_strip(
+            stage,
+            model=job.stage.model,
+            adapters={label: job.files[f"adapters.{label}"] for label in stage.adapters},
+            prompts=job.stage.prompts,
+            terms=job.stage.terms,
+            folder=job.folder,
+            progress=job.progress,
+            title=job.title,
+            model_name=model_name(job.stage),
+            config_text=job.config_text,
+        )
+
+
 EXECUTORS: Mapping[str, Executor] = MappingProxyType(
     {
         "train": run_train,
@@ -197,6 +226,7 @@ EXECUTORS: Mapping[str, Executor] = MappingProxyType(
         "generate": run_generate,
         "compare": run_compare,
         "probe": run_probe,
+        "strip": run_strip,
     }
 )
 """Stage kind to what runs it."""

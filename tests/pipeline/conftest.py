@@ -95,7 +95,7 @@ class Workshop:
 
     @property
     def executors(self) -> dict[str, Executor]:
-        return dict.fromkeys(("train", "mix", "evaluate", "generate", "compare", "probe"), self.execute)
+        return dict.fromkeys(("train", "mix", "evaluate", "generate", "compare", "probe", "strip"), self.execute)
 
     def run(self, *overrides: str, **options) -> RunResult:
         options = {"runs_dir": self.folder / "runs", "executors": self.executors, **options}

@@ -1,0 +1,88 @@
+"""One or two adapters over their scales: the images, the scores, the strip, the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from draft.evaluation.arms import Shots, blend, draw, keep_pictures, load_arms
+from draft.evaluation.scoring import load_metrics, score_all
+from draft.progress import Progress
+from draft.registry.reward import Term
+from draft.strips.page import write_page
+from draft.strips.results import Strip, as_csv, as_json, cells_of, highest
+from draft.strips.settings import StripSettings
+from draft.strips.sheet import draw_sheet
+from draft.types import Prompts
+
+
+def draw_strip(
+    settings: StripSettings,
+    *,
+    model: str,
+    adapters: Mapping[str, Path],
+    prompts: Prompts,
+    terms: Sequence[Term],
+    folder: Path,
+    progress: Progress,
+    title: str = "",
+    model_name: str = "",
+    config_text: str = "",
+) -> dict[str, float]:
+    """Draw every prompt with each seed at each scale, dW = scale B A, or at each pair of scales of two adapters.
+
+    The images of a row begin with the same noise. A scale of 0 is the base model, bit for bit.
+
+    Args:
+        settings: Scales, seeds, sampler, device.
+        model: Folder, hub id or single file.
+        adapters: Adapter file by label, one or two.
+        prompts: What to draw.
+        terms: What is measured, perhaps nothing; weights play no part.
+        folder: Receives `strip.png`, `strip.html`, `strip.json`, `strip.csv` and `images/<scale>/0000.png ...`, of two
+            adapters `images/<scale>_<scale>/...`.
+        progress: The reporter.
+        title: The page's heading.
+        model_name: How the page calls the model; empty: as `model`.
+        config_text: The pipeline's configuration, for the page.
+
+    Returns:
+        `images`, and for each reward `<label>.highest_at`, the first adapter's scale in the cell with its highest mean.
+
+    Raises:
+        DraftError: The model, an adapter, the prompts or a reward cannot be used.
+    """
+    groups = tuple(index for index in range(len(prompts)) for _ in settings.seeds)
+    shots = Shots(prompts.take(groups), settings.seeds * len(prompts), groups)
+    pipeline = load_arms(model, {label: (path, 1.0) for label, path in adapters.items()}, settings, progress)
+    metrics = load_metrics(terms, pipeline.device)
+    cells = cells_of(settings, len(adapters))
+    pictures: list[list[Path]] = [[] for _ in cells]
+    scores: dict[str, list[tuple[float, ...]]] = {term.label: [] for term in terms}
+    progress.start("strip", len(cells) * len(shots.seeds))
+    for cell, files in zip(cells, pictures, strict=True):
+        blend(pipeline, dict(zip(adapters, cell, strict=True)), list(adapters))
+        target = folder / "images" / "_".join(f"{scale:g}" for scale in cell)
+        drawn = keep_pictures(draw(pipeline, shots, settings), target, files, progress)
+        for label, values in score_all(metrics, drawn, shots.prompts).items():
+            scores[label].append(tuple(values))
+    progress.stop()
+    strip = Strip(
+        title=title,
+        model=model_name or model,
+        labels=tuple(adapters),
+        cells=cells,
+        prompts=tuple(shots.prompts),
+        seeds=shots.seeds,
+        scores={label: tuple(values) for label, values in scores.items()},
+        descriptions={term.label: (type(term.reward).__doc__ or "").strip().partition("\n")[0] for term in terms},
+        settings=settings,
+    )
+    (folder / "strip.json").write_text(as_json(strip, config_text=config_text), encoding="utf-8")
+    (folder / "strip.csv").write_text(as_csv(strip), encoding="utf-8")
+    draw_sheet(strip, pictures).save(folder / "strip.png")
+    write_page(strip, pictures, folder / "strip.html", config_text=config_text)
+    found = {label: best for label in scores if (best := highest(strip, label))}
+    return {"images": float(len(cells) * len(shots.seeds))} | {
+        f"{label}.highest_at": cells[cell][0] for label, (cell, _) in found.items()
+    }
