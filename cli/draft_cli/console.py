@@ -34,10 +34,13 @@ def quiet_libraries() -> None:
     """Show Draft's own warnings as one line each, and leave out what the libraries beneath say to developers.
 
     Python's `-W` and `PYTHONWARNINGS` bring the libraries' warnings back, `TRANSFORMERS_VERBOSITY` and
-    `DIFFUSERS_VERBOSITY` their logs.
+    `DIFFUSERS_VERBOSITY` their logs, `HF_HUB_DISABLE_PROGRESS_BARS=0` their progress bars in a file or a pipe.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        # Read when the hub's library is imported; it and transformers draw bars wherever standard error goes.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     shown = warnings.showwarning
 
     def show(

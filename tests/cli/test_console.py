@@ -1,0 +1,39 @@
+"""What the libraries beneath may say on standard error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from draft_cli.console import quiet_libraries
+
+BARS = """
+import sys
+from draft_cli.console import quiet_libraries
+quiet_libraries()
+from transformers.utils import logging
+for _ in logging.tqdm(range(3), desc="Loading weights"):
+    pass
+"""
+
+
+@pytest.mark.parametrize(("own", "shown"), [(None, False), ("0", True)])
+def test_no_bar_is_drawn_into_a_pipe_unless_somebody_asks_for_it(own: str | None, shown: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    environment |= {} if own is None else {"HF_HUB_DISABLE_PROGRESS_BARS": own}
+    done = subprocess.run([sys.executable, "-c", BARS], capture_output=True, text=True, env=environment, check=True)
+    assert ("Loading weights" in done.stderr) == shown
+
+
+def test_bars_stay_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    # Set and deleted, so that whatever the test does to it is undone.
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "x")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    quiet_libraries()
+    assert "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
