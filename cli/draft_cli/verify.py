@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from draft_cli.console import rows
+from draft_cli.inspect import one_line
 
 if TYPE_CHECKING:
     from draft.adapters.verification.verdict import Verdict
@@ -48,7 +49,7 @@ def _text(found: Verification) -> str:
     if found.verdicts:
         lines.append(rows([(f"{each.tool} {each.version}", sentence(each)) for each in found.verdicts]))
     if found.recipe is not None:
-        lines.append(rows(_recipe(found.recipe)))
+        lines.append(rows([(label, one_line(text)) for label, text in _recipe(found.recipe)]))
     broken = [each for each in found.verdicts if not each.right and each.status != "unknown"]
     if broken:
         lines.append(f"hint: draft convert {found.path} -o OUT writes the names and strengths that load in most tools")
@@ -85,7 +86,7 @@ def _recipe(recipe: Any) -> list[tuple[str, str]]:
     for each in inputs if isinstance(inputs, list) else []:
         if isinstance(each, dict):
             weight = f", weight {each['weight']:g}" if isinstance(each.get("weight"), int | float) else ""
-            found.append(("  input", f"{each.get('name', 'unnamed')}  sha256 {each.get('sha256', 'unknown')}{weight}"))
+            found.append(("  input", f"{each.get('name', 'unnamed')} sha256 {each.get('sha256', 'unknown')}{weight}"))
     return found
 
 

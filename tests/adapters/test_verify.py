@@ -310,7 +310,7 @@ def test_the_exit_code_says_how_it_went(tmp_path: Path, capsys: pytest.CaptureFi
     factors = Factors(torch.ones(1, 7), torch.ones(5, 1))
     write_adapter(Adapter({Q: factors}), tmp_path / "odd.safetensors")
     code, text = run(tmp_path / "good.safetensors", capsys)
-    assert code == 0 and "loads all 64 modules" in text and f"compress  sha256 {'ab' * 32}, weight 0.7" in text
+    assert code == 0 and "loads all 64 modules" in text and f"compress sha256 {'ab' * 32}, weight 0.7" in text
     assert "hint" not in text
     code, text = run(tmp_path / "bad.safetensors", capsys)
     assert code == 1 and "InvokeAI 6.14.0   refuses it" in text and "hint: draft convert" in text

@@ -1,0 +1,173 @@
+"""`draft inspect FILE`: what an adapter holds, on one screen."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draft_cli.console import rows
+
+if TYPE_CHECKING:
+    from draft.adapters.inspect import Block, Inspection
+
+# What people look for in a header, and what we call it.
+_TOLD = {
+    "modelspec.title": "title",
+    "modelspec.author": "author",
+    "modelspec.description": "description",
+    "modelspec.license": "licence",
+    "modelspec.architecture": "architecture",
+    "modelspec.trigger_phrase": "trigger words",
+    "modelspec.tags": "tags",
+    "modelspec.merged_from": "merged from",
+    "ss_output_name": "trained as",
+    "ss_base_model_version": "trained for",
+    "ss_sd_model_name": "trained on",
+    "ss_network_module": "network",
+    "ss_learning_rate": "learning rate",
+    "ss_max_train_steps": "steps",
+    "ss_num_epochs": "epochs",
+    "draft.version": "draft",
+}
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, or a peft folder.")],
+    blocks: Annotated[bool, typer.Option("--blocks", help="List every block.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Show what an adapter file holds: family, ranks, alphas, the sizes of its changes, and what its header tells."""
+    from draft.adapters.inspect import inspect_adapter
+
+    found = inspect_adapter(file.expanduser())
+    print(json_module.dumps(_as_json(found), indent=2) if json else _text(found, blocks=blocks))
+
+
+def _text(found: Inspection, *, blocks: bool) -> str:
+    low, median, high = found.used
+    parts = ", ".join(f"{part} {count}" for part, count in found.parts.items())
+    used = f"{low}" if low == high else f"{low} to {high} (median {median})"
+    facts = [
+        ("model", found.model or f"unknown, of the family {found.family}"),
+        ("format", f"{found.format}, {', '.join(found.dtypes)}, {_size(found.size)}"),
+        ("modules", f"{sum(found.parts.values())}  ({parts})"),
+        ("rank", _histogram(found.ranks)),
+        ("alpha", _histogram(found.alphas)),
+        ("change", f"||dW|| = {found.norm:.4g}; 99% of its energy lies within rank {used}"),
+        ("sha256", found.digest),
+    ]
+    lines = [str(found.path), rows(facts), _table(found.blocks if blocks else found.groups)]
+    told = _told(found.metadata)
+    if told:
+        lines.append(rows([(label, one_line(text)) for label, text in told]))
+    return "\n".join(lines)
+
+
+def _told(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+    from draft.adapters.inspect import parsed, tag_counts
+
+    known = {*_TOLD, "ss_tag_frequency", "draft.recipe", "draft.evaluation", "lora_adapter_metadata", "format"}
+    found = [(label, metadata[key]) for key, label in _TOLD.items() if metadata.get(key)]
+    tags = tag_counts(metadata)
+    if tags:
+        listed = ", ".join(f"{tag} ({count})" for tag, count in list(tags.items())[:8])
+        found.append(("captions", listed + (f", {len(tags) - 8} more" if len(tags) > 8 else "")))
+    recipe = parsed(metadata.get("draft.recipe", ""))
+    if isinstance(recipe, dict):
+        found.append(("recipe", _recipe(recipe)))
+    evaluation = parsed(metadata.get("draft.evaluation", ""))
+    if isinstance(evaluation, dict):
+        found += _gains(evaluation)
+    others = sum(key not in known for key in metadata)
+    if others:
+        found.append(("header", f"{others} more entr{'y' if others == 1 else 'ies'}, see --json"))
+    return found
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    inputs = recipe.get("inputs")
+    listed = [each for each in inputs if isinstance(each, dict)] if isinstance(inputs, list) else []
+    named = [
+        f"{each['weight']:g} x {each.get('name', str(each.get('sha256', ''))[:12])}"
+        if isinstance(each.get("weight"), int | float)
+        else str(each.get("name", str(each.get("sha256", ""))[:12]))
+        for each in listed
+    ]
+    return f"{recipe.get('kind', 'unknown')} of {', '.join(named)}" if named else str(recipe.get("kind", "unknown"))
+
+
+def _gains(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = [("evaluated", f"on {evaluation.get('model')} at weight {evaluation.get('weight')}")]
+    rewards = evaluation.get("rewards")
+    for label, told in rewards.items() if isinstance(rewards, dict) else ():
+        gain = told.get("gain") if isinstance(told, dict) else None
+        if isinstance(gain, dict) and all(isinstance(gain.get(key), int | float) for key in ("mean", "low", "high")):
+            spread = f"95% {gain['low']:+.4g} to {gain['high']:+.4g}"
+            found.append((f"  {label}", f"{gain['mean']:+.4g} ({spread}, {gain.get('count')} prompts)"))
+    return found
+
+
+def _table(blocks: tuple[Block, ...]) -> str:
+    width = max(len(block.name) for block in blocks)
+    lines = [f"  {'':<{width}}  modules  ||dW||     rank  99%"]
+    lines += [
+        f"  {block.name:<{width}}  {block.modules:>7}  {block.norm:<9.4g}  {block.rank:>4}  {block.used:>3}"
+        for block in blocks
+    ]
+    return "\n".join(lines)
+
+
+def _histogram(counts: Mapping[Any, int]) -> str:
+    if len(counts) == 1:
+        return f"{next(iter(counts)):g}"
+    listed = [f"{value:g} ({count})" for value, count in counts.items()]
+    return ", ".join(listed[:8]) + (f", {len(listed) - 8} more" if len(listed) > 8 else "")
+
+
+def one_line(text: str) -> str:
+    """A header's text as one line of moderate length, without what would steer a terminal.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        At most 160 characters.
+    """
+    line = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    return line if len(line) <= 160 else f"{line[:157]}..."
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _as_json(found: Inspection) -> dict[str, Any]:
+    from draft.adapters.inspect import parsed, tag_counts
+
+    def listed(blocks: tuple[Block, ...]) -> list[dict[str, Any]]:
+        return [dict(vars(block)) for block in blocks]
+
+    return {
+        "path": str(found.path),
+        "sha256": found.digest,
+        "bytes": found.size,
+        "family": found.family,
+        "model": found.model or None,
+        "format": found.format,
+        "parts": dict(found.parts),
+        "ranks": {str(rank): count for rank, count in found.ranks.items()},
+        "alphas": {f"{alpha:g}": count for alpha, count in found.alphas.items()},
+        "dtypes": dict(found.dtypes),
+        "norm": found.norm,
+        "rank_of_99_percent": dict(zip(("smallest", "median", "largest"), found.used, strict=True)),
+        "groups": listed(found.groups),
+        "blocks": listed(found.blocks),
+        "captions": tag_counts(found.metadata),
+        "recipe": parsed(found.metadata.get("draft.recipe", "")),
+        "evaluation": parsed(found.metadata.get("draft.evaluation", "")),
+        "metadata": dict(sorted(found.metadata.items())),
+    }

@@ -1,0 +1,250 @@
+"""What an adapter file holds, at a glance: sizes of its changes, how much rank they use, what its header tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from draft.adapters.factors import Adapter, Factors
+from draft.adapters.formats import read_adapter
+from draft.adapters.header import read_header
+from draft.adapters.verification.verify import base_model
+
+
+@dataclass(frozen=True)
+class Block:
+    """A group of modules.
+
+    Args:
+        name: What their paths begin with.
+        modules: How many there are.
+        norm: ||dW||_F over all of them.
+        rank: The largest rank of one.
+        used: The smallest rank that holds 99 % of the energy of each of them, ||dW||_F^2.
+    """
+
+    name: str
+    modules: int
+    norm: float
+    rank: int
+    used: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an adapter file holds.
+
+    Args:
+        path: The file, or peft folder.
+        digest: Its sha256 (a folder's: of its tensors).
+        size: Its bytes.
+        family: The family of its modules.
+        model: The base model whose modules these are, or "".
+        format: What its tensors' names are like.
+        parts: How many modules it has in each part of the pipeline.
+        ranks: How many modules have which rank.
+        alphas: How many have which alpha; alpha / rank is the scale.
+        dtypes: How many tensors have which dtype.
+        norm: ||dW||_F over all modules.
+        used: The rank that holds 99 % of the energy of a module: the smallest, the median and the largest.
+        groups: The modules by half of the network.
+        blocks: The modules by block.
+        metadata: The header.
+    """
+
+    path: Path
+    digest: str
+    size: int
+    family: str
+    model: str
+    format: str
+    parts: Mapping[str, int]
+    ranks: Mapping[int, int]
+    alphas: Mapping[float, int]
+    dtypes: Mapping[str, int]
+    norm: float
+    used: tuple[int, int, int]
+    groups: tuple[Block, ...]
+    blocks: tuple[Block, ...]
+    metadata: Mapping[str, str]
+
+
+def inspect_adapter(path: Path) -> Inspection:
+    """Read an adapter and measure it by its factors; no dense dW is formed.
+
+    Args:
+        path: A `.safetensors` file, or a peft folder.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        StageError: The file cannot be read as an adapter.
+
+    Example:
+        >>> inspect_adapter(Path("pony.safetensors")).norm  # doctest: +SKIP
+        1.93
+    """
+    adapter = read_adapter(path)
+    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    header = read_header(file)
+    spectra = {name: spectrum(factors) for name, factors in adapter.modules.items()}
+    used = sorted(rank_of_energy(values, 0.99) for values in spectra.values())
+    base = base_model(adapter)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Inspection(
+        path=path,
+        digest=digest,
+        size=file.stat().st_size,
+        family=adapter.family,
+        model=base.name if base else "",
+        format=file_format(header.tensors),
+        parts=dict(Counter(name.partition(".")[0] for name in adapter.modules)),
+        ranks=adapter.ranks,
+        alphas=_alphas(adapter),
+        dtypes=dict(sorted(Counter(info.dtype for info in header.tensors.values()).items())),
+        norm=_norm(spectra),
+        used=(used[0], used[len(used) // 2], used[-1]),
+        groups=_blocks(adapter, spectra, depth=1),
+        blocks=_blocks(adapter, spectra, depth=2),
+        metadata=adapter.metadata,
+    )
+
+
+def spectrum(factors: Factors) -> Tensor:
+    """The singular values of a module's change, largest first.
+
+    With B = Q_B R_B and A^T = Q_A R_A they are those of the small matrix s R_B R_A^T.
+
+    Args:
+        factors: A module's factors.
+
+    Returns:
+        As many values as the rank or, if that is smaller, the change's smaller side, in float64.
+    """
+    down = torch.linalg.qr(factors.down.double().flatten(1).T, mode="r").R
+    up = torch.linalg.qr(factors.up.double().flatten(1), mode="r").R
+    return torch.linalg.svdvals(up @ down.T) * abs(factors.scale)
+
+
+def rank_of_energy(values: Tensor, share: float) -> int:
+    """The smallest rank whose best approximation keeps a share of ||dW||_F^2.
+
+    Args:
+        values: Singular values, largest first.
+        share: Above 0, at most 1.
+
+    Returns:
+        The rank; 0 where the change is 0.
+    """
+    energy = values.square()
+    total = float(energy.sum())
+    if total == 0:
+        return 0
+    # The last digits of the sum must not cost a rank.
+    return int((energy.cumsum(0) < share * total * (1 - 1e-12)).sum()) + 1
+
+
+def file_format(names: Mapping[str, Any]) -> str:
+    """What the names of a file's tensors are like.
+
+    Args:
+        names: The tensors' names.
+
+    Returns:
+        `kohya`, `peft`, `diffusers`, `older diffusers`, or `original code`, as docs/adapters.md calls them; `mixed`
+        where they differ.
+    """
+    kinds = {_kind(name) for name in names if not name.endswith((".alpha", ".dora_scale"))}
+    return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def tag_counts(metadata: Mapping[str, str]) -> dict[str, int]:
+    """How often the training captions of a kohya file had which tag.
+
+    Args:
+        metadata: A header; `ss_tag_frequency` is JSON, per folder of images a mapping from tag to count.
+
+    Returns:
+        Counts, most frequent first; empty where there are none.
+    """
+    counts: Counter[str] = Counter()
+    found = parsed(metadata.get("ss_tag_frequency", ""))
+    for folder in found.values() if isinstance(found, dict) else ():
+        for tag, count in folder.items() if isinstance(folder, dict) else ():
+            if isinstance(count, int):
+                counts[str(tag).strip()] += count
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def parsed(text: str) -> Any:
+    """A header entry that should be JSON.
+
+    Args:
+        text: The entry.
+
+    Returns:
+        The value, or None if it is none.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _kind(name: str) -> str:
+    if name.startswith(("lora_", "lycoris_")):
+        return "kohya"
+    if name.startswith("base_model.model."):
+        return "peft"
+    if name.startswith(("diffusion_model.", "text_encoders.")):
+        return "original code"
+    return "diffusers" if ".lora_A." in name or ".lora_B." in name else "older diffusers"
+
+
+def _alphas(adapter: Adapter) -> dict[float, int]:
+    return dict(sorted(Counter(round(f.scale * f.rank, 6) for f in adapter.modules.values()).items()))
+
+
+def _norm(spectra: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(values.square().sum()) for values in spectra.values()))
+
+
+def _blocks(adapter: Adapter, spectra: Mapping[str, Tensor], *, depth: int) -> tuple[Block, ...]:
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for name, values in spectra.items():
+        grouped.setdefault(_block(name, depth), {})[name] = values
+    return tuple(
+        Block(
+            name=name,
+            modules=len(members),
+            norm=_norm(members),
+            rank=max(adapter.modules[member].rank for member in members),
+            used=max(rank_of_energy(values, 0.99) for values in members.values()),
+        )
+        for name, members in sorted(grouped.items(), key=lambda item: _natural(item[0]))
+    )
+
+
+def _block(name: str, depth: int) -> str:
+    """The part with the half of the network, and at depth 2 the block's number."""
+    part, *path = name.split(".")
+    if part.startswith("text_encoder"):
+        number = next((each for each in path if each.isdigit()), "")
+        return part if depth == 1 or not number else f"{part}.layers.{number}"
+    numbered = depth == 2 and len(path) > 2 and path[1].isdigit()
+    return ".".join([part, *path[: 2 if numbered else 1]])
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
