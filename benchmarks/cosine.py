@@ -18,7 +18,6 @@ from statistics import mean, median, pstdev
 import torch
 from torch import Tensor
 
-import draft
 from draft.diffusion.grid import make_grid
 from draft.diffusion.methods.values import (
     AlignProp,
@@ -36,6 +35,8 @@ from draft.diffusion.methods.values import (
 )
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.progress import Silent
+from draft.registry.extensions import model_path
+from draft.registry.plugins import build_reward
 from draft.registry.reward import Term
 from draft.training.rules.backpropagation import Backpropagation
 from draft.training.runs import Batch, Run, prepare
@@ -152,8 +153,8 @@ def main() -> None:
         micro_batch_size=0,
         device="cpu",
     )
-    reward = draft.load("clip_score", model="emoji/clip")
-    run = prepare(settings, draft.model_path("emoji"), Prompts(PROMPTS), [Term("clip", reward)], 0, Silent())
+    reward = build_reward("clip_score", {"model": "emoji/clip"}, where="clip_score")
+    run = prepare(settings, model_path("emoji"), Prompts(PROMPTS), [Term("clip", reward)], 0, Silent())
     rule = Backpropagation(settings.method, run)  # type: ignore[arg-type]
     for step in range(arguments.updates):
         rule.update(run, step)
