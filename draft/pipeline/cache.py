@@ -15,7 +15,7 @@ from draft.isolation.reward import IsolatedReward
 from draft.pipeline.check import CheckedStage
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.isolated import source_files
-from draft.pipeline.schema import VERSIONS
+from draft.pipeline.schema import VERSIONS, MixStage
 from draft.pipeline.sources import source_digest, weights_digest
 from draft.registry.plugins import named_models, reward_config
 from draft.types import Prompts
@@ -137,6 +137,8 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         found |= {"seed": stage.seed, "prompts": _prompts_digest(stage.prompts)}
     if stage.config.kind == "strip":
         found.pop("seed")  # it has its own list of them
+    if isinstance(stage.config, MixStage) and stage.config.method == "dare":
+        found["seed"] = stage.seed
     if stage.compared:
         measured = [term.label for term in stage.compared.terms]
         found |= {"held_out": _prompts_digest(stage.compared.prompts), "measured": measured}

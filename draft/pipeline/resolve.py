@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -10,6 +11,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.document import Document, Path
+from draft.pipeline.graph import parse_reference
 from draft.registry.discovery import did_you_mean
 
 
@@ -68,6 +70,26 @@ def plain_data(config: Any, document: Document, errors: list[DraftError]) -> tup
     except RecursionError:
         errors.append(ConfigError("an interpolation contains itself", where=document.name))
         return dict(document.data), broken
+
+
+def escaped(value: Any, keys: Path) -> Any:
+    """Plain data as a file must have it, so that it is read back as it is: every `${` that is no reference escaped.
+
+    Args:
+        value: A stage, or a part of one.
+        keys: Where in the stage it stands; prompts are taken as they are written.
+
+    Returns:
+        Plain data, newly made.
+    """
+    if isinstance(value, Mapping):
+        return {key: escaped(inner, (*keys, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [escaped(inner, (*keys, index)) for index, inner in enumerate(value)]
+    literal = keys[:1] == ("prompts",) or keys[:2] in (("preview", "prompts"), ("measure", "prompts"))
+    if not isinstance(value, str) or parse_reference(value) or (literal and isinstance(keys[-1], int)):
+        return value
+    return value.replace("${", "\\${")
 
 
 def first_line(error: Exception) -> str:

@@ -21,9 +21,11 @@ from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_comm
 from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.lock import locked
+from draft.pipeline.making import making
 from draft.pipeline.observers import Observers
 from draft.pipeline.plan import BEGUN, PARTIAL, Step, begun, make_plan
 from draft.pipeline.rehearsal import listing
+from draft.pipeline.resolve import escaped
 from draft.pipeline.stages import EXECUTORS, Executor, Job, adapter_metadata
 from draft.progress import Progress, Silent, duration
 from draft.registry.plugins import each_reward
@@ -163,19 +165,8 @@ def outputs(stage: CheckedStage, runs: Path) -> dict[str, Path]:
 
 def resolved(pipeline: Pipeline) -> dict[str, Any]:
     """A pipeline as plain data without variables, that loads again to the same pipeline from anywhere."""
-    stages = {name: _escaped(dict(stage.data), ()) for name, stage in pipeline.stages.items()}
+    stages = {name: escaped(dict(stage.data), ()) for name, stage in pipeline.stages.items()}
     return {"name": pipeline.name, "seed": pipeline.seed, "stages": stages}
-
-
-def _escaped(value: Any, keys: tuple[Any, ...]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _escaped(inner, (*keys, key)) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_escaped(inner, (*keys, index)) for index, inner in enumerate(value)]
-    literal = keys[:1] == ("prompts",) or keys[:2] in (("preview", "prompts"), ("measure", "prompts"))
-    if not isinstance(value, str) or parse_reference(value) or (literal and isinstance(keys[-1], int)):
-        return value
-    return value.replace("${", "\\${")
 
 
 def _run_stage(
@@ -201,7 +192,7 @@ def _run_stage(
         progress=reporter,
         title=pipeline.name,
         config_text=dump_yaml({stage.name: dict(stage.data), "seed": stage.seed}),
-        metadata=adapter_metadata(stage, step.identity, step.fingerprint),
+        metadata=adapter_metadata(stage, step.identity, step.fingerprint) | making(stage, files),
     )
     if hooks is not None:
         hooks.started(stage.name, partial)

@@ -14,6 +14,7 @@ from draft.diffusion.inference.schedules import AdapterSchedule
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
 from draft.pipeline.check import CheckedStage, adapter_weights
+from draft.pipeline.making import without_secrets
 from draft.pipeline.schema import (
     CompareStage,
     EvaluateStage,
@@ -245,7 +246,7 @@ def adapter_metadata(stage: CheckedStage, identity: Mapping[str, Any], fingerpri
     """
     name = model_name(stage)
     config = {key: value for key, value in identity.items() if key not in ("model", "reward_models", "upstream")}
-    found = {"draft.fingerprint": fingerprint, "draft.config": json.dumps(config, sort_keys=True)}
+    found = {"draft.fingerprint": fingerprint, "draft.config": json.dumps(without_secrets(config), sort_keys=True)}
     return {**found, "draft.model": name} if name else found
 
 

@@ -1,0 +1,163 @@
+"""`draft reproduce FILE`: the pipeline that made an adapter, out of its metadata."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draft.errors import ConfigError, DraftError, StageError
+
+if TYPE_CHECKING:
+    from draft.pipeline.reproduce import Reproduction
+
+_WHERE = "draft reproduce"
+
+
+def reproduce(
+    adapter: Annotated[Path, typer.Argument(metavar="FILE", help="An adapter that Draft trained or mixed.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The pipeline to write; default: print it.")
+    ] = None,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", metavar="FILE", help="An adapter that went in; found by its content. Again for more."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="For a model of the trainer's machine: a folder or hub id.")
+    ] = "",
+    check: Annotated[
+        bool, typer.Option("--check", help="See whether the pipeline would make the same adapter here.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write the pipeline that made an adapter, out of its metadata."""
+    from draft.pipeline.header import read_header
+    from draft.pipeline.reproduce import name_of, reproduce
+
+    metadata = read_header(adapter).metadata
+    stem = output.stem if output else name_of(adapter)
+    try:
+        made = reproduce(metadata, name=name_of(adapter), given=_digests(inputs or []), model=_model(model), stem=stem)
+    except DraftError as error:
+        error.where = error.where or str(adapter)
+        raise
+    if output is None and made.tables:
+        what = "the prompts have columns, which a file beside the pipeline holds"
+        raise ConfigError(what, where=_WHERE, hint="name the pipeline with -o")
+    if output is None:
+        typer.echo(made.text(), nl=False)
+    else:
+        for file in write_pipeline(made, output, force=force):
+            typer.echo(f"wrote {file}")
+        typer.echo(f"{made.target}.adapter is the adapter; run it with: draft run {output}")
+    for key, what in made.missing.items():
+        typer.echo(f"to be given: {key}: {what}", err=output is None)
+    if check:
+        typer.echo(f"check: {compare(made, metadata, output)}", err=output is None)
+
+
+def write_pipeline(made: Reproduction, output: Path, *, force: bool) -> list[Path]:
+    """Write a pipeline and what lies beside it.
+
+    Args:
+        made: The pipeline.
+        output: Its file.
+        force: Whether files that are there may be overwritten.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: One is there, or cannot be written.
+    """
+    from draft.pipeline.folders import write_text
+
+    texts = {output.with_name(name): text for name, text in made.tables.items()} | {output: made.text()}
+    for path in texts:
+        if path.exists() and not force:
+            hint = "add --force to overwrite it, or -o OTHER"
+            raise ConfigError("the output is already there", where=str(path), hint=hint)
+    for path, text in texts.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
+        except OSError as error:
+            raise ConfigError(f"cannot write the file ({error.strerror or error})", where=str(path)) from None
+    return list(texts)
+
+
+def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None) -> str:
+    """Load the pipeline and compare what it would do here with what the file says was done.
+
+    Args:
+        made: The pipeline.
+        metadata: The adapter's header.
+        output: Where it was written; None: nowhere.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        DraftError: The pipeline cannot run here, or would make another adapter.
+    """
+    from draft.pipeline.cache import differences
+    from draft.pipeline.load import load_pipeline
+    from draft.pipeline.making import parsed, without_secrets
+    from draft.pipeline.plan import make_plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = output or Path(folder) / "pipeline.yaml"
+        if output is None:
+            write_pipeline(made, file, force=True)
+        pipeline = load_pipeline(file)
+        steps = {step.name: step for step in make_plan(pipeline, Path(folder) / "runs")}
+    step = steps[made.target]
+    if "draft.fingerprint" not in metadata:
+        return "everything that it needs is here; the file has no fingerprint to compare with"
+    if step.fingerprint == metadata["draft.fingerprint"]:
+        return "the same fingerprint: with the same versions of the libraries a run gives the same adapter"
+    old, new = (_without_inputs(each) for each in (parsed(metadata.get("draft.config")) or {}, step.identity))
+    kept = {key: new.get(key) for key in old}  # the header leaves out what is large or of the machine
+    found = differences(old, without_secrets(kept))
+    if found:
+        raise StageError(f"here it would be another adapter: {'; '.join(found)}", where=_WHERE)
+    if not pipeline.stages[made.target].files:
+        what = "here it would be another adapter: the model, or one that a reward uses, is another"
+        raise StageError(what, where=_WHERE)
+    return "the same settings, prompts and rewards; the adapters that go in are not compared"
+
+
+def _without_inputs(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the adapters that went in, which may be files now and references then."""
+    settings = {key: value for key, value in (identity.get("settings") or {}).items() if key != "init_adapter"}
+    if beneath := settings.get("base_adapters"):
+        settings["base_adapters"] = [each["weight"] for each in beneath]
+    if adapters := settings.get("adapters"):
+        settings["adapters"] = {label: each["weight"] for label, each in adapters.items()}
+    return {**identity, "settings": settings}
+
+
+def _digests(files: Sequence[Path]) -> dict[str, str]:
+    from draft.pipeline.cache import sha256
+    from draft.pipeline.header import weights_file
+
+    found = {}
+    for path in files:
+        if not weights_file(path).is_file():
+            raise ConfigError("no such adapter file", where=str(path))
+        found[sha256(weights_file(path))] = str(path.resolve())
+    return found
+
+
+def _model(name: str) -> str:
+    """A model as the pipeline may name it from wherever it lies: a folder or file by its absolute path."""
+    from draft.registry.plugins import named_model
+
+    if not name or named_model(name) is not None:
+        return name
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name

@@ -1,0 +1,240 @@
+"""`draft reproduce`: an adapter's header becomes a pipeline, and its run gives the same bytes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+from draft.adapters.formats import read_adapter, write_adapter
+
+FILE = """\
+name: first
+seed: 5
+vars:
+  prompt: a cat
+stages:
+  train:
+    kind: train
+    model: model
+    prompts: {file: prompts.csv}
+    method: {kind: draft_k, k: 1}
+    sampler: {num_inference_steps: 2, guidance_scale: 1}
+    lora: {rank: 2}
+    batch_size: 1
+    max_steps: 2
+    learning_rate: 1e-2
+    rewards:
+      bright: {gain: 2, weight: 3}
+      length: {use: wordy, text: "{thing}", weight: 0}
+  more:
+    kind: train
+    model: model
+    prompts: [a dog, "cost: ${vars.prompt}"]
+    method: {kind: draft_k, k: 1}
+    sampler: {num_inference_steps: 2, guidance_scale: 1}
+    lora: {rank: 3}
+    batch_size: 1
+    max_steps: 1
+    seed: 8
+    init_adapter: "${out:train.adapter}"
+    base_adapters:
+      - {file: outside.safetensors, weight: 0.5}
+    rewards: {bright: {}}
+  both:
+    kind: mix
+    adapters:
+      y: {from: "${out:train.adapter}", weight: 0.7}
+      x: {from: "${out:more.adapter}", weight: -0.2}
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = Path(__file__).parent.parent / "diffusion" / "tiny.py"
+    spec = importlib.util.spec_from_file_location("tiny", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def place(folder: Path, tiny_model: Path, tastes: None) -> Path:
+    """The folder of the first pipeline, which has not run."""
+    import torch
+
+    from draft.adapters.formats import Adapter, Factors
+
+    first = folder / "first"
+    first.mkdir()
+    shutil.copytree(tiny_model, first / "model")
+    (first / "prompts.csv").write_text('prompt,thing\na cat,cat\n"a dog, asleep",dog\n')
+    (first / "first.yaml").write_text(FILE)
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    factors = Factors(torch.ones(1, 16) / 9, torch.ones(16, 1) / 9, 1.0)
+    write_adapter(Adapter({name: factors}, "sd", {}), first / "outside.safetensors")
+    return first
+
+
+def _header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def test_every_adapter_of_a_pipeline_is_made_again_byte_for_byte(command, place: Path, folder: Path) -> None:
+    code, _, err = command("run", str(place / "first.yaml"))
+    assert code == 0, err
+    made = {name: folder / "runs" / "first" / name / "adapter.safetensors" for name in ("train", "more", "both")}
+    # Somebody else's machine: the file alone, the model and the adapter from outside, nothing under its old name.
+    kept = folder / "elsewhere"
+    kept.mkdir()
+    for name, path in made.items():
+        shutil.copy(path, kept / f"{name}.safetensors")
+    shutil.move(place / "model", kept / "model")
+    shutil.move(place / "outside.safetensors", kept / "renamed.safetensors")
+    shutil.rmtree(place)
+    words = ["--model", str(kept / "model"), "--input", str(kept / "renamed.safetensors")]
+    code, out, err = command("reproduce", str(kept / "both.safetensors"), "-o", "again.yaml", *words, "--check")
+    assert code == 0, err
+    assert "wrote again.train.jsonl" in out and "wrote again.yaml" in out and "to be given" not in out
+    assert "both.adapter is the adapter" in out
+    assert "check: the same fingerprint" in out
+    code, _, err = command("run", "again.yaml", "--runs-dir", "second")
+    assert code == 0, err
+    for name in ("train", "more", "both"):
+        again = folder / "second" / "both-again" / name / "adapter.safetensors"
+        assert again.read_bytes() == made[name].read_bytes(), name
+    # And a file alone, checked.
+    code, out, err = command("reproduce", str(kept / "train.safetensors"), "-o", "one.yaml", *words[:2], "--check")
+    assert code == 0, err
+    assert "check: the same fingerprint" in out
+    data = yaml.safe_load((folder / "one.yaml").read_text())
+    assert list(data["stages"]) == ["train"]
+    assert data["stages"]["train"]["rewards"]["length"] == {"use": "wordy", "text": "{thing}", "weight": 0}
+    # What changes the result is found before anything is trained.
+    (kept / "model" / "unet" / "config.json").write_text(
+        (kept / "model" / "unet" / "config.json").read_text().replace("{", "{ ", 1)
+    )
+    code, _, err = command("reproduce", str(kept / "train.safetensors"), "-o", "two.yaml", *words[:2], "--check")
+    assert code == 2 and "here it would be another adapter: the model, or one that a reward uses" in err
+    for path in made.values():
+        text = json.dumps(_header(path))
+        assert str(folder) not in text and str(place) not in text and "/tmp" not in text
+        assert "T0" not in _header(path)["draft.pipeline"]  # no time
+
+
+def _story(tmp: Path, name: str = "a", **entries: object) -> Path:
+    """An adapter with entries in its header."""
+    import torch
+
+    from draft.adapters.formats import Adapter, Factors
+
+    module = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    own = {f"draft.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in entries.items()}
+    path = tmp / f"{name}.safetensors"
+    write_adapter(Adapter({module: Factors(torch.ones(1, 16), torch.ones(16, 1), 1.0)}, "sd", own), path)
+    assert read_adapter(path).modules
+    return path
+
+
+TRAINED = {
+    "kind": "train", "stage": "train", "draft": "0", "seed": 3, "model": {"name": "emoji"}, "prompts": ["a cat"],
+    "rewards": {"jpeg": {"use": "jpeg", "quality": 50}}, "settings": {"max_steps": 2, "base_adapters": []},
+}  # fmt: skip
+
+
+def test_without_an_output_the_pipeline_is_printed(command, folder: Path) -> None:
+    code, out, err = command("reproduce", str(_story(folder, pipeline=TRAINED)))
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(out) == {
+        "name": "a-again",
+        "stages": {
+            "train": {
+                "kind": "train", "model": "emoji", "prompts": ["a cat"], "seed": 3,
+                "rewards": {"jpeg": {"use": "jpeg", "quality": 50}}, "max_steps": 2,
+            }
+        },
+    }  # fmt: skip
+    assert [path.name for path in folder.iterdir()] == ["a.safetensors"]
+
+
+def test_a_mix_of_the_command_line_becomes_its_trainings_and_a_mix(command, folder: Path) -> None:
+    other = {**TRAINED, "seed": 4}
+    recipe = {
+        "kind": "mix", "rank": 4, "method": "exact", "components": {}, "format": "auto", "seed": None,
+        "inputs": [
+            {"name": "one", "sha256": "11", "weight": 0.7, "pipeline": TRAINED},
+            {"name": "two words", "sha256": "22", "weight": -1.0, "pipeline": other},
+            {"name": "one", "sha256": "11", "weight": 0.1, "pipeline": TRAINED},
+            {"name": "civitai", "sha256": "33", "weight": 1.0},
+        ],
+    }  # fmt: skip
+    code, out, err = command("reproduce", str(_story(folder, recipe=recipe)))
+    assert code == 0
+    stages = yaml.safe_load(out)["stages"]
+    assert list(stages) == ["train", "train_2", "mix"]
+    assert (stages["train"]["seed"], stages["train_2"]["seed"]) == (3, 4)
+    assert stages["mix"] == {
+        "kind": "mix", "rank": 4,
+        "adapters": {
+            "one": {"from": "${out:train.adapter}", "weight": 0.7},
+            "two_words": {"from": "${out:train_2.adapter}", "weight": -1.0},
+            "one_3": {"from": "${out:train.adapter}", "weight": 0.1},
+            "civitai": {"from": "???", "weight": 1.0},
+        },
+    }  # fmt: skip
+    line = "to be given: stages.mix.adapters.civitai.from: the adapter civitai, sha256 33 (--input FILE)"
+    assert line in err and "# To be given: stages.mix.adapters.civitai.from" in out
+
+
+def test_what_is_missing_is_told_by_check_with_its_line_and_may_be_given_on_the_command_line(
+    command, folder: Path
+) -> None:
+    story = {**TRAINED, "model": {"name": "mine", "sha256": "44"}, "rewards": {"jpeg": {"use": "jpeg", "quality": 50}}}
+    code, out, _ = command("reproduce", str(_story(folder, pipeline=story)), "-o", "again.yaml")
+    assert code == 0 and "to be given: stages.train.model: the model mine (--model MODEL)" in out
+    code, _, err = command("check", "again.yaml")
+    assert code == 2 and "stages.train.model must be given (got '???')" in err and "again.yaml:" in err
+    assert command("check", "again.yaml", "stages.train.model=emoji")[0] == 0
+    assert command("reproduce", "a.safetensors", "-o", "again.yaml")[0] == 2  # it is there
+    assert command("reproduce", "a.safetensors", "-o", "again.yaml", "--force", "--model", "emoji")[0] == 0
+    assert command("check", "again.yaml")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("entries", "error"),
+    [
+        ({}, "does not say how it was made (no draft.pipeline or draft.recipe in its header)"),
+        ({"config": {}}, "was written by a version of Draft that did not say enough"),
+        ({"pipeline": "{broken"}, "does not say how it was made"),
+        ({"recipe": {"kind": "soup", "inputs": []}}, "does not say how it was made"),
+    ],
+)
+def test_a_file_of_another_tool_is_refused(command, folder: Path, entries, error: str) -> None:
+    code, out, err = command("reproduce", str(_story(folder, **entries)))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: a.safetensors: ") or str(folder) in err
+    assert error in err
+
+
+def test_files_that_cannot_be_or_do_not_belong_are_refused(command, folder: Path) -> None:
+    (folder / "x.safetensors").write_bytes(b"no")
+    assert "not an intact safetensors file" in command("reproduce", "x.safetensors")[2]
+    assert "no such adapter file" in command("reproduce", "nowhere.safetensors")[2]
+    good = str(_story(folder, pipeline=TRAINED))
+    assert "no such adapter file" in command("reproduce", good, "--input", "nowhere.safetensors")[2]
+    code, _, err = command("reproduce", good, "--input", "x.safetensors")
+    assert code == 2 and "the file is no input of this adapter (its sha256 is " in err
+
+
+def test_a_changed_setting_is_found_by_check(command, folder: Path) -> None:
+    config = {"kind": "train", "version": 1, "settings": {"max_steps": 9}, "rewards": {}, "sources": {}}
+    path = _story(folder, pipeline=TRAINED, config=config, fingerprint="0" * 64)
+    code, _, err = command("reproduce", str(path), "--check")
+    assert code == 2 and "here it would be another adapter: config changed: max_steps 9 -> 2" in err

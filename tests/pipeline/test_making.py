@@ -1,0 +1,44 @@
+"""What an adapter file says about its making, and what it never says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from draft.pipeline.making import making, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ({"token": "hf_abc", "quality": 50}, {"token": "???", "quality": 50}),
+        ({"deep": {"api_key": "x", "OPENAI_API_KEY": "y"}}, {"deep": {"api_key": "???", "OPENAI_API_KEY": "???"}}),
+        ({"index": "https://me:secret@host/simple"}, {"index": "???"}),
+        ({"file": "/home/me/x.pt", "other": "~/x", "more": ["C:\\x", "D:/x"]},
+         {"file": "???", "other": "???", "more": ["???", "???"]}),
+        ({"model": "owner/name", "text": "a cat / a dog", "tokens": 5, "password": ""},
+         {"model": "owner/name", "text": "a cat / a dog", "tokens": 5, "password": ""}),
+        ({"url": "https://host/x", "weight": -1.5, "none": None},
+         {"url": "https://host/x", "weight": -1.5, "none": None}),
+    ],
+)  # fmt: skip
+def test_paths_and_secrets_are_left_out_and_nothing_else(value, kept) -> None:
+    assert without_secrets(value) == kept
+
+
+def test_the_story_holds_prompts_rewards_and_settings_whole(workshop) -> None:
+    workshop.run()
+    told = {
+        job.stage.name: json.loads(making(job.stage, job.files).get("draft.pipeline", "null")) for job in workshop.jobs
+    }
+    assert told["evaluate"] is None
+    train = told["train"]
+    assert train["prompts"] == ["a cat", "a dog"] and train["seed"] == 3 and train["stage"] == "train"
+    assert train["rewards"] == {"jpeg": {"use": "jpeg", "quality": 50}}
+    assert train["settings"]["learning_rate"] == 1e-4 and train["settings"]["lora"]["rank"] == 8
+    assert train["model"]["name"] == "model" and len(train["model"]["sha256"]) == 64
+    assert told["mix"]["settings"]["adapters"] == ["a"]
+    assert str(workshop.folder) not in json.dumps(told)
+    header = {job.stage.name: job.metadata for job in workshop.jobs}
+    assert json.loads(header["train"]["draft.pipeline"]) == train and "draft.pipeline" not in header["evaluate"]
