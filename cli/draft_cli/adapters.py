@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from draft_cli.mix import mix_command
+from draft.errors import ConfigError
+from draft_cli.mix import mix_command, output_name, parse_input
+from draft_cli.sweep import plan_sweep, write_sweep
 
 
 def mix(
@@ -58,11 +60,31 @@ def mix(
     verify: Annotated[
         str, typer.Option("--verify", metavar="HOW", help="Read back: factors, or full (by diffusers' reader too).")
     ] = "factors",
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep", metavar="A:B:N", help="Draw the mix at N strengths from A to B, with --model, --prompt."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "--base", metavar="MODEL", help="What --sweep draws with.")] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What --sweep draws; again for more.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come out; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Mix adapters, each with a weight, into one exact adapter."""
+    target, stage = output, None
+    if sweep is not None and inputs:
+        terms = [parse_input(text) for text in inputs]
+        target = output or Path(output_name(terms))
+        paths = [path for path, _ in terms]
+        stage = plan_sweep(
+            sweep, model=model, prompts=prompt or [], inputs=paths, target=target, force=force, dry_run=dry_run
+        )
+    elif model or prompt:
+        raise ConfigError("--model and --prompt are for --sweep", where="draft mix", hint="add --sweep 0:1:5")
     mix_command(
         inputs,
         output=output,
@@ -82,3 +104,5 @@ def mix(
         force=force,
         json=json,
     )
+    if stage is not None and target is not None:
+        write_sweep(stage, target.expanduser(), force=force, quiet=json)

@@ -7,12 +7,15 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from draft.errors import ConfigError, ConfigErrors
 from draft_cli.console import rows
+
+if TYPE_CHECKING:
+    from draft.pipeline.check import CheckedStage
 
 _WHERE = "draft strip"
 _TELLS = "strip.json"
@@ -217,13 +220,16 @@ def strip_stage(
     return stage if scales_b is None else {**stage, "scales_b": list(scales_b)}
 
 
-def write_strip(stage: Mapping[str, Any], target: Path, *, force: bool) -> tuple[dict[str, Path], Mapping[str, float]]:
+def write_strip(
+    stage: Mapping[str, Any], target: Path, *, force: bool, quiet: bool = False
+) -> tuple[dict[str, Path], Mapping[str, float]]:
     """Check a stage as `draft check` would, run it as `draft run` would, and give its folder a name.
 
     Args:
         stage: The stage as plain data.
         target: The folder to make.
         force: Whether a strip that is there may be replaced.
+        quiet: Whether no progress is shown.
 
     Returns:
         Output name to path, and the closing figures.
@@ -231,25 +237,20 @@ def write_strip(stage: Mapping[str, Any], target: Path, *, force: bool) -> tuple
     Raises:
         DraftError: Something the user can mend.
     """
-    from draft.pipeline.check import check_document
-    from draft.pipeline.document import Document, dump_yaml
+    from draft.pipeline.document import dump_yaml
     from draft.pipeline.folders import publish
     from draft.pipeline.stages import Job, run_strip
-    from draft.progress import progress
+    from draft.progress import Silent, progress
 
     check_target(target, force=force)
-    document = Document("command line", {"name": "strip", "stages": {"strip": dict(stage)}})
-    pipeline, errors = check_document(document, Path.cwd() / "strip.yaml")
-    if pipeline is None:
-        raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
-    checked = pipeline.stages["strip"]
+    checked = check_stage(stage)
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"cannot write there: {error.strerror}", where=str(target)) from None
-    reporter = progress()
+    reporter = Silent() if quiet else progress()
     try:
         figures = run_strip(
             Job(
@@ -257,7 +258,7 @@ def write_strip(stage: Mapping[str, Any], target: Path, *, force: bool) -> tuple
                 folder=partial,
                 files={label: Path(file) for label, file in checked.files.items()},
                 progress=reporter,
-                title=" and ".join(_labels([Path(each["from"]) for each in stage["adapters"].values()])),
+                title=" and ".join(stage["adapters"]),
                 config_text=dump_yaml({"strip": dict(checked.data)}),
             )
         )
@@ -266,6 +267,28 @@ def write_strip(stage: Mapping[str, Any], target: Path, *, force: bool) -> tuple
         reporter.stop()
         shutil.rmtree(partial, ignore_errors=True)
     return {name: target / path for name, path in checked.outputs.items()}, figures
+
+
+def check_stage(stage: Mapping[str, Any]) -> CheckedStage:
+    """Check a stage as `draft check` would.
+
+    Args:
+        stage: The stage as plain data.
+
+    Returns:
+        The stage with everything that can be known before it runs.
+
+    Raises:
+        DraftError: What is wrong with it.
+    """
+    from draft.pipeline.check import check_document
+    from draft.pipeline.document import Document
+
+    document = Document("command line", {"name": "strip", "stages": {"strip": dict(stage)}})
+    pipeline, errors = check_document(document, Path.cwd() / "strip.yaml")
+    if pipeline is None:
+        raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
+    return pipeline.stages["strip"]
 
 
 def check_target(target: Path, *, force: bool) -> None:
