@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,7 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
         raise StageError(f"the rank must be at least 1 (got {dense_rank})")
     config = None
     file = path
-    if path.is_dir():
+    if os.path.isdir(path):
         file = path / "adapter_model.safetensors"
         if not file.is_file():
             raise StageError(
