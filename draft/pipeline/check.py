@@ -59,6 +59,7 @@ class CheckedStage:
         files: Label to file or reference, for adapters and curves, e.g. ``{"adapters.a": ...}``.
         upstream: The stages it refers to, sorted.
         compared: What only a `compare` stage has.
+        environment: Values that the file takes from the environment; no adapter's header may hold them.
     """
 
     name: str
@@ -71,6 +72,7 @@ class CheckedStage:
     files: Mapping[str, str]
     upstream: tuple[str, ...]
     compared: Compared | None = None
+    environment: frozenset[str] = frozenset()
 
     @property
     def every_term(self) -> tuple[Term, ...]:
@@ -203,6 +205,7 @@ def _check_stage(
         files=files,
         upstream=tuple(upstream(data)),
         compared=compared,
+        environment=document.environment,
     )
 
 

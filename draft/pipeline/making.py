@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ def making(stage: CheckedStage, files: Mapping[str, Path]) -> dict[str, str]:
         "kind": stage.config.kind,
         "stage": stage.name,
         "draft": _version(),
-        "settings": without_secrets({key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}),
+        "settings": without_secrets(
+            {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}, stage.environment
+        ),
     }
     if stage.prompts or getattr(stage.config, "method", None) == "dare":
         told["seed"] = stage.seed  # the file's, where the stage has no own one; other mixes have nothing random
@@ -54,7 +56,8 @@ def making(stage: CheckedStage, files: Mapping[str, Path]) -> dict[str, str]:
         told |= {"columns": columns} if columns else {}
     if rewards := stage.data.get("rewards"):
         told["rewards"] = {
-            label: without_secrets({"use": label, **(options or {})}) for label, options in rewards.items()
+            label: without_secrets({"use": label, **(options or {})}, stage.environment)
+            for label, options in rewards.items()
         }
     if stage.config.kind == "mix":
         # Its inputs stand in `draft.recipe`, in this order.
@@ -66,15 +69,26 @@ def making(stage: CheckedStage, files: Mapping[str, Path]) -> dict[str, str]:
     return {"draft.pipeline": json.dumps(told, sort_keys=True)}
 
 
-def without_secrets(value: Any, key: str = "") -> Any:
-    """Plain data with `???` for paths of this machine, and for what looks like a password by its name or its form."""
+def without_secrets(value: Any, environment: Collection[str] = (), key: str = "") -> Any:
+    """Plain data with `???` for what a file that is passed on may not hold.
+
+    Args:
+        value: Plain data.
+        environment: Values from the environment.
+        key: The last key that leads to the value.
+
+    Returns:
+        The data without paths of this machine, values from the environment, and what looks like a password by its
+        name or its form.
+    """
     if isinstance(value, Mapping):
-        return {name: without_secrets(inner, str(name)) for name, inner in value.items()}
+        return {name: without_secrets(inner, environment, str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [without_secrets(inner, key) for inner in value]
+        return [without_secrets(inner, environment, key) for inner in value]
     if not isinstance(value, str) or not value:
         return value
-    return MISSING if _SECRET.search(key) or _SIGNED.search(value) or _is_path(value) else value
+    private = _SECRET.search(key) or _SIGNED.search(value) or _is_path(value) or any(x in value for x in environment)
+    return MISSING if private else value
 
 
 def parsed(text: str | None) -> Any:

@@ -14,7 +14,7 @@ from draft.errors import ConfigError, DraftError
 from draft.pipeline.describe import keys_at
 from draft.pipeline.document import Document, Path, parse_value, value_at
 from draft.pipeline.rehearsal import Replacement
-from draft.pipeline.resolve import first_line, hold, plain_data
+from draft.pipeline.resolve import environment_values, first_line, hold, plain_data
 from draft.pipeline.schema import KINDS, Head
 from draft.registry.discovery import did_you_mean
 
@@ -82,6 +82,7 @@ def apply_overrides(
             error.where = error.where or f"command line, {text!r}"
             errors.append(error)
     explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars"})
+    document.environment = environment_values(OmegaConf.to_container(config, resolve=False))
     data, broken = plain_data(config, document, errors)
     if REHEARSAL in document.data:
         data[REHEARSAL] = document.data[REHEARSAL]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -70,6 +71,26 @@ def plain_data(config: Any, document: Document, errors: list[DraftError]) -> tup
     except RecursionError:
         errors.append(ConfigError("an interpolation contains itself", where=document.name))
         return dict(document.data), broken
+
+
+def environment_values(raw: Any) -> frozenset[str]:
+    """The values that a file takes from the environment, which may be secrets.
+
+    Args:
+        raw: Plain data before interpolation.
+
+    Returns:
+        The values of the variables that it names; of all variables, where a name is itself an interpolation.
+    """
+    if isinstance(raw, Mapping):
+        return frozenset().union(*(environment_values(inner) for inner in raw.values()))
+    if isinstance(raw, list):
+        return frozenset().union(*(environment_values(inner) for inner in raw))
+    if not isinstance(raw, str) or "oc.env" not in raw:
+        return frozenset()
+    names = re.findall(r"oc\.env:\s*([A-Za-z0-9_]+)\s*[,}]", raw)
+    known = [os.environ.get(name, "") for name in names] if len(names) == raw.count("oc.env") else os.environ.values()
+    return frozenset(value for value in known if value)
 
 
 def escaped(value: Any, keys: Path) -> Any:

@@ -246,7 +246,8 @@ def adapter_metadata(stage: CheckedStage, identity: Mapping[str, Any], fingerpri
     """
     name = model_name(stage)
     config = {key: value for key, value in identity.items() if key not in ("model", "reward_models", "upstream")}
-    found = {"draft.fingerprint": fingerprint, "draft.config": json.dumps(without_secrets(config), sort_keys=True)}
+    shown = without_secrets(config, stage.environment)
+    found = {"draft.fingerprint": fingerprint, "draft.config": json.dumps(shown, sort_keys=True)}
     return {**found, "draft.model": name} if name else found
 
 

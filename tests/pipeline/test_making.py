@@ -7,6 +7,7 @@ import json
 import pytest
 
 from draft.pipeline.making import making, without_secrets
+from draft.pipeline.resolve import environment_values
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,26 @@ def test_the_story_holds_prompts_rewards_and_settings_whole(workshop) -> None:
     assert str(workshop.folder) not in json.dumps(told)
     header = {job.stage.name: job.metadata for job in workshop.jobs}
     assert json.loads(header["train"]["draft.pipeline"]) == train and "draft.pipeline" not in header["evaluate"]
+
+
+def test_what_comes_from_the_environment_is_in_no_header(workshop, plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin()
+    monkeypatch.setenv("MY_PLACE", "the-very-secret")
+    text = workshop.file.read_text()
+    text = text.replace("rate: 1e-4", "rate: 1e-4\n  word: ${oc.env:MY_PLACE}")
+    options = '{use: glow, target: "in ${vars.word}"}\n      other: {use: glow, target: plain, weight: 2}'
+    workshop.file.write_text(text.replace("{quality: 50}\n  mix", options + "\n  mix").replace("jpeg: {use", "g: {use"))
+    workshop.run()
+    train = next(job for job in workshop.jobs if job.stage.name == "train")
+    assert train.stage.terms[0].reward.target == "in the-very-secret"  # it is used
+    assert "the-very-secret" not in json.dumps(dict(train.metadata))
+    told = json.loads(train.metadata["draft.pipeline"])["rewards"]
+    assert told["g"]["target"] == "???" and told["other"]["target"] == "plain"
+
+
+def test_a_name_that_is_itself_looked_up_hides_the_whole_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_ONE", "abcdef-one")
+    assert environment_values({"a": ["x ${oc.env:SECRET_ONE} y"]}) == {"abcdef-one"}
+    assert environment_values({"a": "${oc.env:SECRET_ONE,default}"}) == {"abcdef-one"}
+    assert "abcdef-one" in environment_values("${oc.env:${vars.name}}")
+    assert environment_values({"a": "no", "b": 3, "c": "${vars.x}"}) == frozenset()
