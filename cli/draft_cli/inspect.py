@@ -53,10 +53,10 @@ def _text(found: Inspection, *, blocks: bool) -> str:
     used = f"{low}" if low == high else f"{low} to {high} (median {median})"
     facts = [
         ("model", found.model or f"unknown, of the family {found.family}"),
-        ("format", f"{found.format}, {', '.join(found.dtypes)}, {_size(found.size)}"),
+        ("format", f"{found.format}, {', '.join(found.dtypes)}, {size(found.size)}"),
         ("modules", f"{sum(found.parts.values())}  ({parts})"),
-        ("rank", _histogram(found.ranks)),
-        ("alpha", _histogram(found.alphas)),
+        ("rank", histogram(found.ranks)),
+        ("alpha", histogram(found.alphas)),
         ("change", f"||dW|| = {found.norm:.4g}; 99% of its energy lies within rank {used}"),
         ("sha256", found.digest),
     ]
@@ -121,7 +121,15 @@ def _table(blocks: tuple[Block, ...]) -> str:
     return "\n".join(lines)
 
 
-def _histogram(counts: Mapping[Any, int]) -> str:
+def histogram(counts: Mapping[Any, int]) -> str:
+    """How many modules have which number, in words.
+
+    Args:
+        counts: Modules by number.
+
+    Returns:
+        For example `8`, or `4 (12), 8 (180)`.
+    """
     if len(counts) == 1:
         return f"{next(iter(counts)):g}"
     listed = [f"{value:g} ({count})" for value, count in counts.items()]
@@ -141,8 +149,16 @@ def one_line(text: str) -> str:
     return line if len(line) <= 160 else f"{line[:157]}..."
 
 
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+def size(count: int) -> str:
+    """Bytes in words.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        For example `3.2 MB`.
+    """
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def _as_json(found: Inspection) -> dict[str, Any]:

@@ -50,10 +50,20 @@ def _text(found: Verification) -> str:
         lines.append(rows([(f"{each.tool} {each.version}", sentence(each)) for each in found.verdicts]))
     if found.recipe is not None:
         lines.append(rows([(label, one_line(text)) for label, text in _recipe(found.recipe)]))
-    broken = [each for each in found.verdicts if not each.right and each.status != "unknown"]
-    if broken:
-        lines.append(f"hint: draft convert {found.path} -o OUT writes the names and strengths that load in most tools")
+    lines += _hint(found)
     return "\n".join(lines)
+
+
+def _hint(found: Verification) -> list[str]:
+    if not found.formats:
+        return []
+    now = sum(verdict.right for verdict in found.verdicts)
+    # Of formats that are equally good the first, which most tools know.
+    best = max(found.formats, key=lambda format: len(found.formats[format]))
+    if len(found.formats[best]) <= now:
+        return ["hint: no format that draft convert writes loads in more of them"]
+    listed = ", ".join(found.formats[best])
+    return [f"hint: draft convert {found.path} -o OUT --format {best} loads whole and at its strength in {listed}"]
 
 
 def sentence(verdict: Verdict) -> str:
@@ -109,6 +119,7 @@ def _as_json(found: Verification) -> dict[str, Any]:
         "hashes": dict(found.hashes),
         "recipe": found.recipe,
         "right": found.right if found.known else None,
+        "formats": {format: list(names) for format, names in found.formats.items()},
         "tools": [
             {
                 "tool": each.tool,

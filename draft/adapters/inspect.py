@@ -162,8 +162,8 @@ def file_format(names: Mapping[str, Any]) -> str:
         names: The tensors' names.
 
     Returns:
-        `kohya`, `peft`, `diffusers`, `older diffusers`, or `original code`, as docs/adapters.md calls them; `mixed`
-        where they differ.
+        `kohya`, `peft`, `diffusers`, `older diffusers`, `original code` or `cloneofsimo`, as docs/adapters.md calls
+        them; `mixed` where they differ.
     """
     kinds = {_kind(name) for name in names if not name.endswith((".alpha", ".dora_scale"))}
     return kinds.pop() if len(kinds) == 1 else "mixed"
@@ -203,6 +203,8 @@ def parsed(text: str) -> Any:
 
 
 def _kind(name: str) -> str:
+    if ":" in name:
+        return "cloneofsimo"
     if name.startswith(("lora_", "lycoris_")):
         return "kohya"
     if name.startswith("base_model.model."):

@@ -131,5 +131,6 @@ def write_checked(
     finally:
         if passing.is_dir():
             shutil.rmtree(passing)
-        passing.unlink(missing_ok=True)
+        elif passing.exists():  # where the folder is none, there is nothing to remove either
+            passing.unlink()
     return found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -129,9 +127,3 @@ def test_the_command_prints_the_ten_worst_and_what_they_predict(
     told = json.loads(capsys.readouterr().out)
     assert told["total"]["cosine"] == pytest.approx(1) and len(told["modules"]) == 12
     assert set(told["modules"][NAME]) == {"norms", "cosine", "interference", "columns", "rows", "chance"}
-
-
-def test_the_same_files_give_the_same_output_in_every_process(files: tuple[Path, Path]) -> None:
-    command = [sys.executable, "-m", "draft", "diff", *map(str, files), "--json"]
-    one, two = (subprocess.run(command, capture_output=True, check=True).stdout for _ in range(2))
-    assert one == two

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.tools import tools
 from draft.adapters.verification.verdict import Contents, Verdict, judge
 from draft.adapters.verification.verify import verify
+from draft_cli.app import main
 from draft_cli.verify import sentence
 from draft_cli.verify import verify as command
 
@@ -120,6 +120,42 @@ def test_the_formats_of_stable_diffusion_differ_in_who_loads_them(
 ) -> None:
     write_adapter(make("sd1", lambda name: name.startswith("unet.")), tmp_path / "a.safetensors", format=format)
     assert [verdict.status for verdict in verify(tmp_path / "a.safetensors").verdicts] == statuses
+
+
+ATTENTION = r"transformer\..*attn2?\.(to_|add_)|single_transformer_blocks\.\d+\.proj_(mlp|out)"
+
+
+@pytest.mark.parametrize(
+    ("base", "format", "statuses"),
+    [
+        ("flux", "auto", ["all", "all", "unknown", "all"]),
+        ("flux", "kohya", ["all", "all", "unknown", "all"]),
+        ("flux", "peft", ["refuses", "none", "unknown", "all"]),
+        ("sd3", "auto", ["all", "all", "some", "unknown"]),
+        ("sd3", "kohya", ["none", "all", "refuses", "unknown"]),
+        ("sd3", "peft", ["none", "all", "none", "unknown"]),
+        ("sd35_medium", "auto", ["all", "all", "unknown", "unknown"]),
+    ],
+)
+def test_the_formats_of_transformers_differ_in_who_loads_them(
+    tmp_path: Path, base: str, format: Format, statuses: list[str]
+) -> None:
+    write_adapter(
+        make(base, lambda name: re.search(ATTENTION, name), scale=0.5), tmp_path / "a.safetensors", format=format
+    )
+    found = verify(tmp_path / "a.safetensors")
+    assert found.base == BASES[base] and not found.strange
+    assert [verdict.status for verdict in found.verdicts] == statuses
+    assert {verdict.ratios for verdict in found.verdicts if verdict.status == "all"} == {(1.0,)}
+
+
+def test_the_hint_names_the_format_that_loads_in_more_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_adapter(make("flux", lambda name: re.search(ATTENTION, name)), tmp_path / "a.safetensors", format="peft")
+    code, text = run(tmp_path / "a.safetensors", capsys)
+    assert code == 1 and "--format kohya loads whole and at its strength in diffusers, ComfyUI, InvokeAI" in text
+    write_adapter(make("sd3", lambda name: re.search(ATTENTION, name)), tmp_path / "b.safetensors")
+    code, text = run(tmp_path / "b.safetensors", capsys)
+    assert code == 1 and "hint: no format that draft convert writes loads in more of them" in text
 
 
 def test_comfyui_drops_the_attention_of_what_diffusers_saves_for_stable_diffusion_and_loads_the_rest() -> None:
@@ -318,14 +354,15 @@ def test_the_exit_code_says_how_it_went(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 3 and json.loads(text)["model"] is None and json.loads(text)["right"] is None
 
 
-def test_the_command_leaves_with_the_code_and_two_for_a_broken_file(tmp_path: Path) -> None:
+def test_the_command_leaves_with_the_code_and_two_for_a_broken_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    done = subprocess.run(
-        [sys.executable, "-m", "draft", "verify", str(tmp_path / "broken.safetensors")], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     write_adapter(make("sd1", lambda name: "attn2" in name), tmp_path / "a.safetensors", format="diffusers")
-    done = subprocess.run(
-        [sys.executable, "-m", "draft", "verify", str(tmp_path / "a.safetensors")], capture_output=True, text=True
-    )
-    assert done.returncode == 1 and "ComfyUI" in done.stdout and done.stderr == ""
+    for name, code in (("broken", 2), ("a", 1)):
+        monkeypatch.setattr(sys, "argv", ["draft", "verify", str(tmp_path / f"{name}.safetensors")])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == code
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and "ComfyUI" in told.out

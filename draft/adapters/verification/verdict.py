@@ -6,9 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from draft.adapters.config import Alphas
+from draft.adapters.config import Alphas, read_alphas
+from draft.adapters.container import read_tensors
+from draft.adapters.factors import Adapter
+from draft.adapters.header import read_header
 from draft.adapters.verification.models import BaseModel
 from draft.adapters.verification.tools import Layout, Recognition, Tool
 
@@ -17,7 +21,7 @@ Status = Literal["all", "some", "none", "refuses", "unknown"]
 # A tensor's name without the module: every ending that some tool knows.
 _ENDING = re.compile(
     r"(?P<name>.+?)(?:(?:\.lora|_lora|\.lora_linear_layer)\.(?:down|up)\.weight|\.lora_(?:down|up)\.weight"
-    r"|\.lora_[AB](?:\.\w+)?\.weight|\.alpha)"
+    r"|\.lora_[AB](?:\.\w+)?\.weight|\.alpha|:(?:up|down|alpha))"
 )
 
 
@@ -69,6 +73,32 @@ class Verdict:
     def right(self) -> bool:
         """Whether the tool loads everything at the strength that the file means."""
         return self.status == "all" and all(abs(ratio - 1) < 1e-3 for ratio in self.ratios)
+
+
+def contents_of(file: Path, adapter: Adapter) -> Contents:
+    """What of a file decides where it loads.
+
+    Args:
+        file: The safetensors file.
+        adapter: What `read_adapter` made of it.
+
+    Returns:
+        Names, shapes and alphas as they are in the file, and the strengths it means.
+    """
+    header = read_header(file)
+    ordered = sorted(header.tensors.items(), key=lambda item: item[1].start)
+    named = [name for name, _ in ordered if name.endswith(".alpha")]
+    alphas: dict[str, float] = {}
+    if named:
+        tensors, _ = read_tensors(file)
+        alphas = {name: float(tensors[name].reshape(-1)[0]) for name in named}
+    return Contents(
+        shapes={name: info.shape for name, info in ordered},
+        alphas=alphas,
+        header=read_alphas(None, header.metadata, where=str(file)),
+        in_header="lora_adapter_metadata" in header.metadata,
+        strengths={name: factors.scale for name, factors in adapter.modules.items()},
+    )
 
 
 def judge(tool: Tool, base: BaseModel, contents: Contents) -> Verdict:

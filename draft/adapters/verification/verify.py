@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from draft.adapters.config import read_alphas
-from draft.adapters.container import read_tensors
 from draft.adapters.factors import Adapter
 from draft.adapters.formats import read_adapter
 from draft.adapters.header import read_header
 from draft.adapters.verification.models import BaseModel, base_models
+from draft.adapters.verification.remedy import tools_by_format
 from draft.adapters.verification.tools import tools
-from draft.adapters.verification.verdict import Contents, Verdict, judge
+from draft.adapters.verification.verdict import Verdict, contents_of, judge
 
 # Entries that hold the sha256 of the bytes after the header.
 _HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
@@ -36,6 +35,7 @@ class Verification:
         verdicts: What each tool makes of it; empty without a base model.
         hashes: For every hash in its header whether it is that of the tensors.
         recipe: Its `draft.recipe`, if it has one.
+        formats: Where it is not right everywhere: in which tools it would be, by the format of `draft convert`.
     """
 
     path: Path
@@ -47,6 +47,7 @@ class Verification:
     verdicts: tuple[Verdict, ...]
     hashes: Mapping[str, bool]
     recipe: Mapping[str, Any] | None
+    formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
@@ -89,7 +90,7 @@ def verify(path: Path) -> Verification:
         strange = tuple(name for name, factors in adapter.modules.items() if not base.fits(name, factors))
         contents = contents_of(file, adapter)
         verdicts = tuple(judge(tool, base, contents) for tool in tools())
-    return Verification(
+    found = Verification(
         path=path,
         digest=_digest(file),
         family=adapter.family,
@@ -100,6 +101,9 @@ def verify(path: Path) -> Verification:
         hashes=_hashes(file, adapter.metadata),
         recipe=_recipe(adapter.metadata),
     )
+    if base is None or found.right:
+        return found
+    return replace(found, formats=tools_by_format(adapter, base))
 
 
 def base_model(adapter: Adapter) -> BaseModel | None:
@@ -118,32 +122,6 @@ def base_model(adapter: Adapter) -> BaseModel | None:
             if count > most:
                 best, most = model, count
     return best if 2 * most >= len(adapter.modules) else None
-
-
-def contents_of(file: Path, adapter: Adapter) -> Contents:
-    """What of a file decides where it loads.
-
-    Args:
-        file: The safetensors file.
-        adapter: What `read_adapter` made of it.
-
-    Returns:
-        Names, shapes and alphas as they are in the file, and the strengths it means.
-    """
-    header = read_header(file)
-    ordered = sorted(header.tensors.items(), key=lambda item: item[1].start)
-    named = [name for name, _ in ordered if name.endswith(".alpha")]
-    alphas: dict[str, float] = {}
-    if named:
-        tensors, _ = read_tensors(file)
-        alphas = {name: float(tensors[name].reshape(-1)[0]) for name in named}
-    return Contents(
-        shapes={name: info.shape for name, info in ordered},
-        alphas=alphas,
-        header=read_alphas(None, header.metadata, where=str(file)),
-        in_header="lora_adapter_metadata" in header.metadata,
-        strengths={name: factors.scale for name, factors in adapter.modules.items()},
-    )
 
 
 def _hashes(file: Path, metadata: Mapping[str, str]) -> dict[str, bool]:

@@ -1,0 +1,159 @@
+"""`draft convert FILE -o OUT`: an adapter under other names or in another dtype."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draft.errors import ConfigError
+from draft.registry.discovery import did_you_mean
+from draft_cli.mix import BOUNDS, CHOICES
+
+if TYPE_CHECKING:
+    from draft.adapters.conversion import Conversion
+    from draft.adapters.inspect import Inspection
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, or a peft folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
+    format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Factors: same, fp32, fp16 or bf16.")] = "same",
+    rank: Annotated[
+        int | None, typer.Option("--rank", metavar="N", help="For LoHa and LoKr, which are no B A: the rank to keep.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Write an adapter in another format or dtype, read it back and compare; its change stays what it is."""
+    check_words("draft convert", {"format": format, "dtype": dtype})
+    check_numbers("draft convert", {"rank": rank})
+    source, target = check_files(file, output, force=force)
+
+    from draft.adapters.conversion import convert_file
+
+    found = convert_file(source, target, format=format, dtype=dtype, rank=rank)  # type: ignore[arg-type]
+    print_conversion(found, json=json)
+
+
+def check_words(command: str, given: Mapping[str, str]) -> None:
+    """Refuse a word that an option does not know.
+
+    Args:
+        command: For errors.
+        given: Words by option, among those of `draft mix`.
+
+    Raises:
+        ConfigError: A word is none of the option's.
+    """
+    for name, value in given.items():
+        if value not in CHOICES[name]:
+            listed = ", ".join(CHOICES[name])
+            hint = did_you_mean(value, list(CHOICES[name]))
+            raise ConfigError(f"{name} must be one of {listed} (got {value!r})", where=command, hint=hint)
+
+
+def check_numbers(command: str, given: Mapping[str, float | None]) -> None:
+    """Refuse a number that is out of its option's range.
+
+    Args:
+        command: For errors.
+        given: Numbers by option, among those of `draft mix`; None where there is none.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+    for name, value in given.items():
+        holds, bound = BOUNDS[name]
+        if value is not None and not holds(value):
+            raise ConfigError(f"--{name.replace('_', '-')} must be {bound} (got {value:g})", where=command)
+
+
+def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:
+    """Refuse an input that is not there and an output that is.
+
+    Args:
+        file: The input.
+        output: The output.
+        force: Overwrite it.
+
+    Returns:
+        Both, `~` written out.
+
+    Raises:
+        ConfigError: One of them is not as it should be.
+    """
+    source, target = file.expanduser(), output.expanduser()
+    if not source.exists():
+        raise ConfigError("no such adapter file", where=str(source))
+    if target.resolve() in (source.resolve(), (source / "adapter_model.safetensors").resolve()):
+        raise ConfigError("the output is also the input", where=str(target), hint="write to another file with -o")
+    if target.exists() and not force:
+        raise ConfigError(
+            "the output is already there", where=str(target), hint="add --force to overwrite it, or -o OTHER"
+        )
+    return source, target
+
+
+def print_conversion(found: Conversion, *, json: bool) -> None:
+    """Print what was read, what was written, and how far apart they are.
+
+    Args:
+        found: The conversion.
+        json: Print one JSON object instead of lines.
+    """
+    print(json_module.dumps(_as_json(found), indent=2) if json else "\n".join(_lines(found)))
+
+
+def _lines(found: Conversion) -> Iterator[str]:
+    if found.before is not None:
+        yield f"read {found.before.path}  ({_told(found.before)})"
+    yield f"wrote {found.after.path}  ({_told(found.after)})"
+    if found.nearest is not None:
+        yield f"LoHa and LoKr at that rank: relative error {found.nearest:.2e}"
+    if found.predicted is not None:
+        yield f"relative error {found.predicted:.3e} as predicted, {found.read_back.total:.3e} as read back"
+        yield f"largest of a module {found.read_back.error:.2e}, {found.read_back.worst}"
+    else:
+        yield f"read back: largest relative error {found.read_back.error:.1e}"
+
+
+def _told(file: Inspection) -> str:
+    from draft_cli.inspect import histogram, size
+
+    modules = sum(file.parts.values())
+    counted = f"{modules} module{'' if modules == 1 else 's'}"
+    ranks = f"rank {histogram(file.ranks)}, alpha {histogram(file.alphas)}"
+    return f"{file.format}, {counted}, {ranks}, {'/'.join(file.dtypes)}, {size(file.size)}"
+
+
+def _as_json(found: Conversion) -> dict[str, Any]:
+    def told(file: Inspection | None) -> dict[str, Any] | None:
+        if file is None:
+            return None
+        return {
+            "path": str(file.path),
+            "sha256": file.digest,
+            "bytes": file.size,
+            "format": file.format,
+            "modules": sum(file.parts.values()),
+            "ranks": {str(rank): count for rank, count in file.ranks.items()},
+            "alphas": {f"{alpha:g}": count for alpha, count in file.alphas.items()},
+            "dtypes": dict(file.dtypes),
+        }
+
+    return {
+        "input": told(found.before),
+        "output": told(found.after),
+        "nearest_error": found.nearest,
+        "predicted_error": found.predicted,
+        "error": found.read_back.total,
+        "largest_error": found.read_back.error,
+        "worst_module": found.read_back.worst,
+    }

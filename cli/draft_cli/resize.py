@@ -1,0 +1,48 @@
+"""`draft resize FILE -o OUT --rank 8`: an adapter cut to a smaller rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from draft.errors import ConfigError
+from draft_cli.convert import check_files, check_numbers, check_words, print_conversion
+
+
+def resize(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, or a peft folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
+    rank: Annotated[int | None, typer.Option("--rank", metavar="N", help="The largest rank of a module.")] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", metavar="SHARE", help="Keep this share of every module's energy.")
+    ] = None,
+    max_error: Annotated[
+        float | None, typer.Option("--max-error", metavar="ERROR", help="Relative error of all modules together.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Factors: same, fp32, fp16 or bf16.")] = "same",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Cut an adapter to a smaller rank, the best there is, with an error that is known before writing."""
+    bounds = {"rank": rank, "energy": energy, "max_error": max_error}
+    given = [name for name, value in bounds.items() if value is not None]
+    if len(given) != 1:
+        listed = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+        raise ConfigError(
+            f"give one of --rank, --energy and --max-error (got {listed})",
+            where="draft resize",
+            hint="--energy 0.99 keeps 99% of every module's energy",
+        )
+    check_words("draft resize", {"format": format, "dtype": dtype})
+    check_numbers("draft resize", bounds)
+    source, target = check_files(file, output, force=force)
+
+    from draft.adapters.conversion import resize_file
+
+    found = resize_file(source, target, **bounds, format=format, dtype=dtype)  # type: ignore[arg-type]
+    print_conversion(found, json=json)

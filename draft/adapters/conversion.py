@@ -1,0 +1,218 @@
+"""An adapter file written anew: under other names, in another dtype, at smaller ranks, and held against what it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from draft.adapters.compress import compress
+from draft.adapters.config import read_alphas, read_config
+from draft.adapters.container import read_tensors
+from draft.adapters.deviation import deviation
+from draft.adapters.factors import Adapter, Factors, fold
+from draft.adapters.formats import Format, read_adapter
+from draft.adapters.inspect import Inspection, inspect_adapter
+from draft.adapters.lycoris import is_lycoris
+from draft.adapters.metadata import draft_version
+from draft.adapters.mixture import file_digest
+from draft.adapters.readback import ReadBack, compare, write_checked
+from draft.adapters.reading import grouped_tensors, module_factors
+from draft.errors import StageError
+
+Dtype = Literal["same", "fp32", "fp16", "bf16"]
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# No LoHa or LoKr has a higher rank, so this reads them whole.
+_WHOLE = 2**31
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a file.
+
+    Args:
+        before: What was read; None where it holds what is no B A, which cannot be measured as such.
+        after: What was written.
+        nearest: The relative error of writing LoHa and LoKr modules as B A of a rank; None where there were none.
+        predicted: The relative error over all modules that smaller ranks cost, known before writing; None where the
+            ranks were kept.
+        read_back: How the written file compares with what was read.
+    """
+
+    before: Inspection | None
+    after: Inspection
+    nearest: float | None
+    predicted: float | None
+    read_back: ReadBack
+
+
+def convert_file(
+    source: Path, output: Path, *, format: Format = "auto", dtype: Dtype = "same", rank: int | None = None
+) -> Conversion:
+    """Write an adapter file under the names, and in the dtype, that were asked for; its change stays what it is.
+
+    Args:
+        source: A `.safetensors` file, or a peft folder.
+        output: The file to write, or with format `peft` the folder.
+        format: As in `write_adapter`.
+        dtype: Of the factors; `same` keeps each module's.
+        rank: For files of LoHa or LoKr modules, which are no B A: the rank at which each is approximated.
+
+    Returns:
+        What was read and written, and the error of reading it back.
+
+    Raises:
+        StageError: The source cannot be read, the output is the source or cannot be written, a rank is given but
+            nothing needs one, or what was written is not what was read.
+    """
+    adapter = read_adapter(source, dense_rank=rank)
+    nearest = None
+    if rank is not None:
+        nearest = _nearest_error(source, rank)
+        if nearest is None:
+            raise StageError(
+                "the file holds no LoHa or LoKr modules, so that it needs no rank",
+                where=str(source),
+                hint=f"draft resize {source} --rank {rank} cuts the rank of a plain LoRA",
+            )
+    changes = {"format": format, "dtype": dtype, "rank": rank}
+    written = _cast(adapter, dtype)
+    before = None if rank is not None else inspect_adapter(source)
+    header = _header("convert", source, adapter.metadata, changes, error=nearest)
+    told = _write(written, adapter, output, source, dict.fromkeys(adapter.modules, 0.0), format=format, header=header)
+    return Conversion(before, inspect_adapter(output), nearest, None, told)
+
+
+def resize_file(
+    source: Path,
+    output: Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_error: float | None = None,
+    format: Format = "auto",
+    dtype: Dtype = "same",
+) -> Conversion:
+    """Cut an adapter file to a smaller rank, the best there is, with an error that is known beforehand.
+
+    Args:
+        source: A `.safetensors` file, or a peft folder.
+        output: The file to write, or with format `peft` the folder.
+        rank: As in `compress`: the largest rank of a module.
+        energy: As in `compress`: the share of the squared singular values that every module keeps.
+        max_error: As in `compress`: the relative error of all modules together.
+        format: As in `write_adapter`.
+        dtype: Of the factors; `same` keeps each module's.
+
+    Returns:
+        What was read and written, the predicted and the measured error.
+
+    Raises:
+        StageError: Not exactly one bound, the source cannot be read, the output is the source or cannot be written, or
+            the written file is further off than predicted.
+    """
+    adapter = read_adapter(source)
+    smaller = compress(adapter, rank=rank, energy=energy, max_error=max_error)
+    bounds = {"rank": rank, "energy": energy, "max_error": max_error, "format": format, "dtype": dtype}
+    written = _cast(smaller.adapter, dtype)
+    header = _header("resize", source, adapter.metadata, bounds, error=smaller.error)
+    told = _write(written, adapter, output, source, smaller.errors, format=format, header=header)
+    return Conversion(inspect_adapter(source), inspect_adapter(output), None, smaller.error, told)
+
+
+def _write(
+    written: Adapter,
+    wanted: Adapter,
+    output: Path,
+    source: Path,
+    predicted: Mapping[str, float],
+    *,
+    format: Format,
+    header: Mapping[str, str],
+) -> ReadBack:
+    if output.resolve() in (source.resolve(), (source / "adapter_model.safetensors").resolve()):
+        raise StageError("the output is also the input", where=str(output), hint="write to another file")
+    kept = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
+
+    def check(path: Path) -> ReadBack:
+        return compare(
+            read_adapter(path).modules,
+            lambda name: [(wanted.modules[name], 1.0)],
+            predicted,
+            dtype=_coarsest(written),
+            where=str(output),
+            reader="Draft",
+        )
+
+    return write_checked(replace(written, metadata=kept), output, format=format, metadata=header, check=check)
+
+
+def _cast(adapter: Adapter, dtype: Dtype) -> Adapter:
+    """Fold the scale in while the factors have all their digits, then round them."""
+    if dtype == "same":
+        return adapter
+    modules = {}
+    for name, factors in adapter.modules.items():
+        wide = fold(Factors(factors.down.double(), factors.up.double(), factors.scale))
+        modules[name] = Factors(wide.down.to(_DTYPES[dtype]), wide.up.to(_DTYPES[dtype]))
+    return replace(adapter, modules=modules)
+
+
+def _header(
+    kind: str, source: Path, own: Mapping[str, str], changes: Mapping[str, Any], *, error: float | None
+) -> dict[str, str]:
+    """`draft.recipe`, with the input's own recipe inside, and of a conversion the evaluation, which still holds."""
+    told: dict[str, Any] = {"name": source.stem or source.name, "sha256": file_digest(source), "weight": 1.0}
+    for key in ("recipe", "pipeline"):
+        if text := own.get(f"draft.{key}"):
+            told[key] = _parsed(text)
+    recipe = {
+        "kind": kind,
+        "draft": draft_version(),
+        "inputs": [told],
+        **changes,
+        # In the last digits linear algebra differs from machine to machine.
+        "error": None if error is None else float(f"{error:.4g}"),
+    }
+    header = {"draft.recipe": json.dumps(recipe, sort_keys=True)}
+    if kind == "convert" and error is None and "draft.evaluation" in own:
+        header["draft.evaluation"] = own["draft.evaluation"]
+    return header
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _nearest_error(source: Path, rank: int) -> float | None:
+    """The relative error over all LoHa and LoKr modules of reading them at a rank, each taken whole for a moment."""
+    file = source / "adapter_model.safetensors" if source.is_dir() else source
+    tensors, metadata = read_tensors(file)
+    where = str(source)
+    config = read_config(source / "adapter_config.json") if source.is_dir() else None
+    alphas = read_alphas(config, metadata, where=where)
+    missed, size = 0.0, 0.0
+    found = False
+    for name, parts in sorted(grouped_tensors(tensors, metadata, where=where).items()):
+        if not is_lycoris(parts):
+            continue
+        found = True
+        near, whole = (module_factors(name, parts, alphas, dense_rank=each, where=where) for each in (rank, _WHOLE))
+        off = deviation(near, [(whole, 1.0)])
+        missed, size = missed + off.missed**2, size + off.size**2
+    return None if not found else math.sqrt(missed / size) if size else 0.0
+
+
+def _coarsest(adapter: Adapter) -> torch.dtype:
+    """The coarsest dtype of the factors; it bounds the error."""
+    dtypes = {tensor.dtype for factors in adapter.modules.values() for tensor in (factors.down, factors.up)}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
