@@ -32,6 +32,7 @@ LIGHT = (
     "draft.training.settings",
     "draft.evaluation.settings",
     "draft.comparison.settings",
+    "draft.strips.settings",
     "draft_cli",
     "draft_rewards",
     "draft_emoji.plugin",

@@ -36,7 +36,7 @@ def draw_sheet(strip: Strip, pictures: Sequence[Sequence[Path]]) -> Image.Image:
     with Image.open(pictures[0][0]) as first:
         width, height = (round(side * _factor(max(first.size))) for side in first.size)
     left, block = _GAP + _SIDE, _LINE * (lines > 1) + lines * (height + _GAP)
-    chart = _CHART if lines == 1 else 40 + 28 * lines
+    chart = _CHART if lines == 1 else 56 + 28 * lines
     top = 2 * _LINE + _GAP
     total = top + len(strip.seeds) * (block + _GAP * (lines > 1)) + (chart + _GAP) * len(strip.scores) + _LINE
     sheet = Image.new("RGB", (left + columns * (width + _GAP), total), "white")
@@ -101,7 +101,8 @@ def _chart(strip: Strip, label: str, size: tuple[int, int], left: int, wide: int
     """One reward's chart, its columns beneath those of the images."""
     with rc_context(_look(PAPER)):
         figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI)
-        axes = figure.add_axes((left / size[0], 0.14, wide / size[0], 0.72))
+        room = (left / size[0], 26 / size[1], wide / size[0], 1 - 52 / size[1])  # for the scales and the title
+        axes = figure.add_axes(room)
         axes.set_title(short(label, 60), fontsize=10)
         if len(strip.labels) == 1:
             places = [index * (column + _GAP) + column / 2 for index in range(len(strip.cells))]
