@@ -89,9 +89,12 @@ def pad_ranks(modules: Mapping[str, Factors]) -> dict[str, Factors]:
     padded = {}
     for name, factors in modules.items():
         more = largest[name.partition(".")[0]] - factors.rank
+        if not more:
+            padded[name] = factors
+            continue
         down = torch.cat([factors.down, factors.down.new_zeros(more, *factors.down.shape[1:])], 0)
         up = torch.cat([factors.up, factors.up.new_zeros(factors.up.shape[0], more, *factors.up.shape[2:])], 1)
-        padded[name] = Factors(down, up, factors.scale) if more else factors
+        padded[name] = Factors(down, up, factors.scale)
     return padded
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 from draft.adapters.compress import compress
 from draft.adapters.factors import Adapter, Factors, pad_ranks
 from draft.adapters.formats import read_adapter
+from draft.adapters.fusion import put_together
 from draft.adapters.merging import merge
 from draft.adapters.mix import ExactSum, check_inputs, mix, module_names, shared_header
+from draft.adapters.names.transformers import PLANS
 from draft.adapters.readback import ReadBack, Terms, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_factors
@@ -238,10 +240,13 @@ def _coarsest(adapter: Adapter) -> torch.dtype:
 
 
 def _size(adapter: Adapter, format: str) -> int:
-    """Bytes of the factors as they are written; counted on shapes alone."""
-    modules = {n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in adapter.modules.items()}
-    if format in ("auto", "kohya"):
-        modules = pad_ranks(modules)
+    """Bytes of the factors as they are written."""
+    modules = adapter.modules
+    if adapter.family not in PLANS and format in ("auto", "kohya"):
+        # Shapes are enough to count.
+        modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
+    elif format == "kohya":
+        modules = put_together(modules, adapter.family)
     return sum(t.numel() * t.element_size() for f in modules.values() for t in (f.down, f.up))
 
 

@@ -107,7 +107,8 @@ def test_max_error_holds_over_all_modules_and_no_smaller_ranks_would_do(bound: f
 def test_a_bound_that_allows_nothing_finds_the_true_rank() -> None:
     factors = draw(0, 8, 8, 3)
     doubled = Factors(torch.cat([factors.down, factors.down]), torch.cat([factors.up, -0.25 * factors.up], 1))
-    for options in ({"max_error": 0.0}, {"energy": 1.0}, {"rank": 6}):
+    bounds: list[dict[str, Any]] = [{"max_error": 0.0}, {"energy": 1.0}, {"rank": 6}]
+    for options in bounds:
         compressed = compress(Adapter({LINEAR: doubled}), **options)
         assert compressed.adapter.ranks == {3: 1} and compressed.error == 0
         torch.testing.assert_close(dense(compressed.adapter.modules[LINEAR]), 0.75 * dense(factors))
@@ -115,7 +116,8 @@ def test_a_bound_that_allows_nothing_finds_the_true_rank() -> None:
 
 def test_a_module_that_is_zero_stays_as_zeros_of_rank_one() -> None:
     zero = Factors(torch.ones(4, 5), torch.zeros(6, 4))
-    for options in ({"max_error": 0.1}, {"energy": 0.9}, {"rank": 2}):
+    bounds: list[dict[str, Any]] = [{"max_error": 0.1}, {"energy": 0.9}, {"rank": 2}]
+    for options in bounds:
         compressed = compress(Adapter({LINEAR: zero, TEXT: draw(0, 5, 5, 3)}), **options)
         small = compressed.adapter.modules[LINEAR]
         assert small.rank == 1 and not small.up.any() and small.down.dtype == torch.float32
