@@ -15,6 +15,8 @@ from draft.pipeline.making import MISSING, parsed
 from draft.pipeline.resolve import escaped
 
 _DEFAULTS = {"method": "exact", "normalize": False, "dtype": "same", "format": "auto"}
+_WRITING = ("mix", "convert", "resize")
+# What a recipe may be of; a conversion and a cut are mixes of one adapter.
 _MIXING = ("method", "rank", "energy", "max_error", "components", "blocks", "normalize", "density", "dtype", "format")
 
 
@@ -99,7 +101,7 @@ def reproduce(
 def _is_story(told: Mapping[str, Any]) -> bool:
     pipeline, recipe = told.get("pipeline"), told.get("recipe")
     trained = isinstance(pipeline, Mapping) and pipeline.get("kind") == "train" and "model" in pipeline
-    mixed = isinstance(recipe, Mapping) and recipe.get("kind") == "mix" and isinstance(recipe.get("inputs"), list)
+    mixed = isinstance(recipe, Mapping) and recipe.get("kind") in _WRITING and isinstance(recipe.get("inputs"), list)
     return trained or mixed
 
 
@@ -136,7 +138,7 @@ def _trained(told: Mapping[str, Any], work: _Work) -> str:
 def _mixed(recipe: Mapping[str, Any], told: Mapping[str, Any], work: _Work) -> str:
     inputs = recipe["inputs"]
     sources = [_source(each, work) for each in inputs]
-    name = _free(str(told.get("stage") or "mix"), work)
+    name = _free(str(told.get("stage") or recipe["kind"]), work)
     settings = dict(told.get("settings") or {})
     named = settings.pop("adapters", None) or []
     labels = named if len(named) == len(inputs) else _labels(inputs)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from draft.adapters.formats import read_adapter, write_adapter
 
@@ -191,6 +192,23 @@ def test_a_mix_of_the_command_line_becomes_its_trainings_and_a_mix(command, fold
     }  # fmt: skip
     line = "to be given: stages.mix.adapters.civitai.from: the adapter civitai, sha256 33 (--input FILE)"
     assert line in err and "# To be given: stages.mix.adapters.civitai.from" in out
+
+
+@pytest.mark.parametrize("words", [["resize", "--rank", "1"], ["convert", "--format", "diffusers", "--dtype", "fp16"]])
+def test_what_was_cut_or_converted_is_a_mix_of_one(command, folder: Path, words: list[str]) -> None:
+    source = _story(folder, pipeline=TRAINED)
+    code, _, err = command(words[0], str(source), *words[1:], "-o", "made.safetensors")
+    assert code == 0, err
+    code, out, err = command("reproduce", "made.safetensors", "--input", str(source), "-o", "again.yaml")
+    assert code == 0, err
+    assert list(yaml.safe_load((folder / "again.yaml").read_text())["stages"]) == [words[0]]
+    assert command("run", "again.yaml")[0] == 0
+    again = folder / "runs" / "made-again" / words[0] / "adapter.safetensors"
+    wanted, got = load_file(folder / "made.safetensors"), load_file(again)
+    assert set(wanted) == set(got) and all((wanted[name] == got[name]).all() for name in wanted)
+    assert all(wanted[name].dtype == got[name].dtype for name in wanted)
+    code, out, _ = command("reproduce", "made.safetensors")
+    assert list(yaml.safe_load(out)["stages"]) == ["train", words[0]]
 
 
 def test_what_is_missing_is_told_by_check_with_its_line_and_may_be_given_on_the_command_line(
