@@ -15,7 +15,7 @@ from draft_cli.mix import BOUNDS, CHOICES
 
 if TYPE_CHECKING:
     from draft.adapters.conversion import Conversion
-    from draft.adapters.inspect import Inspection
+    from draft.adapters.inspect import Facts
 
 
 def convert(
@@ -124,7 +124,7 @@ def _lines(found: Conversion) -> Iterator[str]:
         yield f"read back: largest relative error {found.read_back.error:.1e}"
 
 
-def _told(file: Inspection) -> str:
+def _told(file: Facts) -> str:
     from draft_cli.inspect import histogram, size
 
     modules = sum(file.parts.values())
@@ -134,7 +134,7 @@ def _told(file: Inspection) -> str:
 
 
 def _as_json(found: Conversion) -> dict[str, Any]:
-    def told(file: Inspection | None) -> dict[str, Any] | None:
+    def told(file: Facts | None) -> dict[str, Any] | None:
         if file is None:
             return None
         return {

@@ -49,18 +49,18 @@ def inspect(
 
 def _text(found: Inspection, *, blocks: bool) -> str:
     low, median, high = found.used
-    parts = ", ".join(f"{part} {count}" for part, count in found.parts.items())
+    parts = ", ".join(f"{part} {count}" for part, count in found.facts.parts.items())
     used = f"{low}" if low == high else f"{low} to {high} (median {median})"
     facts = [
         ("model", found.model or f"unknown, of the family {found.family}"),
-        ("format", f"{found.format}, {', '.join(found.dtypes)}, {size(found.size)}"),
-        ("modules", f"{sum(found.parts.values())}  ({parts})"),
-        ("rank", histogram(found.ranks)),
-        ("alpha", histogram(found.alphas)),
+        ("format", f"{found.facts.format}, {', '.join(found.facts.dtypes)}, {size(found.facts.size)}"),
+        ("modules", f"{sum(found.facts.parts.values())}  ({parts})"),
+        ("rank", histogram(found.facts.ranks)),
+        ("alpha", histogram(found.facts.alphas)),
         ("change", f"||dW|| = {found.norm:.4g}; 99% of its energy lies within rank {used}"),
-        ("sha256", found.digest),
+        ("sha256", found.facts.digest),
     ]
-    lines = [str(found.path), rows(facts), _table(found.blocks if blocks else found.groups)]
+    lines = [str(found.facts.path), rows(facts), _table(found.blocks if blocks else found.groups)]
     told = _told(found.metadata)
     if told:
         lines.append(rows([(label, one_line(text)) for label, text in told]))
@@ -168,16 +168,16 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         return [dict(vars(block)) for block in blocks]
 
     return {
-        "path": str(found.path),
-        "sha256": found.digest,
-        "bytes": found.size,
+        "path": str(found.facts.path),
+        "sha256": found.facts.digest,
+        "bytes": found.facts.size,
         "family": found.family,
         "model": found.model or None,
-        "format": found.format,
-        "parts": dict(found.parts),
-        "ranks": {str(rank): count for rank, count in found.ranks.items()},
-        "alphas": {f"{alpha:g}": count for alpha, count in found.alphas.items()},
-        "dtypes": dict(found.dtypes),
+        "format": found.facts.format,
+        "parts": dict(found.facts.parts),
+        "ranks": {str(rank): count for rank, count in found.facts.ranks.items()},
+        "alphas": {f"{alpha:g}": count for alpha, count in found.facts.alphas.items()},
+        "dtypes": dict(found.facts.dtypes),
         "norm": found.norm,
         "rank_of_99_percent": dict(zip(("smallest", "median", "largest"), found.used, strict=True)),
         "groups": listed(found.groups),

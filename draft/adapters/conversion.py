@@ -17,7 +17,7 @@ from draft.adapters.container import read_tensors
 from draft.adapters.deviation import deviation
 from draft.adapters.factors import Adapter, Factors, fold
 from draft.adapters.formats import Format, read_adapter
-from draft.adapters.inspect import Inspection, inspect_adapter
+from draft.adapters.inspect import Facts, facts_of
 from draft.adapters.lycoris import is_lycoris
 from draft.adapters.metadata import draft_version
 from draft.adapters.mixture import file_digest
@@ -45,8 +45,8 @@ class Conversion:
         read_back: How the written file compares with what was read.
     """
 
-    before: Inspection | None
-    after: Inspection
+    before: Facts | None
+    after: Facts
     nearest: float | None
     predicted: float | None
     read_back: ReadBack
@@ -83,10 +83,11 @@ def convert_file(
             )
     changes = {"format": format, "dtype": dtype, "rank": rank}
     written = _cast(adapter, dtype)
-    before = None if rank is not None else inspect_adapter(source)
+    before = None if rank is not None else facts_of(source, adapter)
     header = _header("convert", source, adapter.metadata, changes, error=nearest)
-    told = _write(written, adapter, output, source, dict.fromkeys(adapter.modules, 0.0), format=format, header=header)
-    return Conversion(before, inspect_adapter(output), nearest, None, told)
+    exact = dict.fromkeys(adapter.modules, 0.0)
+    told, after = _write(written, adapter, output, source, exact, format=format, header=header)
+    return Conversion(before, after, nearest, None, told)
 
 
 def resize_file(
@@ -122,8 +123,8 @@ def resize_file(
     bounds = {"rank": rank, "energy": energy, "max_error": max_error, "format": format, "dtype": dtype}
     written = _cast(smaller.adapter, dtype)
     header = _header("resize", source, adapter.metadata, bounds, error=smaller.error)
-    told = _write(written, adapter, output, source, smaller.errors, format=format, header=header)
-    return Conversion(inspect_adapter(source), inspect_adapter(output), None, smaller.error, told)
+    told, after = _write(written, adapter, output, source, smaller.errors, format=format, header=header)
+    return Conversion(facts_of(source, adapter), after, None, smaller.error, told)
 
 
 def _write(
@@ -135,20 +136,22 @@ def _write(
     *,
     format: Format,
     header: Mapping[str, str],
-) -> ReadBack:
+) -> tuple[ReadBack, Facts]:
     if output.resolve() in (source.resolve(), (source / "adapter_model.safetensors").resolve()):
         raise StageError("the output is also the input", where=str(output), hint="write to another file")
     kept = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
 
-    def check(path: Path) -> ReadBack:
-        return compare(
-            read_adapter(path).modules,
+    def check(path: Path) -> tuple[ReadBack, Facts]:
+        found = read_adapter(path)
+        told = compare(
+            found.modules,
             lambda name: [(wanted.modules[name], 1.0)],
             predicted,
             dtype=_coarsest(written),
             where=str(output),
             reader="Draft",
         )
+        return told, replace(facts_of(path, found), path=output)
 
     return write_checked(replace(written, metadata=kept), output, format=format, metadata=header, check=check)
 

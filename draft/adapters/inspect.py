@@ -40,20 +40,38 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What an adapter file holds.
+class Facts:
+    """What can be counted in an adapter file.
 
     Args:
         path: The file, or peft folder.
         digest: Its sha256 (a folder's: of its tensors).
         size: Its bytes.
-        family: The family of its modules.
-        model: The base model whose modules these are, or "".
         format: What its tensors' names are like.
         parts: How many modules it has in each part of the pipeline.
         ranks: How many modules have which rank.
         alphas: How many have which alpha; alpha / rank is the scale.
         dtypes: How many tensors have which dtype.
+    """
+
+    path: Path
+    digest: str
+    size: int
+    format: str
+    parts: Mapping[str, int]
+    ranks: Mapping[int, int]
+    alphas: Mapping[float, int]
+    dtypes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an adapter file holds.
+
+    Args:
+        facts: What is counted in it.
+        family: The family of its modules.
+        model: The base model whose modules these are, or "".
         norm: ||dW||_F over all modules.
         used: The rank that holds 99 % of the energy of a module: the smallest, the median and the largest.
         groups: The modules by half of the network.
@@ -61,16 +79,9 @@ class Inspection:
         metadata: The header.
     """
 
-    path: Path
-    digest: str
-    size: int
+    facts: Facts
     family: str
     model: str
-    format: str
-    parts: Mapping[str, int]
-    ranks: Mapping[int, int]
-    alphas: Mapping[float, int]
-    dtypes: Mapping[str, int]
     norm: float
     used: tuple[int, int, int]
     groups: tuple[Block, ...]
@@ -95,29 +106,44 @@ def inspect_adapter(path: Path) -> Inspection:
         1.93
     """
     adapter = read_adapter(path)
-    file = path / "adapter_model.safetensors" if path.is_dir() else path
-    header = read_header(file)
     spectra = {name: spectrum(factors) for name, factors in adapter.modules.items()}
     used = sorted(rank_of_energy(values, 0.99) for values in spectra.values())
     base = base_model(adapter)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Inspection(
-        path=path,
-        digest=digest,
-        size=file.stat().st_size,
+        facts=facts_of(path, adapter),
         family=adapter.family,
         model=base.name if base else "",
-        format=file_format(header.tensors),
-        parts=dict(Counter(name.partition(".")[0] for name in adapter.modules)),
-        ranks=adapter.ranks,
-        alphas=_alphas(adapter),
-        dtypes=dict(sorted(Counter(info.dtype for info in header.tensors.values()).items())),
         norm=_norm(spectra),
         used=(used[0], used[len(used) // 2], used[-1]),
         groups=_blocks(adapter, spectra, depth=1),
         blocks=_blocks(adapter, spectra, depth=2),
         metadata=adapter.metadata,
+    )
+
+
+def facts_of(path: Path, adapter: Adapter) -> Facts:
+    """Count what is in an adapter file.
+
+    Args:
+        path: The file, or peft folder.
+        adapter: What `read_adapter` made of it.
+
+    Returns:
+        The counts.
+    """
+    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    header = read_header(file)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Facts(
+        path=path,
+        digest=digest,
+        size=file.stat().st_size,
+        format=file_format(header.tensors),
+        parts=dict(Counter(name.partition(".")[0] for name in adapter.modules)),
+        ranks=adapter.ranks,
+        alphas=_alphas(adapter),
+        dtypes=dict(sorted(Counter(info.dtype for info in header.tensors.values()).items())),
     )
 
 

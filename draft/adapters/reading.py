@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from draft.adapters.config import Alphas
-from draft.adapters.factors import Factors, trim_rank
+from draft.adapters.factors import Factors, all_finite, trim_rank
 from draft.adapters.header import shown
 from draft.adapters.keys import parse_key
 from draft.adapters.lycoris import is_lycoris, nearest, with_core
@@ -97,7 +97,7 @@ def module_factors(
     for role, part in parts.items():
         if part.dtype not in _FLOATS and role != "alpha":
             raise StageError(f"{name} must hold floats (got {str(part.dtype).removeprefix('torch.')})", where=where)
-        if role != "alpha" and not torch.isfinite(part).all():
+        if role != "alpha" and not all_finite(part):
             raise StageError(f"{name} has NaN or infinite values", where=where)
     alpha = _alpha(name, parts, where)
     factors = {role: part for role, part in parts.items() if role != "alpha"}
@@ -163,7 +163,7 @@ def _lycoris(
         raise StageError(
             f"{kind} is not a sum of B A, so its factors cannot be read as a LoRA (module {name})",
             where=where,
-            hint="give --rank N, and it is read as the nearest LoRA of rank N",
+            hint="give --rank N to draft convert or draft mix, and it is read as the nearest LoRA of rank N",
         )
     return nearest(name, factors, alpha, rank=dense_rank, where=where)
 

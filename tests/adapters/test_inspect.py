@@ -53,15 +53,15 @@ def test_the_rank_of_an_energy_is_the_smallest_that_keeps_it(values: list[float]
 def test_a_file_is_counted_and_measured(tmp_path: Path) -> None:
     write_adapter(ADAPTER, tmp_path / "a.safetensors", format="diffusers")
     found = inspect_adapter(tmp_path / "a.safetensors")
-    assert (found.family, found.format, found.dtypes) == ("sd", "diffusers", {"F32": 6})
-    assert (
-        found.parts == {"text_encoder": 1, "unet": 2} and found.ranks == {2: 1, 3: 2} and found.alphas == {2: 1, 3: 2}
-    )
+    facts = found.facts
+    assert (found.family, facts.format, facts.dtypes) == ("sd", "diffusers", {"F32": 6})
+    assert facts.parts == {"text_encoder": 1, "unet": 2}
+    assert facts.ranks == {2: 1, 3: 2} and facts.alphas == {2: 1, 3: 2}
     dense = [f.up.double().flatten(1) @ f.down.double().flatten(1) * f.scale for f in ADAPTER.modules.values()]
     assert found.norm == pytest.approx(float(torch.cat([each.flatten() for each in dense]).norm()), rel=1e-6)
     assert [block.name for block in found.groups] == ["text_encoder", "unet.down_blocks", "unet.mid_block"]
     assert [block.name for block in found.blocks] == ["text_encoder.layers.3", "unet.down_blocks.1", "unet.mid_block"]
-    assert found.digest == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    assert facts.digest == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
 
 
 def test_alphas_are_those_the_file_means(tmp_path: Path) -> None:
@@ -71,13 +71,13 @@ def test_alphas_are_those_the_file_means(tmp_path: Path) -> None:
         "lora_unet_mid_block_attentions_0_proj_in.alpha": torch.tensor(1.0),
     }
     write_tensors(tensors, tmp_path / "a.safetensors", metadata={})
-    assert inspect_adapter(tmp_path / "a.safetensors").alphas == {1.0: 1}
+    assert inspect_adapter(tmp_path / "a.safetensors").facts.alphas == {1.0: 1}
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
 def test_the_format_is_told_by_the_names(tmp_path: Path, format: Format) -> None:
     write_adapter(Adapter({Q: factors(1, 3)}), tmp_path / "a.safetensors", format=format)
-    assert inspect_adapter(tmp_path / "a.safetensors").format == format
+    assert inspect_adapter(tmp_path / "a.safetensors").facts.format == format
 
 
 def test_other_formats_are_told_too() -> None:
@@ -89,7 +89,7 @@ def test_other_formats_are_told_too() -> None:
 def test_a_peft_folder_is_inspected_like_a_file(tmp_path: Path) -> None:
     write_adapter(Adapter({Q: factors(1, 3)}), tmp_path / "folder", format="peft")
     found = inspect_adapter(tmp_path / "folder")
-    assert found.format == "peft" and found.ranks == {3: 1}
+    assert found.facts.format == "peft" and found.facts.ranks == {3: 1}
 
 
 def test_captions_are_counted_over_folders_and_nonsense_is_left_out() -> None:
