@@ -10,8 +10,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import PeftModel
 
+import draft
+from draft.adapters.container import read_tensors, write_tensors
 from draft.adapters.formats import Adapter, Factors, Format, read_adapter, write_adapter
-from draft.adapters.mix import mix
+from draft.adapters.mix import mix, mix_errors
+from draft.adapters.mixture import mix_files
+from draft.adapters.settings import MixSettings
+from draft.diffusion.models.lora_reader import read_as_diffusers
+from draft.errors import StageError
 
 WIDTH = 8
 
@@ -155,3 +161,63 @@ def test_what_diffusers_itself_saves_is_read_with_its_alpha(tmp_path: Path, alph
     plain = make_unet()
     add_change(plain, adapter)
     torch.testing.assert_close(predict(plain), predict(unet), rtol=1e-4, atol=1e-4)
+
+
+def embedded() -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(draft.model_path("emoji"), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_on_the_embedded_model_the_mixed_file_draws_what_set_adapters_draws(tmp_path: Path) -> None:
+    both, mixed = embedded(), embedded()
+    for seed, (name, rank) in enumerate((("one", 4), ("two", 7))):
+        generator = torch.Generator().manual_seed(seed)
+        modules = {}
+        for path, module in both.unet.named_modules():
+            if path.endswith(("to_q", "to_k", "to_v", "to_out.0", "conv1")):
+                weight = module.weight
+                down = torch.randn(rank, *weight.shape[1:], generator=generator) * 0.1
+                up = torch.randn(len(weight), rank, *([1, 1] if weight.ndim == 4 else []), generator=generator) * 0.1
+                modules[f"unet.{path}"] = Factors(down, up, 0.5 + seed)
+        write_adapter(Adapter(modules), tmp_path / f"{name}.safetensors")
+        both.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name=name)
+    inputs = [(tmp_path / "one.safetensors", 0.7), (tmp_path / "two.safetensors", -0.4)]
+    report = mix_files(
+        inputs, tmp_path / "mix.safetensors", settings=MixSettings(verify="full"), reader=read_as_diffusers
+    )
+    assert report.peer_error is not None and report.peer_error < 1e-6
+
+    def image(pipeline: StableDiffusionPipeline) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(5)
+        options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"}
+        return torch.from_numpy(pipeline("a red apple", generator=generator, **options).images)
+
+    base = image(mixed)
+    mixed.load_lora_weights(tmp_path, weight_name="mix.safetensors")
+    both.set_adapters(["one", "two"], [0.7, -0.4])
+    torch.testing.assert_close(image(mixed), image(both), rtol=0, atol=5e-5)
+    assert (image(mixed) - base).abs().max() > 0.05
+
+
+def test_our_reading_by_diffusers_sees_what_diffusers_loses(tmp_path: Path) -> None:
+    """What `verify: full` is for: alphas that are there for us and not for diffusers."""
+    adapter = make_adapter(1, ranks=(3,))
+    write_adapter(adapter, tmp_path / "right.safetensors", format="diffusers")
+    tensors, _ = read_tensors(tmp_path / "right.safetensors")
+    path = tmp_path / "alphas.safetensors"
+    alphas = {f"{name}.alpha": torch.tensor(6.0) for name in adapter.modules}
+    write_tensors({**tensors, **alphas}, path, metadata={})
+    assert {factors.scale for factors in read_adapter(path).modules.values()} == {2.0}
+    assert {scale for _, _, scale in read_as_diffusers(path, "sd").values()} == {1.0}
+    for file, weight in ((tmp_path / "right.safetensors", 1.0), (path, 0.5)):
+        theirs = {name: Factors(*found) for name, found in read_as_diffusers(file, "sd").items()}
+        assert max(mix_errors(Adapter(theirs), [(read_adapter(file), weight)]).values()) < 1e-6
+
+
+def test_a_file_that_diffusers_stumbles_over_is_named(tmp_path: Path) -> None:
+    write_tensors({"unet.lonely.lora_A.weight": torch.ones(2, 3)}, tmp_path / "a.safetensors", metadata={})
+    with pytest.raises(StageError, match=r"diffusers cannot read the file \(KeyError"):
+        read_as_diffusers(tmp_path / "a.safetensors", "sd")
+    with pytest.raises(StageError, match="no reader for the family 'x'"):
+        read_as_diffusers(tmp_path / "a.safetensors", "x")
