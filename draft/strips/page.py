@@ -73,8 +73,10 @@ def verdict(strip: Strip) -> str:
     for label in strip.scores:
         found = highest(strip, label)
         if found:
-            clauses.append(f"{label} is highest at {scales_text(strip, found[0])}, in {found[1]} of {rows} too")
-    return f"{'; '.join(clauses)}." if clauses else f"{named} over {len(strip.cells)} scales, {rows}."
+            agree = "" if len(strip.seeds) == 1 else f" (by itself in {found[1]} of {rows})"
+            clauses.append(f"{label} is highest at {scales_text(strip, found[0])}{agree}")
+    over = f"{len(strip.cells)} {'scales' if len(strip.labels) == 1 else 'pairs of scales'}"
+    return f"{'; '.join(clauses)}." if clauses else f"{named} over {over}, {rows}."
 
 
 def _rows(strip: Strip, pictures: Sequence[Sequence[Path]]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from draft.errors import ConfigErrors, DraftError
 from draft.evaluation.arms import to_picture
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.run import run_pipeline
+from draft.strips.page import verdict
 from draft.strips.results import Strip, as_csv, as_json, cells_of, curve, highest
 from draft.strips.settings import StripSettings
 
@@ -166,3 +167,6 @@ def test_the_highest_cell_is_told_with_the_rows_that_agree() -> None:
     assert highest(_strip((1.0, 5.0), (4.0, 4.0), (3.0, 4.5)), "r") == (1, 1)
     assert highest(_strip((2.0, 2.0), (2.0, 2.0), (1.0, 2.0)), "r") == (0, 2)  # of equal ones the first
     assert highest(_strip((math.nan,), (math.nan,), (math.nan,)), "r") is None
+    assert verdict(_strip((1.0, 5.0), (4.0, 4.0), (3.0, 4.5))) == "r is highest at 1 (by itself in 1 of 2 rows)."
+    assert verdict(_strip((1.0,), (4.0,), (3.0,))) == "r is highest at 1."
+    assert verdict(_strip((math.nan,), (math.nan,), (math.nan,))) == "a over 3 scales, 1 row."
