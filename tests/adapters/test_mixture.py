@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from draft.adapters.container import write_tensors
 from draft.adapters.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.adapters.mix import mix
 from draft.adapters.mixture import MixReport, mix_files
@@ -242,3 +245,70 @@ def test_a_peft_folder_is_written_whole(files, tmp_path: Path) -> None:
     ]
     assert report.modules == 2 and len(read_adapter(tmp_path / "folder").modules) == 2
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_files_of_any_rank_alpha_dtype_format_and_shape_mix_to_the_weighted_sum(tmp_path_factory, data) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    shapes = {name: (data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))) for name in (Q, CONV, TEXT)}
+    kernel = data.draw(st.sampled_from([1, 3]))
+    inputs, wanted = [], {}
+    for index in range(data.draw(st.integers(1, 3))):
+        names = data.draw(st.lists(st.sampled_from(sorted(shapes)), min_size=1, unique=True))
+        dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+        weight = data.draw(st.floats(-2, 2))
+        generator = torch.Generator().manual_seed(index)
+        modules = {}
+        for name in names:
+            inner, out = shapes[name]
+            rank, tail = data.draw(st.integers(1, 6)), (kernel, kernel) if name == CONV else ()
+            down = torch.randn(rank, inner, *tail, generator=generator).to(dtype)
+            up = torch.randn(out, rank, *[1 for _ in tail], generator=generator).to(dtype)
+            modules[name] = Factors(down, up, data.draw(st.floats(0.1, 4)))
+        path = folder / f"{index}.safetensors"
+        write_adapter(Adapter(modules), path, format=data.draw(st.sampled_from(["kohya", "diffusers"])))
+        inputs.append((path, weight))
+        for name, factors in read_adapter(path).modules.items():
+            wanted[name] = wanted.get(name, 0) + weight * dense(factors)
+    options = {"dtype": "fp32", "format": data.draw(st.sampled_from(["kohya", "diffusers"]))}
+    report = mix_files(inputs, folder / "out.safetensors", settings=MixSettings(**options))
+    written = read_adapter(folder / "out.safetensors").modules
+    assert sorted(written) == sorted(wanted) and report.modules == len(wanted)
+    for name, change in wanted.items():
+        torch.testing.assert_close(dense(written[name]), change, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_one_file_at_weight_one_is_itself_to_the_bit_in_every_format(files, format: Any) -> None:
+    mix_files([(files["a"], 1.0)], files["out"], settings=MixSettings(format=format))
+    for name, factors in read_adapter(files["a"]).modules.items():
+        found = read_adapter(files["out"]).modules[name]
+        assert torch.equal(found.down, factors.down) and torch.equal(found.up, factors.up) and found.scale == 1
+
+
+def test_mixing_in_one_go_or_in_two_is_the_same(files, tmp_path: Path) -> None:
+    third, step = tmp_path / "c.safetensors", tmp_path / "step.safetensors"
+    write_adapter(make_adapter(2, rank=2), third)
+    mix_files([(files["a"], 0.7), (files["b"], -0.3)], step)
+    mix_files([(step, 2.0), (third, 0.5)], files["out"])
+    nested = {name: dense(f) for name, f in read_adapter(files["out"]).modules.items()}
+    mix_files([(files["a"], 1.4), (files["b"], -0.6), (third, 0.5)], files["out"])
+    for name, factors in read_adapter(files["out"]).modules.items():
+        torch.testing.assert_close(dense(factors), nested[name], rtol=1e-5, atol=1e-5)
+
+
+def test_loha_takes_part_where_a_rank_is_given_and_only_there(files, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    loha = tmp_path / "loha.safetensors"
+    base = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    shapes = {"hada_w1_a": (11, 2), "hada_w1_b": (2, 9), "hada_w2_a": (11, 2), "hada_w2_b": (2, 9)}
+    parts = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    tensors = {f"{base}.{name}": tensor for name, tensor in parts.items()}
+    write_tensors({**tensors, f"{base}.alpha": torch.tensor(2.0)}, loha, metadata={})
+    with pytest.raises(StageError, match="LoHa"):
+        mix_files([(loha, 1.0)], files["out"])
+    mix_files([(loha, 0.5), (files["a"], 1.0)], files["out"], settings=MixSettings(rank=9))
+    change = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    wanted = 0.5 * change.double() + dense(read_adapter(files["a"]).modules[Q])
+    torch.testing.assert_close(dense(read_adapter(files["out"]).modules[Q]), wanted, rtol=1e-4, atol=1e-4)
