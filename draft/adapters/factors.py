@@ -98,6 +98,12 @@ def pad_ranks(modules: Mapping[str, Factors]) -> dict[str, Factors]:
     return padded
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity; a finite sum says so at once."""
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all())
+
+
 def trim_rank(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Drop the rank-one terms that are zero on both sides, as `pad_ranks` adds them; one term always stays.
 
@@ -108,6 +114,9 @@ def trim_rank(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The same product at its smaller rank.
     """
+    # A row of A whose first number is not zero is used; mostly that is all of them, and nothing else need be looked at.
+    if (down.flatten(1)[:, 0] != 0).all():
+        return down, up
     used = (down.flatten(1) != 0).any(1) | (up.flatten(1) != 0).any(0)
     if used.all():
         return down, up

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from draft.adapters.config import adapter_config, read_alphas, read_config
 from draft.adapters.container import read_tensors, write_bytes, write_tensors
-from draft.adapters.factors import Adapter, Factors, fold, pad_ranks
+from draft.adapters.factors import Adapter, Factors, all_finite, fold, pad_ranks
 from draft.adapters.family import family_of
 from draft.adapters.fusion import put_together, taken_apart
 from draft.adapters.keys import kohya_name
@@ -103,7 +103,7 @@ def write_adapter(
         raise StageError("an adapter without modules cannot be written", where=str(path))
     folded = {name: fold(factors) for name, factors in sorted(adapter.modules.items())}
     for name, factors in folded.items():
-        if not (torch.isfinite(factors.down).all() and torch.isfinite(factors.up).all()):
+        if not (all_finite(factors.down) and all_finite(factors.up)):
             raise StageError(f"{name} has values that are not finite in {_dtype_name(factors.down)}", where=str(path))
     transformer = adapter.family in PLANS
     chosen = ("diffusers" if transformer else "kohya") if format == "auto" else format

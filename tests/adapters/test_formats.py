@@ -192,3 +192,63 @@ def test_values_that_overflow_their_dtype_are_not_written(tmp_path: Path) -> Non
     with pytest.raises(StageError, match="not finite in float16"):
         write_adapter(Adapter({f"unet.{BLOCK}.attn1.to_q": big}), tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_terms_that_are_zero_on_both_sides_are_dropped_wherever_they_are(tmp_path: Path) -> None:
+    down, up = torch.randn(5, 6), torch.randn(4, 5)
+    down[[0, 3]], up[:, [0, 3]] = 0, 0
+    # These two stay: one side is not zero, so that training could still use them.
+    down[1], up[:, 4] = 0, 0
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, tmp_path / "a.safetensors")
+    factors = read_adapter(tmp_path / "a.safetensors").modules["unet.mid_block.attentions.0.proj_in"]
+    assert torch.equal(factors.down, down[[1, 2, 4]]) and torch.equal(factors.up, up[:, [1, 2, 4]])
+
+
+def test_alpha_is_over_the_rank_in_the_file_and_not_over_the_rank_without_zeros(tmp_path: Path) -> None:
+    down, up = torch.ones(4, 6), torch.ones(5, 4)
+    down[2:], up[:, 2:] = 0, 0
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    factors = read_adapter(tmp_path / "a.safetensors").modules["unet.mid_block.attentions.0.proj_in"]
+    assert (factors.rank, factors.scale) == (2, 0.5)
+
+
+@pytest.mark.parametrize("value", [65504.0, -65504.0])
+def test_numbers_whose_sum_overflows_are_still_numbers(tmp_path: Path, value: float) -> None:
+    for dtype, size in ((torch.float16, value), (torch.float32, 3e38), (torch.float64, 1.7e308)):
+        factors = Factors(torch.full((2, 6), size, dtype=dtype), torch.zeros(5, 2, dtype=dtype))
+        write_adapter(Adapter({f"unet.{BLOCK}.attn1.to_q": factors}), tmp_path / "a.safetensors")
+        assert len(read_adapter(tmp_path / "a.safetensors").modules) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "expected"),
+    [
+        ("unet.down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k", 2048, "stable-diffusion-xl-v1-base"),
+        ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", 1024, "stable-diffusion-v2"),
+    ],
+)
+def test_the_header_names_the_base_model_as_far_as_the_modules_tell(
+    tmp_path: Path, name: str, columns: int, expected: str
+) -> None:
+    adapter = Adapter({name: Factors(torch.ones(1, columns), torch.ones(4, 1))}, "sdxl" if "xl" in expected else "sd")
+    write_adapter(adapter, tmp_path / "a.safetensors")
+    metadata = read_adapter(tmp_path / "a.safetensors").metadata
+    assert metadata["modelspec.architecture"] == f"{expected}/lora"
+    assert metadata.get("ss_base_model_version") == ("sdxl_base_v1-0" if "xl" in expected else None)
+
+
+def test_a_peft_pattern_of_an_outer_module_does_not_reach_the_inner_ones_of_its_name(tmp_path: Path) -> None:
+    outer, inner = "transformer.proj_out", "transformer.single_transformer_blocks.0.proj_out"
+    other = "transformer.single_transformer_blocks.1.proj_out"
+    modules = {
+        outer: Factors(torch.ones(2, 16), torch.ones(4, 2)),
+        inner: Factors(torch.ones(1, 80), torch.ones(16, 1)),
+        other: Factors(torch.ones(1, 80), torch.ones(16, 1)),
+    }
+    write_adapter(Adapter(modules, "flux"), tmp_path / "a.safetensors")
+    config = json.loads(read_adapter(tmp_path / "a.safetensors").metadata["lora_adapter_metadata"])
+    assert config["transformer.rank_pattern"] == {"^proj_out": 2} and config["transformer.r"] == 1
+    assert {f.scale for f in read_adapter(tmp_path / "a.safetensors").modules.values()} == {1.0}

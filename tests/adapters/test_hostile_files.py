@@ -205,3 +205,20 @@ def test_whatever_is_done_to_a_file_s_bytes_it_is_read_or_refused_in_words(
     else:
         refusal = str(path)
     assert refusal == str(path)
+
+
+def test_a_file_costs_its_size_in_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({A: torch.ones(8, 500), B: torch.ones(300, 8)}, path)
+    made: list[int] = []
+    empty = torch.empty
+
+    def counted(*args: object, **kwargs: object) -> torch.Tensor:
+        tensor = empty(*args, **kwargs)  # type: ignore[call-overload]
+        made.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", counted)
+    factors = read_adapter(path).modules["unet.conv_in"]
+    assert sum(made) == 4 * (8 * 500 + 300 * 8)
+    assert factors.down.untyped_storage().nbytes() + factors.up.untyped_storage().nbytes() == sum(made)
