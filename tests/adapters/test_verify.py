@@ -17,12 +17,12 @@ from torch import Tensor
 from draft.adapters.config import read_alphas
 from draft.adapters.container import write_tensors
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import Format, write_adapter
+from draft.adapters.formats import Format, read_adapter, write_adapter
 from draft.adapters.header import read_header
 from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.tools import tools
-from draft.adapters.verification.verdict import Contents, Verdict, judge
-from draft.adapters.verification.verify import verify
+from draft.adapters.verification.verdict import Contents, Verdict, contents_of, judge
+from draft.adapters.verification.verify import base_model, verify
 from draft_cli.app import main
 from draft_cli.verify import sentence
 from draft_cli.verify import verify as command
@@ -86,6 +86,15 @@ def statuses(base: str, file: Contents) -> dict[str, str]:
     return {name: verdict.status for name, verdict in verdicts(base, file).items()}
 
 
+def judged(base: str, path: Path) -> list[Verdict]:
+    """What the tools make of a file, which must be for the base model."""
+    adapter = read_adapter(path)
+    assert base_model(adapter) is BASES[base]
+    assert all(BASES[base].fits(name, factors) for name, factors in adapter.modules.items())
+    file = contents_of(path, adapter)
+    return [judge(tool, BASES[base], file) for tool in tools()]
+
+
 PEFT = (".lora_B.weight", ".lora_A.weight")
 
 
@@ -118,8 +127,10 @@ def test_what_we_write_for_sdxl_loads_everywhere_where_loras_are_usual(tmp_path:
 def test_the_formats_of_stable_diffusion_differ_in_who_loads_them(
     tmp_path: Path, format: Format, statuses: list[str]
 ) -> None:
-    write_adapter(make("sd1", lambda name: name.startswith("unet.")), tmp_path / "a.safetensors", format=format)
-    assert [verdict.status for verdict in verify(tmp_path / "a.safetensors").verdicts] == statuses
+    write_adapter(
+        make("sd1", lambda name: "attn2" in name or ".ff." in name), tmp_path / "a.safetensors", format=format
+    )
+    assert [verdict.status for verdict in judged("sd1", tmp_path / "a.safetensors")] == statuses
 
 
 ATTENTION = r"transformer\..*attn2?\.(to_|add_)|single_transformer_blocks\.\d+\.proj_(mlp|out)"
@@ -143,10 +154,9 @@ def test_the_formats_of_transformers_differ_in_who_loads_them(
     write_adapter(
         make(base, lambda name: re.search(ATTENTION, name), scale=0.5), tmp_path / "a.safetensors", format=format
     )
-    found = verify(tmp_path / "a.safetensors")
-    assert found.base == BASES[base] and not found.strange
-    assert [verdict.status for verdict in found.verdicts] == statuses
-    assert {verdict.ratios for verdict in found.verdicts if verdict.status == "all"} == {(1.0,)}
+    found = judged(base, tmp_path / "a.safetensors")
+    assert [verdict.status for verdict in found] == statuses
+    assert {verdict.ratios for verdict in found if verdict.status == "all"} == {(1.0,)}
 
 
 def test_the_hint_names_the_format_that_loads_in_more_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,6 +256,26 @@ def test_invokeai_s_detector_of_flux_needs_both_kinds_of_blocks() -> None:
     assert "only together" in verdicts("flux", contents("flux", gap, pair=PEFT))["InvokeAI"].reason
     more = {**names, "transformer.norm_out.linear": ("transformer.norm_out.linear",)}
     assert "stops at names" in verdicts("flux", contents("flux", more, pair=PEFT))["InvokeAI"].reason
+
+
+def test_onetrainer_s_names_of_flux_load_but_for_what_its_readers_stop_at() -> None:
+    ends = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+    paths = [f"transformer_blocks.0.{end}" for end in ends]
+    names = {f"lora_transformer_{path.replace('.', '_')}": (f"transformer.{path}",) for path in paths}
+    found = verdicts("flux", contents("flux", names, alpha=1.0))
+    assert all(found[tool].right for tool in ("diffusers", "ComfyUI", "InvokeAI"))
+    more = {
+        **names,
+        "lora_transformer_transformer_blocks_0_ff_context_net_2": (
+            "transformer.transformer_blocks.0.ff_context.net.2",
+        ),
+    }
+    assert statuses("flux", contents("flux", more, alpha=1.0)) == {
+        "diffusers": "refuses",
+        "ComfyUI": "all",
+        "A1111": "unknown",
+        "InvokeAI": "refuses",
+    }
 
 
 def test_fused_kohya_names_of_flux_load_as_one_module_for_several() -> None:

@@ -18,7 +18,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 
 from draft.adapters.config import Alphas
 from draft.adapters.verification.models import BaseModel, base_models
-from draft.adapters.verification.tools import Layout, Spelling, tools
+from draft.adapters.verification.tools import Layout, Spelling, key_map, tools
 from draft.adapters.verification.verdict import Contents, judge
 
 BASES = {base.key: base for base in base_models()}
@@ -37,7 +37,7 @@ def layout_of(base: str, name: str) -> Layout:
 
 def spelled(base: BaseModel, template: str, part: str) -> dict[str, tuple[str, ...]]:
     """Every module of a part under one spelling, whether or not diffusers knows it."""
-    return replace(DIFFUSERS.layouts[0], spellings={part: (Spelling(template),)}).key_map(base)
+    return key_map(replace(DIFFUSERS.layouts[0], spellings={part: (Spelling(template),)}), base)
 
 
 def tensors(base: BaseModel, names: dict[str, tuple[str, ...]], up: str, down: str) -> dict[str, torch.Tensor]:
@@ -90,11 +90,11 @@ def test_the_key_map_of_diffusers_holds_the_modules_that_its_converters_find(
     model, kind = BASES[base], layout_of(base, layout)
     up, down = kind.pairs[0]
     names = {name: ms for part, text in spellings.items() for name, ms in spelled(model, text, part).items()}
-    key_map = kind.key_map(model)
+    known = key_map(kind, model)
     state = tensors(model, names, up, down)
     if layout == "OneTrainer":
         state |= {f"{name}.alpha": torch.tensor(1.0) for name in names}
-    expected = {module for name in names if name in key_map for module in key_map[name]}
+    expected = {module for name in names if name in known for module in known[name]}
     assert len(names) > 200 and expected
     assert loaded_by_diffusers(model, state) == expected
 

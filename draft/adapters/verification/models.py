@@ -14,7 +14,7 @@ from typing import Any
 from draft.adapters.factors import Factors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BaseModel:
     """A model that adapters are made for.
 

@@ -45,7 +45,7 @@ class Together:
     refused: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """A kind of file that a tool tells from others, and how it reads it.
 
@@ -82,33 +82,6 @@ class Layout:
     conflict: str
     together: tuple[Together, ...]
     strict: str
-
-    def key_map(self, base: BaseModel) -> dict[str, tuple[str, ...]]:
-        """Every name that stands for a module of a base model, without the ending.
-
-        Args:
-            base: The model.
-
-        Returns:
-            Module paths by name; several where the original code has them in one matrix.
-        """
-        found: dict[str, list[str]] = {}
-        for module in base.modules:
-            part, _, path = module.partition(".")
-            words = {"path": path, "flat": path.replace(".", "_"), "processor": _processor(path)}
-            if module in base.original:
-                words |= {"original": base.original[module], "original_flat": base.original[module].replace(".", "_")}
-            for spelling in self.spellings.get(part, ()):
-                if "{original" in spelling.template and "original" not in words:
-                    continue
-                if spelling.only and not spelling.only.fullmatch(path):
-                    continue
-                if spelling.apart and spelling.apart.fullmatch(path):
-                    continue
-                modules = found.setdefault(spelling.template.format(**words), [])
-                if module not in modules:
-                    modules.append(module)
-        return {name: tuple(modules) for name, modules in found.items()}
 
 
 @dataclass(frozen=True)
@@ -162,6 +135,36 @@ def tools() -> tuple[Tool, ...]:
         The tools; each data file says which sources were read, and when.
     """
     return tuple(_tool(json.loads(data(f"tools/{name}.json"))) for name in NAMES)
+
+
+@cache
+def key_map(layout: Layout, base: BaseModel) -> dict[str, tuple[str, ...]]:
+    """Every name that stands for a module of a base model in a layout, without the ending.
+
+    Args:
+        layout: The layout.
+        base: The model.
+
+    Returns:
+        Module paths by name; several where the original code has them in one matrix.
+    """
+    found: dict[str, list[str]] = {}
+    for module in base.modules:
+        part, _, path = module.partition(".")
+        words = {"path": path, "flat": path.replace(".", "_"), "processor": _processor(path)}
+        if module in base.original:
+            words |= {"original": base.original[module], "original_flat": base.original[module].replace(".", "_")}
+        for spelling in layout.spellings.get(part, ()):
+            if "{original" in spelling.template and "original" not in words:
+                continue
+            if spelling.only and not spelling.only.fullmatch(path):
+                continue
+            if spelling.apart and spelling.apart.fullmatch(path):
+                continue
+            modules = found.setdefault(spelling.template.format(**words), [])
+            if module not in modules:
+                modules.append(module)
+    return {name: tuple(modules) for name, modules in found.items()}
 
 
 def _tool(document: Mapping[str, Any]) -> Tool:

@@ -14,7 +14,7 @@ from draft.adapters.container import read_tensors
 from draft.adapters.factors import Adapter
 from draft.adapters.header import read_header
 from draft.adapters.verification.models import BaseModel
-from draft.adapters.verification.tools import Layout, Recognition, Tool
+from draft.adapters.verification.tools import Layout, Recognition, Tool, key_map
 
 Status = Literal["all", "some", "none", "refuses", "unknown"]
 
@@ -185,20 +185,20 @@ def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Content
         for name in contents.shapes:
             if pattern.fullmatch(name):
                 return verdict.of("refuses", reason=f"{why} ({name})")
-    key_map = layout.key_map(base)
+    names_of = key_map(layout, base)
     ranks: dict[str, int] = {}
     for name in names:
         for up, down in layout.pairs:
-            if name in key_map and f"{name}{up}" in contents.shapes and f"{name}{down}" in contents.shapes:
+            if name in names_of and f"{name}{up}" in contents.shapes and f"{name}{down}" in contents.shapes:
                 ranks.setdefault(name, contents.shapes[f"{name}{down}"][0])
-    modules = {module for name in ranks for module in key_map[name]}
+    modules = {module for name in ranks for module in names_of[name]}
     for one, other, why in layout.requires:
         if any(map(one.fullmatch, modules)) and not any(map(other.fullmatch, modules)):
             return verdict.of("refuses", reason=why)
     for together in layout.together:
         for name in list(ranks):
-            match = together.modules.fullmatch(key_map[name][0])
-            if match and len(key_map[name]) == 1 and not {f"{match[1]}.{end}" for end in together.endings} <= modules:
+            match = together.modules.fullmatch(names_of[name][0])
+            if match and len(names_of[name]) == 1 and not {f"{match[1]}.{end}" for end in together.endings} <= modules:
                 if together.refused:
                     listed = ", ".join(together.endings)
                     return verdict.of("refuses", reason=f"it takes {listed} of a layer only together ({name})")
@@ -209,12 +209,12 @@ def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Content
     if layout.conflict and contents.alphas and contents.in_header:
         return verdict.of("refuses", reason=layout.conflict)
     status: Status = "all" if not dropped else "some" if ranks else "none"
-    ratios = _ratios(layout, contents, key_map, ranks)
+    ratios = _ratios(layout, contents, names_of, ranks)
     return verdict.of(status, loaded=len(ranks), dropped=dropped, ratios=ratios or (1.0,))
 
 
 def _ratios(
-    layout: Layout, contents: Contents, key_map: Mapping[str, Sequence[str]], ranks: Mapping[str, int]
+    layout: Layout, contents: Contents, names_of: Mapping[str, Sequence[str]], ranks: Mapping[str, int]
 ) -> tuple[float, ...]:
     """The distinct strengths relative to what the file means, smallest first."""
     alphas = {
@@ -224,15 +224,15 @@ def _ratios(
     }
     listed: dict[str, Counter[float]] = {}
     for name, alpha in alphas.items():
-        listed.setdefault(key_map[name][0].partition(".")[0], Counter())[alpha] += 1
+        listed.setdefault(names_of[name][0].partition(".")[0], Counter())[alpha] += 1
     found: set[float] = set()
     for name, rank in ranks.items():
         alpha = alphas.get(name)
-        common = listed.get(key_map[name][0].partition(".")[0])
+        common = listed.get(names_of[name][0].partition(".")[0])
         # peft takes one alpha per adapter and a pattern of exceptions; names that the pattern misses get the one.
-        if layout.alpha_uneven and common and (alpha is None or layout.alpha_uneven.fullmatch(key_map[name][0])):
+        if layout.alpha_uneven and common and (alpha is None or layout.alpha_uneven.fullmatch(names_of[name][0])):
             alpha = common.most_common(1)[0][0]
-        for module in key_map[name]:
+        for module in names_of[name]:
             if alpha is not None:
                 strength = alpha / rank
             else:
