@@ -122,7 +122,8 @@ def adapter_config(ranks: Mapping[str, int]) -> dict[str, Any]:
     Returns:
         The arguments of `peft.LoraConfig`, module paths without their part.
     """
-    paths = {name.partition(".")[2]: rank for name, rank in ranks.items()}
+    # A target fits every path that ends with it; transformers 5 has no `text_model.` before it, transformers 4 has.
+    paths = {name.partition(".")[2].removeprefix("text_model."): rank for name, rank in ranks.items()}
     # The commonest rank is the default, ties going to the smallest, so that the same ranks give the same text.
     common = min(Counter(paths.values()).items(), key=lambda item: (-item[1], item[0]))[0]
     # A pattern fits every path that ends with it, so that of FLUX' `proj_out` would also fit its blocks' own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from draft.adapters.formats import Adapter, Factors, Format, read_adapter, write_adapter
 from draft.errors import StageError
@@ -140,6 +142,18 @@ def make_transformer() -> FluxTransformer2DModel:
         ).eval()
 
 
+def make_pipeline(*, text_encoder: CLIPTextModel | None) -> FluxPipeline:
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=text_encoder,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=make_transformer(),
+    )
+
+
 def predict(transformer: FluxTransformer2DModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -183,18 +197,38 @@ def test_a_file_changes_diffusers_own_pipeline_by_exactly_its_dw(tmp_path: Path,
             if f"transformer.{name}" in adapter.modules:
                 factors = adapter.modules[f"transformer.{name}"]
                 module.weight += factors.scale * factors.up @ factors.down
-    pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=make_transformer(),
-    )
+    pipeline = make_pipeline(text_encoder=None)
     pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
     torch.testing.assert_close(predict(pipeline.transformer), predict(wanted), rtol=1e-4, atol=1e-4)
     assert (predict(wanted) - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_the_text_encoder_s_modules_load_in_diffusers_too(tmp_path: Path, format: Format) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50}
+    config = CLIPTextConfig(**sizes, num_hidden_layers=1, projection_dim=8)
+    generator = torch.Generator().manual_seed(6)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        loaded = CLIPTextModel(config).eval()
+    wanted = copy.deepcopy(loaded)
+    ids = torch.arange(7)[None]
+    base = wanted(ids).last_hidden_state
+    layer = "encoder.layers.0"
+    shapes = {"self_attn.q_proj": (16, 16), "self_attn.out_proj": (16, 16), "mlp.fc1": (32, 16)}
+    modules = {f"{DOUBLE}.attn.to_out.0": Factors(torch.ones(2, 16), torch.ones(16, 2))}
+    linear = {name.removeprefix("text_model."): module for name, module in wanted.named_modules()}
+    with torch.no_grad():
+        for i, (name, (rows, columns)) in enumerate(shapes.items()):
+            down = torch.randn(1 + i, columns, generator=generator)
+            factors = Factors(down, torch.randn(rows, 1 + i, generator=generator), -2.0)
+            modules[f"text_encoder.text_model.{layer}.{name}"] = factors
+            linear[f"{layer}.{name}"].weight += factors.scale * factors.up @ factors.down
+    write_adapter(Adapter(modules, "flux"), tmp_path / "a.safetensors", format=format)
+    pipeline = make_pipeline(text_encoder=loaded)
+    pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    torch.testing.assert_close(loaded(ids).last_hidden_state, wanted(ids).last_hidden_state, rtol=1e-3, atol=1e-4)
+    assert (wanted(ids).last_hidden_state - base).abs().max() > 0.1
 
 
 @given(
