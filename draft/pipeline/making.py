@@ -20,6 +20,9 @@ from draft.registry.plugins import named_model
 MISSING = "???"
 """Stands for what a file may not say; a pipeline with it is told by `draft check` what must be given."""
 
+MOST = 1_000_000
+"""Characters of prompts that a header holds at most."""
+
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key)$", re.IGNORECASE)
 _SIGNED = re.compile(r"://[^/\s]*@")  # an address with a name and a password in it
 _WITHOUT_EFFECT = ("kind", "checkpoint", "report_to", "seed", "model", "prompts", "rewards")
@@ -51,9 +54,7 @@ def making(stage: CheckedStage, files: Mapping[str, Path]) -> dict[str, str]:
     if stage.model:
         told["model"] = _model(stage)
     if stage.prompts:
-        columns = {name: list(stage.prompts.column(name)) for name in stage.prompts.columns}
-        told["prompts"] = list(stage.prompts)
-        told |= {"columns": columns} if columns else {}
+        told |= _prompts(stage)
     if rewards := stage.data.get("rewards"):
         told["rewards"] = {
             label: without_secrets({"use": label, **(options or {})}, stage.environment)
@@ -102,6 +103,15 @@ def parsed(text: str | None) -> Any:
 def _is_path(text: str) -> bool:
     plain = text.removeprefix("file://")
     return plain.startswith(("/", "~", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", plain) is not None
+
+
+def _prompts(stage: CheckedStage) -> dict[str, Any]:
+    """The prompts with their columns; of more than a header should carry only their number."""
+    columns = {name: list(stage.prompts.column(name)) for name in stage.prompts.columns}
+    size = sum(map(len, stage.prompts)) + sum(len(value) for values in columns.values() for value in values)
+    if size > MOST:
+        return {"prompts": MISSING, "count": len(stage.prompts)}
+    return {"prompts": list(stage.prompts), **({"columns": columns} if columns else {})}
 
 
 def _model(stage: CheckedStage) -> dict[str, Any]:

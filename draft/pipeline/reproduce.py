@@ -186,6 +186,10 @@ def _model(told: Mapping[str, Any], stage: str, work: _Work) -> str:
 
 def _prompts(told: Mapping[str, Any], stage: str, work: _Work) -> Any:
     """Prompts in line, or a table beside the pipeline where they have columns."""
+    if told["prompts"] == MISSING:
+        key = f"stages.{stage}.prompts.file"
+        work.missing[key] = f"the file of the {told.get('count', '')} prompts, too many for a header"
+        return {"file": MISSING}
     columns: Mapping[str, list[str]] = told.get("columns") or {}
     if not columns:
         return list(told["prompts"])

@@ -256,3 +256,13 @@ def test_a_changed_setting_is_found_by_check(command, folder: Path) -> None:
     path = _story(folder, pipeline=TRAINED, config=config, fingerprint="0" * 64)
     code, _, err = command("reproduce", str(path), "--check")
     assert code == 2 and "here it would be another adapter: config changed: max_steps 9 -> 2" in err
+
+
+def test_more_prompts_than_a_header_holds_are_asked_for(command, folder: Path) -> None:
+    path = _story(folder, pipeline={**TRAINED, "prompts": "???", "count": 9})
+    code, out, _ = command("reproduce", str(path), "-o", "again.yaml")
+    assert code == 0
+    assert "to be given: stages.train.prompts.file: the file of the 9 prompts, too many for a header" in out
+    assert "stages.train.prompts.file must be given" in command("check", "again.yaml")[2]
+    (folder / "mine.txt").write_text("a cat")
+    assert command("check", "again.yaml", "stages.train.prompts.file=mine.txt")[0] == 0

@@ -66,3 +66,10 @@ def test_a_name_that_is_itself_looked_up_hides_the_whole_environment(monkeypatch
     assert environment_values({"a": "${oc.env:SECRET_ONE,default}"}) == {"abcdef-one"}
     assert "abcdef-one" in environment_values("${oc.env:${vars.name}}")
     assert environment_values({"a": "no", "b": 3, "c": "${vars.x}"}) == frozenset()
+
+
+def test_prompts_that_a_header_should_not_carry_are_counted(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draft.pipeline.making.MOST", 9)
+    workshop.run()
+    told = json.loads(workshop.jobs[0].metadata["draft.pipeline"])
+    assert told["prompts"] == "???" and told["count"] == 2
