@@ -23,13 +23,20 @@ Options:
   --help     Show this message and exit.
 
 Commands:
-  run      Run a pipeline file.
-  check    Check a pipeline file without running it.
-  mix      Mix adapters, each with a weight, into one.
-  rewards  List, write, check, score with and try rewards.
-  models   Show the models that pipelines may name.
-  plugins  Show the installed plugins and their state.
-  schema   Print the JSON Schema of pipeline files.
+  run        Run a pipeline file.
+  check      Check a pipeline file without running it.
+  mix        Mix adapters, each with a weight, into one.
+  inspect    Show what an adapter file holds: family, ranks, norms, metadata.
+  diff       Compare two adapters module by module.
+  convert    Write an adapter in another format or dtype.
+  resize     Cut an adapter to a smaller rank, with a known error.
+  verify     Check that an adapter loads everywhere, at the right strength.
+  strip      Draw what an adapter does over its scale, or two over both.
+  reproduce  Write the pipeline that made an adapter, out of its metadata.
+  rewards    List, write, check, score with and try rewards.
+  models     Show the models that pipelines may name.
+  plugins    Show the installed plugins and their state.
+  schema     Print the JSON Schema of pipeline files.
 """
 
 PIPELINE = """\
