@@ -14,7 +14,7 @@ from draft.errors import StageError
 
 W = 3072
 T5, CLIP = "text_encoder_2.encoder.block.2.layer", "text_model.encoder.layers.0"
-DOUBLE, SINGLE = "transformer.transformer_blocks.0", "transformer.single_transformer_blocks.0"
+SINGLE = "transformer.single_transformer_blocks.0"
 
 
 def probe(columns: int) -> torch.Tensor:
