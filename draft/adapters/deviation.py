@@ -13,6 +13,7 @@ from draft.adapters.factors import Factors
 
 # Below this share of what went into it, a squared norm from Gram matrices has lost its digits to rounding.
 _TRUSTED = {torch.float64: 1e-9, torch.float32: 1e-2}
+_HALVES = {torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,17 @@ def deviation(got: Factors | None, terms: Sequence[tuple[Factors, float]]) -> De
         The difference and its measure, computed in float64 where it is more than rounding.
     """
     if not terms:
-        return Deviation(0.0 if got is None else _norm(*_matrices(got, got.scale)), 0.0)
-    pairs = [_matrices(factors, weight * factors.scale) for factors, weight in terms]
-    down, up = torch.cat([a for a, _ in pairs], 0), torch.cat([b for _, b in pairs], 1)
-    found = None if got is None else _matrices(got, got.scale)
-    if found and len(found[0]) == len(down) and (quick := _of_rounding(down, up, *found)):
-        return quick
+        return Deviation(0.0 if got is None else _norm(*_stacked([(got, 1.0)], torch.float64)), 0.0)
+    ranks = [factors.rank for factors, _ in terms]
+    if got is not None and got.rank == sum(ranks):
+        # float32 is a thousand times finer than the rounding of half precision, and half the bytes to move.
+        fine = torch.float32 if {got.down.dtype, got.up.dtype} <= _HALVES else torch.float64
+        if quick := _of_rounding(*_stacked(terms, fine), *_stacked([(got, 1.0)], fine)):
+            return quick
+    down, up = _stacked(terms, torch.float64)
+    found = None if got is None else _stacked([(got, 1.0)], torch.float64)
     products = (down @ down.T) * (up.T @ up)
     total = math.sqrt(max(0.0, float(products.sum())))
-    ranks = [a.shape[0] for a, _ in pairs]
     blocks = [block for row, r in zip(products.split(ranks), ranks, strict=True) for block in row.split(ranks, 1)]
     added = sum(math.sqrt(max(0.0, float(blocks[i * (len(ranks) + 1)].sum()))) for i in range(len(ranks)))
     size = total if total > 1e-6 * added else added
@@ -95,10 +98,17 @@ def _of_rounding(down: Tensor, up: Tensor, down_got: Tensor, up_got: Tensor) -> 
     return None if size is None or missed is None else Deviation(missed, size)
 
 
-def _matrices(factors: Factors, coefficient: float) -> tuple[Tensor, Tensor]:
-    """A module's factors as new float64 matrices (r, in k k) and (out, r), the coefficient on B."""
-    down = factors.down.flatten(1).to(torch.float64, copy=True)
-    return down, factors.up.flatten(1).to(torch.float64, copy=True).mul_(coefficient)
+def _stacked(terms: Sequence[tuple[Factors, float]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Changes with weights as one product: new matrices (r, in k k) and (out, r), r the sum of ranks, weights on B."""
+    first, rank = terms[0][0], sum(factors.rank for factors, _ in terms)
+    down = torch.empty(rank, first.down[0].numel(), dtype=dtype)
+    up = torch.empty(len(first.up), rank, dtype=dtype)
+    start = 0
+    for factors, weight in terms:
+        rows = slice(start, start := start + factors.rank)
+        down[rows].copy_(factors.down.flatten(1))
+        up[:, rows].copy_(factors.up.flatten(1)).mul_(weight * factors.scale)
+    return down, up
 
 
 def _norm(down: Tensor, up: Tensor) -> float:
