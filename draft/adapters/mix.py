@@ -37,7 +37,8 @@ def mix(
         The mix, scale 1, computed in float64 and rounded once.
 
     Raises:
-        StageError: Nothing to mix, a weight that is not finite, families mixed, or modules that differ in shape.
+        StageError: Nothing to mix, a weight that is not finite, families mixed, modules that differ in shape, or a
+            change that its dtype is too coarse for.
 
     Example:
         >>> mix([(compress, 0.7), (align, 0.3)])  # doctest: +SKIP
@@ -47,7 +48,13 @@ def mix(
     for name in exact:
         kept = dtypes[name] if dtypes else exact.dtype(name)
         summed = exact[name]
-        modules[name] = Factors(summed.down.to(kept), summed.up.to(kept))
+        down, up = summed.down.to(kept), summed.up.to(kept)
+        modules[name] = Factors(down, up)
+        if (not down.any() and summed.down.any()) or (not up.any() and summed.up.any()):
+            raise StageError(
+                f"the change of {name} is too small for {str(kept).removeprefix('torch.')}, where all of it becomes 0",
+                hint="a larger weight, or dtype: fp32",
+            )
     return Adapter(modules, inputs[0][0].family, shared_header([adapter.metadata for adapter, _ in inputs]))
 
 

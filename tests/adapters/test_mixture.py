@@ -247,6 +247,12 @@ def test_a_peft_folder_is_written_whole(files, tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_weight_whose_change_the_dtype_cannot_hold_is_told(files) -> None:
+    with pytest.raises(StageError, match=r"the change of .* is too small for float32, where all of it becomes 0"):
+        mix_files([(files["a"], 2e-105)], files["out"])
+    assert not files["out"].exists()
+
+
 @settings(max_examples=15)
 @given(data=st.data())
 def test_files_of_any_rank_alpha_dtype_format_and_shape_mix_to_the_weighted_sum(tmp_path_factory, data) -> None:
@@ -257,7 +263,7 @@ def test_files_of_any_rank_alpha_dtype_format_and_shape_mix_to_the_weighted_sum(
     for index in range(data.draw(st.integers(1, 3))):
         names = data.draw(st.lists(st.sampled_from(sorted(shapes)), min_size=1, unique=True))
         dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
-        weight = data.draw(st.floats(-2, 2))
+        weight = data.draw(st.floats(0.001, 2) | st.floats(-2, -0.001) | st.just(0.0))
         generator = torch.Generator().manual_seed(index)
         modules = {}
         for name in names:

@@ -90,7 +90,7 @@ CASES = {
     "missing kind": (
         ("    kind: mix\n", ""),
         "demo.yaml:14: missing key 'stages.mix.kind'\n"
-        "  hint: the kinds are train, mix, evaluate, generate, compare, probe",
+        "  hint: the kinds are train, mix, evaluate, generate, compare, probe, strip",
     ),
     "unknown stage kind": (
         ("kind: mix", "kind: mixx"),
