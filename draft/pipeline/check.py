@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class CheckedStage:
         files: Label to file or reference, for adapters and curves, e.g. ``{"adapters.a": ...}``.
         upstream: The stages it refers to, sorted.
         compared: What only a `compare` stage has.
-        environment: Values that the file takes from the environment; no adapter's header may hold them.
+        environment: Values that the file takes from the environment, with their names; no file may hold them.
     """
 
     name: str
@@ -72,7 +72,7 @@ class CheckedStage:
     files: Mapping[str, str]
     upstream: tuple[str, ...]
     compared: Compared | None = None
-    environment: frozenset[str] = frozenset()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def every_term(self) -> tuple[Term, ...]:

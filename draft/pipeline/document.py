@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -52,14 +53,14 @@ class Document:
         data: Its content: mappings, lists and scalars.
         lines: Path of a key or list item to its line, counted from 1.
         places: Path to a place that is not in the file: an override of the command line.
-        environment: Values that `${oc.env:NAME}` in the file has taken from the environment.
+        environment: Values that `${oc.env:NAME}` in the file has taken from the environment, with their names.
     """
 
     name: str
     data: dict[str, Any]
     lines: dict[Path, int] = field(default_factory=dict)
     places: dict[Path, str] = field(default_factory=dict)
-    environment: frozenset[str] = frozenset()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def place(self, path: Path) -> str:
         """Where a value comes from: ``"file:line"`` or ``"command line, 'k=v'"``; the nearest known parent's place."""

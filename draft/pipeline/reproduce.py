@@ -40,7 +40,7 @@ class Reproduction:
 
     def text(self) -> str:
         """The pipeline as YAML."""
-        stages = {name: escaped(stage, ()) for name, stage in self.stages.items()}
+        stages = {name: escaped(stage, (), {}) for name, stage in self.stages.items()}
         lines = [f"# Made by draft reproduce; {self.target}.adapter is the adapter."]
         lines += [f"# To be given: {key}: {what}" for key, what in self.missing.items()]
         return "\n".join(lines) + "\n" + dump_yaml({"name": self.name, "stages": stages})

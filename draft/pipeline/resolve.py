@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -73,50 +73,62 @@ def plain_data(config: Any, document: Document, errors: list[DraftError]) -> tup
         return dict(document.data), broken
 
 
-def environment_values(raw: Any) -> frozenset[str]:
+def environment_values(raw: Any) -> Mapping[str, str]:
     """The values that a file takes from the environment, which may be secrets.
 
     Args:
         raw: Plain data before interpolation.
 
     Returns:
-        The values of the variables that it names; of all variables, where a name is itself an interpolation.
+        Value to name of the variables that it names; of all variables, where a name is itself an interpolation.
     """
     if isinstance(raw, Mapping):
-        return frozenset().union(*(environment_values(inner) for inner in raw.values()))
+        return _united(raw.values())
     if isinstance(raw, list):
-        return frozenset().union(*(environment_values(inner) for inner in raw))
+        return _united(raw)
     if not isinstance(raw, str) or "oc.env" not in raw:
-        return frozenset()
+        return {}
     names = re.findall(r"oc\.env:\s*([A-Za-z0-9_]+)\s*[,}]", raw)
-    known = [os.environ.get(name, "") for name in names] if len(names) == raw.count("oc.env") else os.environ.values()
-    return frozenset(value for value in known if value)
+    known = names if len(names) == raw.count("oc.env") else list(os.environ)
+    return {os.environ[name]: name for name in known if os.environ.get(name)}
 
 
-def escaped(value: Any, keys: Path) -> Any:
+def escaped(value: Any, keys: Path, environment: Mapping[str, str]) -> Any:
     """Plain data as a file must have it, so that it is read back as it is: every `${` that is no reference escaped.
 
     Args:
         value: A stage, or a part of one.
         keys: Where in the stage it stands; prompts are taken as they are written.
+        environment: Value to name of variables, which stand in the file by their names: they may be secrets.
 
     Returns:
         Plain data, newly made.
     """
     if isinstance(value, Mapping):
-        return {key: escaped(inner, (*keys, key)) for key, inner in value.items()}
+        return {key: escaped(inner, (*keys, key), environment) for key, inner in value.items()}
     if isinstance(value, list):
-        return [escaped(inner, (*keys, index)) for index, inner in enumerate(value)]
+        return [escaped(inner, (*keys, index), environment) for index, inner in enumerate(value)]
     literal = keys[:1] == ("prompts",) or keys[:2] in (("preview", "prompts"), ("measure", "prompts"))
     if not isinstance(value, str) or parse_reference(value) or (literal and isinstance(keys[-1], int)):
         return value
-    return value.replace("${", "\\${")
+    longest_first = sorted(environment, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", value) if environment else [value]
+    return "".join(
+        f"${{oc.env:{environment[part]}}}" if part in environment else part.replace("${", "\\${") for part in parts
+    )
 
 
 def first_line(error: Exception) -> str:
     """An error of OmegaConf in one line that begins like ours."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line[:1].lower() + line[1:]
+
+
+def _united(parts: Iterable[Any]) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for part in parts:
+        found |= environment_values(part)
+    return found
 
 
 def _in_prompts(keys: Path) -> bool:

@@ -165,8 +165,13 @@ def outputs(stage: CheckedStage, runs: Path) -> dict[str, Path]:
 
 def resolved(pipeline: Pipeline) -> dict[str, Any]:
     """A pipeline as plain data without variables, that loads again to the same pipeline from anywhere."""
-    stages = {name: escaped(dict(stage.data), ()) for name, stage in pipeline.stages.items()}
+    stages = {name: _written(stage) for name, stage in pipeline.stages.items()}
     return {"name": pipeline.name, "seed": pipeline.seed, "stages": stages}
+
+
+def _written(stage: CheckedStage) -> dict[str, Any]:
+    written: dict[str, Any] = escaped(dict(stage.data), (), stage.environment)
+    return written
 
 
 def _run_stage(
@@ -191,7 +196,7 @@ def _run_stage(
         files=files,
         progress=reporter,
         title=pipeline.name,
-        config_text=dump_yaml({stage.name: dict(stage.data), "seed": stage.seed}),
+        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed}),
         metadata=adapter_metadata(stage, step.identity, step.fingerprint) | making(stage, files),
     )
     if hooks is not None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from draft.pipeline.load import load_pipeline
 from draft.pipeline.making import making, without_secrets
 from draft.pipeline.resolve import environment_values
 
@@ -45,7 +46,7 @@ def test_the_story_holds_prompts_rewards_and_settings_whole(workshop) -> None:
     assert json.loads(header["train"]["draft.pipeline"]) == train and "draft.pipeline" not in header["evaluate"]
 
 
-def test_what_comes_from_the_environment_is_in_no_header(workshop, plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_from_the_environment_is_in_no_file(workshop, plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin()
     monkeypatch.setenv("MY_PLACE", "the-very-secret")
     text = workshop.file.read_text()
@@ -58,14 +59,19 @@ def test_what_comes_from_the_environment_is_in_no_header(workshop, plugin, monke
     assert "the-very-secret" not in json.dumps(dict(train.metadata))
     told = json.loads(train.metadata["draft.pipeline"])["rewards"]
     assert told["g"]["target"] == "???" and told["other"]["target"] == "plain"
+    written = (workshop.runs / "config.yaml").read_text()
+    for text in (written, train.config_text):  # the variable's name stands there, and is its value when it is run again
+        assert "the-very-secret" not in text and "target: in ${oc.env:MY_PLACE}" in text
+    again = load_pipeline(workshop.runs / "config.yaml")
+    assert again.stages["train"].terms[0].reward.target == "in the-very-secret"
 
 
 def test_a_name_that_is_itself_looked_up_hides_the_whole_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_ONE", "abcdef-one")
-    assert environment_values({"a": ["x ${oc.env:SECRET_ONE} y"]}) == {"abcdef-one"}
-    assert environment_values({"a": "${oc.env:SECRET_ONE,default}"}) == {"abcdef-one"}
+    assert environment_values({"a": ["x ${oc.env:SECRET_ONE} y"]}) == {"abcdef-one": "SECRET_ONE"}
+    assert environment_values({"a": "${oc.env:SECRET_ONE,default}"}) == {"abcdef-one": "SECRET_ONE"}
     assert "abcdef-one" in environment_values("${oc.env:${vars.name}}")
-    assert environment_values({"a": "no", "b": 3, "c": "${vars.x}"}) == frozenset()
+    assert environment_values({"a": "no", "b": 3, "c": "${vars.x}"}) == {}
 
 
 def test_prompts_that_a_header_should_not_carry_are_counted(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
