@@ -79,7 +79,7 @@ def test_a_shipped_pipeline_is_rehearsed_whole(file: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_ddpo_lowers_a_score_without_gradient(tmp_path: Path) -> None:
-    """The size of Pillow's file on prompts that no update saw, drawn without noise: all of the interval is below zero."""
+    """The size of Pillow's file on prompts that no update saw, drawn without noise: the interval is below zero."""
     file = next(path for path in PIPELINES if path.stem == "black_box")
     fewer = "stages.train.learning_rate=6e-3", "stages.train.max_steps=16", "stages.evaluate.images_per_prompt=1"
     runs = rehearse(tmp_path, file, *fewer)
