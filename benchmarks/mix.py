@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from draft.adapters.compress import compress, decompose
-from draft.adapters.formats import Adapter, Factors, read_adapter, write_adapter
-from draft.adapters.mix import ExactSum, mix
+from draft.adapters.algebra.compress import compress, decompose
+from draft.adapters.algebra.mix import ExactSum, mix
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.adapters.mixture import file_digest, mix_files
 from draft.adapters.readback import compare
 

@@ -24,7 +24,7 @@ def diff(
 ) -> None:
     """Compare two adapters module by module: cosine, shared subspaces, sizes, and how they interfere when mixed."""
     from draft.adapters.difference import compare_adapters
-    from draft.adapters.formats import read_adapter
+    from draft.adapters.files.formats import read_adapter
 
     paths = (first.expanduser(), second.expanduser())
     found = compare_adapters(*(read_adapter(path) for path in paths))

@@ -11,18 +11,18 @@ from typing import Any, Literal
 
 import torch
 
-from draft.adapters.compress import compress
-from draft.adapters.config import read_alphas, read_config
-from draft.adapters.container import read_tensors
-from draft.adapters.deviation import deviation
+from draft.adapters.algebra.compress import compress
+from draft.adapters.algebra.deviation import deviation
 from draft.adapters.factors import Adapter, Factors, fold
-from draft.adapters.formats import Format, read_adapter
+from draft.adapters.files.config import read_alphas, read_config
+from draft.adapters.files.container import read_tensors
+from draft.adapters.files.formats import Format, read_adapter
+from draft.adapters.files.lycoris import is_lycoris
+from draft.adapters.files.metadata import draft_version
+from draft.adapters.files.reading import grouped_tensors, module_factors
 from draft.adapters.inspect import Facts, facts_of
-from draft.adapters.lycoris import is_lycoris
-from draft.adapters.metadata import draft_version
 from draft.adapters.mixture import file_digest
 from draft.adapters.readback import ReadBack, compare, write_checked
-from draft.adapters.reading import grouped_tensors, module_factors
 from draft.errors import StageError
 
 Dtype = Literal["same", "fp32", "fp16", "bf16"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import read_adapter
-from draft.adapters.header import read_header
+from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.header import read_header
 from draft.adapters.verification.verify import base_model
 
 

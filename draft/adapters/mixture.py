@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from draft.adapters.compress import compress
+from draft.adapters.algebra.compress import compress
+from draft.adapters.algebra.merging import merge
+from draft.adapters.algebra.mix import ExactSum, check_inputs, mix, module_names, shared_header
 from draft.adapters.factors import Adapter, Factors, pad_ranks
-from draft.adapters.formats import read_adapter
-from draft.adapters.fusion import put_together
-from draft.adapters.merging import merge
-from draft.adapters.mix import ExactSum, check_inputs, mix, module_names, shared_header
-from draft.adapters.names.transformers import PLANS
+from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.fusion import put_together
+from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.readback import ReadBack, Terms, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_factors

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import torch
 
-from draft.adapters.deviation import deviation
+from draft.adapters.algebra.deviation import deviation
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import Format, write_adapter
+from draft.adapters.files.formats import Format, write_adapter
 from draft.errors import StageError
 
 # Rounding of two factors to a dtype, with room to spare; beyond it the written file is not the mix.

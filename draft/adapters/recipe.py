@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from draft.adapters.metadata import draft_version
+from draft.adapters.files.metadata import draft_version
 from draft.adapters.settings import MixSettings
 
 # Told of every input, since each holds for the whole.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from draft.adapters.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import read_adapter, unet_factors
 from draft.diffusion.device import choose_device
 from draft.diffusion.fits import check_fits
 from draft.diffusion.generate import generate_images

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from draft.adapters.metadata import draft_version
-from draft.adapters.stamp import stamp_adapter
+from draft.adapters.files.metadata import draft_version
+from draft.adapters.files.stamp import stamp_adapter
 from draft.evaluation.generate import safe_name
 from draft.evaluation.results import Results, finite, settings_values
 from draft.registry.reward import Term

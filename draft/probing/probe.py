@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from draft.adapters.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import read_adapter, unet_factors
 from draft.diffusion.grid import make_grid, step_sensitivities
 from draft.diffusion.lora import adapter_parameters, load_lora, use_lora
 from draft.diffusion.methods.values import Draft

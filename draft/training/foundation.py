@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from draft.adapters.formats import Adapter, Factors, read_adapter, unet_factors
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, unet_factors
 from draft.diffusion.lora import add_lora, begin_lora, load_beneath
 from draft.diffusion.models import TextToImage
 from draft.diffusion.settings import LoraSettings

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from draft.adapters.formats import Adapter, Factors, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, write_adapter
 from draft.diffusion.generate import sample_images
 from draft.diffusion.lora import lora_factors
 from draft.diffusion.models import TextToImage

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from draft.adapters.formats import Adapter, Factors, read_adapter, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.errors import StageError
 
 NAME = "lora_unet_mid_block_attentions_0_proj_in"

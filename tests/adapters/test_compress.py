@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draft.adapters.compress import compress
+from draft.adapters.algebra.compress import compress
 from draft.adapters.factors import Adapter, Factors
 from draft.errors import StageError
 

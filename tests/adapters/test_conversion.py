@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from draft.adapters.container import write_tensors
 from draft.adapters.conversion import convert_file, resize_file
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import Format, read_adapter, write_adapter
-from draft.adapters.header import read_header
+from draft.adapters.files.container import write_tensors
+from draft.adapters.files.formats import Format, read_adapter, write_adapter
+from draft.adapters.files.header import read_header
 from draft.errors import ConfigError, StageError
 from draft_cli.convert import convert
 from draft_cli.resize import resize

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from draft.adapters.formats import Factors, read_adapter, write_adapter
+from draft.adapters.files.formats import Factors, read_adapter, write_adapter
 from draft.errors import StageError
 
 LINEAR = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

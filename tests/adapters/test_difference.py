@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from draft.adapters.difference import compare_adapters
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import write_adapter
+from draft.adapters.files.formats import write_adapter
 from draft.errors import StageError
 from draft_cli.diff import diff
 

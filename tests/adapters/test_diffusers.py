@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from peft import PeftModel
 
 import draft
-from draft.adapters.container import read_tensors, write_tensors
-from draft.adapters.formats import Adapter, Factors, Format, read_adapter, write_adapter
-from draft.adapters.mix import mix, mix_errors
+from draft.adapters.algebra.mix import mix, mix_errors
+from draft.adapters.files.container import read_tensors, write_tensors
+from draft.adapters.files.formats import Adapter, Factors, Format, read_adapter, write_adapter
 from draft.adapters.mixture import mix_files
 from draft.adapters.settings import MixSettings
 from draft.diffusion.models.lora_reader import read_as_diffusers

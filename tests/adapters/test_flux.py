@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from draft.adapters.formats import Adapter, Factors, Format, read_adapter, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, Format, read_adapter, write_adapter
 from draft.errors import StageError
 
 DOUBLE, SINGLE = "transformer.transformer_blocks.0", "transformer.single_transformer_blocks.0"

@@ -9,7 +9,7 @@ import torch
 from diffusers.loaders import lora_conversion_utils as theirs
 from safetensors.torch import save_file
 
-from draft.adapters.formats import Adapter, Factors, read_adapter
+from draft.adapters.files.formats import Adapter, Factors, read_adapter
 from draft.errors import StageError
 
 W = 3072

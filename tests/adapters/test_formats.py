@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from draft.adapters.formats import Adapter, Factors, Format, read_adapter, unet_factors, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, Format, read_adapter, unet_factors, write_adapter
 from draft.errors import StageError
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -85,7 +85,7 @@ def test_the_same_adapter_gives_the_same_bytes_in_another_process_and_order(tmp_
     modules = {f"unet.{BLOCK}.attn1.to_{x}": linear(2 + i, seed=i) for i, x in enumerate("qkv")}
     write_adapter(Adapter(modules, metadata={"b": "2", "a": "1"}), tmp_path / "one.safetensors", format=format)
     script = (
-        "import sys; from pathlib import Path; from draft.adapters.formats import *;"
+        "import sys; from pathlib import Path; from draft.adapters.files.formats import *;"
         "a = read_adapter(Path(sys.argv[1]));"
         "a = Adapter(dict(reversed(a.modules.items())), a.family, dict(reversed(a.metadata.items())));"
         "write_adapter(a, Path(sys.argv[2]), format=sys.argv[3])"

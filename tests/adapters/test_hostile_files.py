@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from draft.adapters.container import read_tensors
-from draft.adapters.formats import read_adapter
-from draft.adapters.header import read_header
+from draft.adapters.files.container import read_tensors
+from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.header import read_header
 from draft.errors import StageError
 
 A, B = "lora_unet_conv_in.lora_down.weight", "lora_unet_conv_in.lora_up.weight"

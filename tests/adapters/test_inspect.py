@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draft.adapters.container import write_tensors
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import Format, write_adapter
+from draft.adapters.files.container import write_tensors
+from draft.adapters.files.formats import Format, write_adapter
 from draft.adapters.inspect import file_format, inspect_adapter, rank_of_energy, spectrum, tag_counts
 from draft.errors import StageError
 from draft_cli.inspect import inspect, one_line

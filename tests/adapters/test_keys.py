@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from draft.adapters.keys import Key, kohya_name, parse_key
-from draft.adapters.names.transformers import PLANS
+from draft.adapters.files.keys import Key, kohya_name, parse_key
+from draft.adapters.files.names.transformers import PLANS
 
 Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 SINGLE, DOUBLE = "transformer.single_transformer_blocks.3", "transformer.double_blocks.3"

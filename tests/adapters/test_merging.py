@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draft.adapters.algebra.merging import cut, drop, elect, mask_generator, merge, trim
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import read_adapter, write_adapter
-from draft.adapters.merging import cut, drop, elect, mask_generator, merge, trim
+from draft.adapters.files.formats import read_adapter, write_adapter
 from draft.adapters.mixture import MixReport, mix_files
 from draft.adapters.settings import MixSettings
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draft.adapters.formats import Adapter, Factors, read_adapter, write_adapter
-from draft.adapters.mix import mix, mix_errors
+from draft.adapters.algebra.mix import mix, mix_errors
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.adapters.mixture import mix_files
 from draft.errors import StageError
 

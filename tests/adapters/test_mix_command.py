@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from draft.adapters.formats import Adapter, Factors, read_adapter, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.errors import ConfigError, DraftError
 from draft_cli.mix import mix_command, output_name, parse_input
 

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draft.adapters.container import write_tensors
-from draft.adapters.formats import Adapter, Factors, read_adapter, write_adapter
-from draft.adapters.mix import mix
+from draft.adapters.algebra.mix import mix
+from draft.adapters.files.container import write_tensors
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.adapters.mixture import MixReport, mix_files
 from draft.adapters.settings import MixSettings
 from draft.errors import DraftWarning, StageError

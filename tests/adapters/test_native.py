@@ -17,8 +17,8 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors.torch import save_file
 
-from draft.adapters.container import read_tensors
-from draft.adapters.formats import Adapter, Factors, read_adapter, write_adapter
+from draft.adapters.files.container import read_tensors
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 
 F = 3072
 Native = dict[str, Factors]

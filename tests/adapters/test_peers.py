@@ -18,9 +18,9 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 
-from draft.adapters.compress import compress
+from draft.adapters.algebra.compress import compress
+from draft.adapters.algebra.mix import mix
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.mix import mix
 
 NAME = "unet.mid_block.attentions.0.proj_in"
 OUT, IN = 40, 48

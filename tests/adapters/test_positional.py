@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from draft.adapters.formats import read_adapter
+from draft.adapters.files.formats import read_adapter
 from draft.errors import StageError
 
 CLASSES = {"plain": ["CrossAttention", "Attention", "GEGLU"], "extended": ["Attention", "GEGLU", "ResnetBlock2D"]}

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import save_file
 
-from draft.adapters.formats import Adapter, Factors, Format, read_adapter, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, Format, read_adapter, write_adapter
 
 T5 = "text_encoder_3.encoder.block.0.layer.0"
 

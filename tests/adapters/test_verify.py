@@ -14,11 +14,11 @@ import torch
 import typer
 from torch import Tensor
 
-from draft.adapters.config import read_alphas
-from draft.adapters.container import write_tensors
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import Format, read_adapter, write_adapter
-from draft.adapters.header import read_header
+from draft.adapters.files.config import read_alphas
+from draft.adapters.files.container import write_tensors
+from draft.adapters.files.formats import Format, read_adapter, write_adapter
+from draft.adapters.files.header import read_header
 from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.tools import tools
 from draft.adapters.verification.verdict import Contents, Verdict, contents_of, judge
@@ -357,7 +357,7 @@ def test_a_hash_in_the_header_is_held_against_the_tensors(tmp_path: Path) -> Non
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    from draft.adapters.container import read_tensors
+    from draft.adapters.files.container import read_tensors
 
     return read_tensors(path)[0]
 

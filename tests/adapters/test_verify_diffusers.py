@@ -16,7 +16,7 @@ from diffusers.loaders import (
 )
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 
-from draft.adapters.config import Alphas
+from draft.adapters.files.config import Alphas
 from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.tools import Layout, Spelling, key_map, tools
 from draft.adapters.verification.verdict import Contents, judge

@@ -12,7 +12,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from draft.adapters.formats import read_adapter, write_adapter
+from draft.adapters.files.formats import read_adapter, write_adapter
 
 FILE = """\
 name: first
@@ -70,7 +70,7 @@ def place(folder: Path, tiny_model: Path, tastes: None) -> Path:
     """The folder of the first pipeline, which has not run."""
     import torch
 
-    from draft.adapters.formats import Adapter, Factors
+    from draft.adapters.files.formats import Adapter, Factors
 
     first = folder / "first"
     first.mkdir()
@@ -134,7 +134,7 @@ def _story(tmp: Path, name: str = "a", **entries: object) -> Path:
     """An adapter with entries in its header."""
     import torch
 
-    from draft.adapters.formats import Adapter, Factors
+    from draft.adapters.files.formats import Adapter, Factors
 
     module = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     own = {f"draft.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in entries.items()}

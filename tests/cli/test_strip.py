@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from draft.adapters.formats import Adapter, Factors, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, write_adapter
 from draft.errors import ConfigError
 from draft_cli.strip import parse_rewards, parse_scales, parse_seeds, strip_stage
 

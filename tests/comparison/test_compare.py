@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from draft.adapters.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import read_adapter, unet_factors
 from draft.comparison.attempt import Ground
 from draft.comparison.compare import compare
 from draft.comparison.settings import (

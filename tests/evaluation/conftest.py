@@ -71,7 +71,7 @@ def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     import torch
     from diffusers import UNet2DConditionModel
 
-    from draft.adapters.formats import Adapter, Factors, write_adapter
+    from draft.adapters.files.formats import Adapter, Factors, write_adapter
 
     unet = UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet")
     generator = torch.Generator().manual_seed(1)

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from draft.adapters.container import copy_tensors
-from draft.adapters.formats import read_adapter, write_adapter
+from draft.adapters.files.container import copy_tensors
+from draft.adapters.files.formats import read_adapter, write_adapter
 from draft.adapters.mixture import mix_files
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
@@ -137,7 +137,7 @@ def test_a_repeated_evaluation_writes_the_same_bytes_and_no_place(
 def test_the_same_stamp_in_another_process_gives_the_same_bytes(copies: Path, tmp_path: Path) -> None:
     source = copies / "kohya.safetensors"
     script = (
-        "import sys; from pathlib import Path; from draft.adapters.stamp import stamp_adapter;"
+        "import sys; from pathlib import Path; from draft.adapters.files.stamp import stamp_adapter;"
         "stamp_adapter(Path(sys.argv[1]), Path(sys.argv[2]), metadata={'b': '1', 'a': 'ü'})"
     )
     for name in ("one", "two"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import read_adapter, write_adapter
+from draft.adapters.files.formats import read_adapter, write_adapter
 from draft.errors import DraftError
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.run import run_pipeline

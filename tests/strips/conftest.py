@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from draft.adapters.formats import Adapter, Factors, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, write_adapter
 
 PLACE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
 FILE = """\

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from draft.adapters.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import read_adapter, unet_factors
 from draft.adapters.mixture import mix_files
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.adapters.formats import Adapter, Factors, read_adapter, unet_factors, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, unet_factors, write_adapter
 from draft.adapters.mixture import mix_files
 from draft.diffusion.generate import generate_images, sample_images, seeded_noise
 from draft.diffusion.lora import add_lora, load_lora, lora_factors, lora_off, use_lora

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.adapters.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import read_adapter, unet_factors
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
 from draft.diffusion.methods.values import DirectAlign, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from draft.adapters.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import read_adapter, unet_factors
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
 from draft.diffusion.methods.values import Draft, DraftK, DraftLV

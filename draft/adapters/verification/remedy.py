@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.formats import Format, read_adapter, write_adapter
+from draft.adapters.files.formats import Format, read_adapter, write_adapter
 from draft.adapters.verification.models import BaseModel
 from draft.adapters.verification.tools import tools
 from draft.adapters.verification.verdict import contents_of, judge

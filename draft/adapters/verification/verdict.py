@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from draft.adapters.config import Alphas, read_alphas
-from draft.adapters.container import read_tensors
 from draft.adapters.factors import Adapter
-from draft.adapters.header import read_header
+from draft.adapters.files.config import Alphas, read_alphas
+from draft.adapters.files.container import read_tensors
+from draft.adapters.files.header import read_header
 from draft.adapters.verification.models import BaseModel
 from draft.adapters.verification.tools import Layout, Recognition, Tool, key_map
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from draft.adapters.factors import Adapter
-from draft.adapters.formats import read_adapter
-from draft.adapters.header import read_header
+from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.header import read_header
 from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.remedy import tools_by_format
 from draft.adapters.verification.tools import tools

@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from draft.adapters.deviation import deviation
+from draft.adapters.algebra.deviation import deviation
 from draft.adapters.factors import Adapter, Factors
 from draft.errors import StageError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from draft.adapters.factors import Factors
-from draft.adapters.names.sites import Plan
-from draft.adapters.names.text import is_t5
-from draft.adapters.names.transformers import PLANS, member_of
+from draft.adapters.files.names.sites import Plan
+from draft.adapters.files.names.text import is_t5
+from draft.adapters.files.names.transformers import PLANS, member_of
 from draft.errors import StageError
 
 # Up to this width a transformer is a toy of its family's architecture; above it, only published widths are known.

@@ -7,7 +7,7 @@ every other modulation is the same in both.
 
 from __future__ import annotations
 
-from draft.adapters.names.sites import Plan, Site
+from draft.adapters.files.names.sites import Plan, Site
 
 _EMBEDDERS = (
     Site("x_embedder.proj", ("pos_embed.proj",), inner=0),

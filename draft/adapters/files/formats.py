@@ -10,15 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from draft.adapters.config import adapter_config, read_alphas, read_config
-from draft.adapters.container import read_tensors, write_bytes, write_tensors
 from draft.adapters.factors import Adapter, Factors, all_finite, fold, pad_ranks
-from draft.adapters.family import family_of
-from draft.adapters.fusion import put_together, taken_apart
-from draft.adapters.keys import kohya_name
-from draft.adapters.metadata import file_metadata, json_text, lora_metadata
-from draft.adapters.names.transformers import PLANS
-from draft.adapters.reading import grouped_tensors, module_factors, with_kernels
+from draft.adapters.files.config import adapter_config, read_alphas, read_config
+from draft.adapters.files.container import read_tensors, write_bytes, write_tensors
+from draft.adapters.files.family import family_of
+from draft.adapters.files.fusion import put_together, taken_apart
+from draft.adapters.files.keys import kohya_name
+from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
+from draft.adapters.files.names.transformers import PLANS
+from draft.adapters.files.reading import grouped_tensors, module_factors, with_kernels
 from draft.errors import StageError
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from draft.adapters.config import Alphas
 from draft.adapters.factors import Factors, all_finite, trim_rank
-from draft.adapters.header import shown
-from draft.adapters.keys import parse_key
-from draft.adapters.lycoris import is_lycoris, nearest, with_core
-from draft.adapters.names.positional import is_positional, positional_modules
+from draft.adapters.files.config import Alphas
+from draft.adapters.files.header import shown
+from draft.adapters.files.keys import parse_key
+from draft.adapters.files.lycoris import is_lycoris, nearest, with_core
+from draft.adapters.files.names.positional import is_positional, positional_modules
 from draft.errors import StageError
 
 # What is no sum of B A at any rank worth having, by a part of its tensors' names.
@@ -53,7 +53,7 @@ def grouped_tensors(
         where: The file, for errors.
 
     Returns:
-        Tensors by module path and role (see `draft.adapters.keys.Key`).
+        Tensors by module path and role (see `draft.adapters.files.keys.Key`).
 
     Raises:
         StageError: A name is not understood, a module is there twice, or the file is no LoRA or of a refused kind.

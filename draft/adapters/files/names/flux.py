@@ -7,7 +7,7 @@ diffusers' proj_out, whose input is the attention's output followed by the feed-
 
 from __future__ import annotations
 
-from draft.adapters.names.sites import Plan, Site
+from draft.adapters.files.names.sites import Plan, Site
 
 _EMBEDDERS = (
     Site("img_in", ("x_embedder",), inner=0),

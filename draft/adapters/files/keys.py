@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from draft.adapters.names.text import canonical_text, is_t5, text_path
-from draft.adapters.names.transformers import PLANS, locate, member_of
-from draft.adapters.names.unet import unet_path
+from draft.adapters.files.names.text import canonical_text, is_t5, text_path
+from draft.adapters.files.names.transformers import PLANS, locate, member_of
+from draft.adapters.files.names.unet import unet_path
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 """The models of a pipeline that a LoRA may touch; the first component of every module path here."""
@@ -59,7 +59,7 @@ class Key(NamedTuple):
 
     Args:
         module: The module's path, beginning with one of `PARTS`; of a transformer's fused layer the original code's
-            (`transformer.double_blocks.0.img_attn.qkv`), which `draft.adapters.fusion` takes apart.
+            (`transformer.double_blocks.0.img_attn.qkv`), which `draft.adapters.files.fusion` takes apart.
         role: `down` (A), `up` (B), `mid` (Tucker's core), `alpha`, or LyCORIS' name of a factor (`hada_w1_a`, ...).
     """
 

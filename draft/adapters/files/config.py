@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from draft.adapters.keys import PARTS
+from draft.adapters.files.keys import PARTS
 from draft.errors import StageError
 
 # peft options that make the change something else than scale * B A.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from draft.adapters.config import adapter_config
+from draft.adapters.files.config import adapter_config
 
 # Entries that describe one file's bytes or its making, which would be untrue of a new file.
 _STALE = ("sshs_", "modelspec.hash", "modelspec.date", "ss_network", "ss_training_", "lora_adapter_metadata")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from draft.adapters.config import read_config
-from draft.adapters.container import copy_tensors
-from draft.adapters.metadata import json_text
+from draft.adapters.files.config import read_config
+from draft.adapters.files.container import copy_tensors
+from draft.adapters.files.metadata import json_text
 
 
 def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) -> None:

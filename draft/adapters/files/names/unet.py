@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from draft.adapters.names.text import dotted
+from draft.adapters.files.names.text import dotted
 
 # The vocabulary of module paths in diffusers' UNet2DConditionModel. Only with it can names that write "." as "_" be
 # read back; compounds come before words.

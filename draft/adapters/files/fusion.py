@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from draft.adapters.factors import Factors
-from draft.adapters.names.sites import Site
-from draft.adapters.names.transformers import member_of, site_of
+from draft.adapters.files.names.sites import Site
+from draft.adapters.files.names.transformers import member_of, site_of
 from draft.errors import StageError
 
 

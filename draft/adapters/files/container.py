@@ -11,7 +11,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from draft.adapters.header import TensorInfo, read_header, shown
+from draft.adapters.files.header import TensorInfo, read_header, shown
 from draft.errors import StageError
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

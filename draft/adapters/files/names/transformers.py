@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from draft.adapters.names.flux import FLUX
-from draft.adapters.names.sd3 import SD3
-from draft.adapters.names.sites import Plan, Site
+from draft.adapters.files.names.flux import FLUX
+from draft.adapters.files.names.sd3 import SD3
+from draft.adapters.files.names.sites import Plan, Site
 
 PLANS: dict[str, Plan] = {"flux": FLUX, "sd3": SD3}
 """The transformer families by name."""
