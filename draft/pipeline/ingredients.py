@@ -16,12 +16,12 @@ from draft.isolation.reward import isolated_reward
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.isolated import read_isolation, written
-from draft.pipeline.suitability import method_problems
 from draft.prompts import load_prompts
 from draft.registry.discovery import did_you_mean
 from draft.registry.plugins import build_term, model_path, named_models, without_gradient
 from draft.registry.reward import Term
 from draft.training.settings import TrainSettings
+from draft.training.suitability import method_problems
 from draft.types import Prompts
 
 Base: TypeAlias = Callable[[Keys], Path]

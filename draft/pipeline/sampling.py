@@ -11,9 +11,9 @@ from draft.errors import ConfigError, DraftError
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.schema import EvaluateStage, GenerateStage, Stage
-from draft.pipeline.suitability import Problem
 from draft.registry.plugins import without_gradient
 from draft.registry.reward import Term
+from draft.training.suitability import Problem
 
 
 def check_sampling(

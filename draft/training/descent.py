@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from draft.training.backward import Figures
+from draft.training.objective import LinearLoss, PenaltySettings, RobustSettings
 from draft.training.runs import Run
 from draft.training.watch import check_finite, check_gradient_norm, check_start
 
@@ -30,16 +31,17 @@ class Descent:
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
-def descend(run: Run, accumulate: Callable[[float], Figures], step: int) -> Descent:
+def descend(run: Run, accumulate: Callable[[Run, float], Figures], step: int) -> Descent:
     """Add up the gradients of `gradient_accumulation_steps` batches and take one step.
 
-    With a weight radius rho_w (RSA-FT; sharpness-aware minimisation, arXiv 2010.01412): the gradient G of a first pass
-    gives E = rho_w G / |G|, one norm over all weights, uphill in the loss; the second pass takes the same batches and
-    draws at theta + E, and its gradient is applied at theta, which comes back bit for bit.
+    With a weight radius rho_w (RSA-FT; sharpness-aware minimisation, arXiv 2010.01412): the gradient G of the mean
+    reward alone, whatever the loss and the penalties, gives E = -rho_w G / |G|, one norm over all weights; a second
+    pass takes the same batches and draws at theta + E, and its gradient is applied at theta, which comes back bit for
+    bit.
 
     Args:
         run: The training.
-        accumulate: Given a factor of its loss, adds one batch's gradient to the parameters'.
+        accumulate: Given the training and a factor of its loss, adds one batch's gradient to the parameters'.
         step: Updates made so far.
 
     Returns:
@@ -50,16 +52,16 @@ def descend(run: Run, accumulate: Callable[[float], Figures], step: int) -> Desc
     """
     count = run.settings.gradient_accumulation_steps
 
-    def passed() -> list[Figures]:
+    def passed(run: Run) -> list[Figures]:
         run.optimizer.zero_grad(set_to_none=True)
-        return [accumulate(1 / count) for _ in range(count)]
+        return [accumulate(run, 1 / count) for _ in range(count)]
 
     radius = run.settings.robust.weight_radius
     if not radius:
-        figures = passed()
+        figures = passed(run)
         return Descent(figures, take_step(run, figures, step))
     draws, weights = run.random.state(), [parameter.detach().clone() for parameter in run.parameters]
-    first = passed()
+    first = passed(_reward_alone(run))
     norm = nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None])
     _check(float(norm), run, first, step)
     with torch.no_grad():
@@ -67,7 +69,7 @@ def descend(run: Run, accumulate: Callable[[float], Figures], step: int) -> Desc
             if parameter.grad is not None and norm > 0:
                 parameter.add_(parameter.grad * (radius / norm))
     run.random.restore(draws)
-    second = passed()
+    second = passed(run)
     with torch.no_grad():
         for parameter, weight in zip(run.parameters, weights, strict=True):
             parameter.copy_(weight)
@@ -108,6 +110,12 @@ def means(run: Run, figures: Sequence[Figures]) -> tuple[dict[str, float], dict[
     labels, count = [loaded.term.label for loaded in run.loaded], len(run.loaded)
     scores, gradients = dict(zip(labels, values, strict=False)), dict(zip(labels, values[count:], strict=False))
     return scores, gradients, {"saturated": values[-2], "loss": values[-1]}
+
+
+def _reward_alone(run: Run) -> Run:
+    """The training as if it maximised the mean reward of its images as they are."""
+    settings = replace(run.settings, loss=LinearLoss(), penalty=PenaltySettings())
+    return replace(run, settings=settings, scorer=replace(run.scorer, robust=RobustSettings()))
 
 
 def _check(norm: float, run: Run, figures: Sequence[Figures], step: int) -> None:

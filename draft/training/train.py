@@ -29,6 +29,7 @@ from draft.training.runs import Run, prepare
 from draft.training.schedule import learning_rate_factor
 from draft.training.settings import TrainSettings
 from draft.training.state import identity
+from draft.training.suitability import check_method
 from draft.training.watch import check_terms
 from draft.types import Prompts
 
@@ -90,8 +91,10 @@ def train(
         Closing figures: loss, reward and each label's raw score, means of the last 10 updates.
 
     Raises:
-        DraftError: The model cannot be loaded, a reward cannot train, or the training diverged.
+        DraftError: The settings do not go with the method, the model cannot be loaded, a reward cannot train, or the
+            training diverged.
     """
+    check_method(settings)
     folder.mkdir(parents=True, exist_ok=True)
     check_terms(terms, gradient=settings.method.traits.reward_gradient)
     if not len(prompts):

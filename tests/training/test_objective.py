@@ -185,10 +185,17 @@ def test_a_robust_gradient_penalises_the_norm_of_the_gradient() -> None:
     torch.testing.assert_close(found, x.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_a_robust_update_takes_the_gradient_uphill_and_applies_it_where_it_stood(make_run) -> None:
+@pytest.mark.parametrize(
+    ("others", "image_radius"),
+    [({}, 0.0), ({"loss": DistanceLoss(target=1.0), "penalty": PenaltySettings(epsilon=2.0, lora_norm=1.0)}, 0.1)],
+)
+def test_a_robust_update_goes_against_the_reward_alone_and_applies_its_gradient_where_it_stood(
+    make_run, others, image_radius: float
+) -> None:
     radius, method = 0.05, DraftK(k=1)
-    run, plain = make_run(method, robust=RobustSettings(weight_radius=radius)), make_run(method)
-    first = _gradient(plain)
+    run = make_run(method, robust=RobustSettings(weight_radius=radius, image_radius=image_radius), **others)
+    first = _gradient(make_run(method))
+    plain = make_run(method, robust=RobustSettings(image_radius=image_radius), **others)
     norm = torch.stack([g.norm() for g in first]).norm()
     stood = [p.detach().clone() for p in plain.parameters]
     with torch.no_grad():
@@ -259,7 +266,7 @@ def test_the_penalties_vanish_at_the_base_model(make_run) -> None:
                 parameter.zero_()
     for a, b in zip(_gradient(plain), _gradient(kept), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-15)
-    assert float(lora_norm(kept.model.unet)) == 0
+    assert float(lora_norm(kept.model.unet).detach()) == 0
 
 
 def test_the_lora_norm_is_that_of_the_products(make_run) -> None:
@@ -324,7 +331,7 @@ def test_the_base_model_is_one_context_away_and_comes_back(make_run) -> None:
 
 def test_accumulated_batches_are_averaged(make_run) -> None:
     run, once = make_run(DraftK(k=1), gradient_accumulation_steps=2), make_run(DraftK(k=1))
-    descend(run, lambda scale: Backpropagation(run.settings.method, run)._accumulate(run, scale), 1)
+    descend(run, Backpropagation(run.settings.method, run)._accumulate, 1)
     first = Backpropagation(once.settings.method, once)
     once.optimizer.zero_grad(set_to_none=True)
     for _ in range(2):

@@ -20,7 +20,6 @@ from draft.diffusion.methods.adjoint_matching import (
 )
 from draft.diffusion.methods.values import AdjointMatching
 from draft.diffusion.surrogate import roll_out
-from draft.errors import DraftError
 from draft.training.backward import Figures
 from draft.training.descent import Descent, descend
 from draft.training.runs import Batch, Run
@@ -37,20 +36,18 @@ class AdjointRegression:
         run: The training.
 
     Raises:
-        DraftError: The sampler adds less than all of the noise, or has one step only.
+        DraftError: No step of the sampler adds noise: there is one step only.
     """
 
     def __init__(self, method: AdjointMatching, run: Run) -> None:
         self.method = method
         self.threshold: float | None = None
-        if run.settings.sampler.eta != 1:
-            raise DraftError(f"sampler.eta must be 1 for adjoint_matching (got {run.settings.sampler.eta:g})")
         noisy_steps(run.grid)
 
     def update(self, run: Run, step: int) -> Descent:
         """Make one update."""
         notes: list[Tensor] = []
-        made = descend(run, lambda scale: self._accumulate(run, scale, notes), step)
+        made = descend(run, lambda run, scale: self._accumulate(run, scale, notes), step)
         names = ("unmatched", "dropped", "adjoint_growth")
         return replace(made, extra=dict(zip(names, torch.stack(notes).mean(0).tolist(), strict=True)))
 

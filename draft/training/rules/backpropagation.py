@@ -39,7 +39,7 @@ class Backpropagation(Memoryless):
 
     def update(self, run: Run, step: int) -> Descent:
         """Make one update."""
-        return descend(run, lambda scale: self._accumulate(run, scale), step)
+        return descend(run, self._accumulate, step)
 
     def _accumulate(self, run: Run, scale: float) -> Figures:
         """Add one batch's gradient to the parameters'."""

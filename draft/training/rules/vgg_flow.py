@@ -13,7 +13,6 @@ from draft.diffusion.methods.values import VGGFlow
 from draft.diffusion.methods.vgg_flow import capped, draw_steps, target, velocity_loss
 from draft.diffusion.sampling import predict
 from draft.diffusion.surrogate import roll_out
-from draft.errors import DraftError
 from draft.training.backward import Figures
 from draft.training.descent import Descent, descend
 from draft.training.runs import Run
@@ -28,22 +27,17 @@ class VelocityRegression:
     Args:
         method: The method's value.
         run: The training.
-
-    Raises:
-        DraftError: The sampler adds noise.
     """
 
     def __init__(self, method: VGGFlow, run: Run) -> None:
         self.method = method
         self.cap = method.cap
-        if run.grid.stochastic:
-            raise DraftError(f"sampler.eta must be 0 for vgg_flow (got {run.settings.sampler.eta:g})")
 
     def update(self, run: Run, step: int) -> Descent:
         """Make one update."""
         norms: list[Tensor] = []
         shifts: list[Tensor] = []
-        made = descend(run, lambda scale: self._accumulate(run, scale, norms, shifts), step)
+        made = descend(run, lambda run, scale: self._accumulate(run, scale, norms, shifts), step)
         seen, shift = torch.cat(norms), torch.stack(shifts).mean()
         extra = {"cap": self.cap, "capped": float((seen > self.cap).float().mean()), "shift": float(shift)}
         if self.method.cap_quantile is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from draft.diffusion.methods.values import DDPO, AlignProp, BestOfN
 from draft.diffusion.methods.values.leaps import Cached, misfit
+from draft.errors import StageError
 from draft.training.objective import LinearLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
 
@@ -70,6 +71,21 @@ def method_problems(settings: TrainSettings) -> Iterator[Problem]:
         what = f"saturation has no effect with {method.kind}, which takes no gradient of the images"
         yield Problem(("saturation",), what, "leave saturation out")
     yield from _round_problems(settings)
+
+
+def check_method(settings: TrainSettings) -> None:
+    """Refuse settings that their method cannot go with, or would ignore.
+
+    Args:
+        settings: The training's.
+
+    Raises:
+        StageError: There are such settings; it tells all of them.
+    """
+    problems = list(method_problems(settings))
+    if problems:
+        hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+        raise StageError("; ".join(problem.what for problem in problems), hint="; ".join(hints))
 
 
 def _round_problems(settings: TrainSettings) -> Iterator[Problem]:

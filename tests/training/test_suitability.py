@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from draft.diffusion.methods.values import AlignProp, Method, ReFL
+from draft.diffusion.methods.values import DDPO, AlignProp, Method, ReFL
 from draft.diffusion.settings import SamplerSettings
-from draft.pipeline.suitability import method_problems
+from draft.errors import StageError
+from draft.progress import Silent
 from draft.training.objective import HingeLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
+from draft.training.suitability import method_problems
+from draft.training.train import train
+from draft.types import Prompts
 
 METHODS: tuple[type[Any], ...] = typing.get_args(Method)
 
@@ -60,3 +65,16 @@ def test_more_steps_than_the_sampler_has_are_refused() -> None:
     fixed = AlignProp(truncation="fixed", k=20)
     assert _problems(fixed) == ["method.k must be at most sampler.num_inference_steps, 10 (got 20)"]
     assert _problems(AlignProp(k=20)) == []  # `k` belongs to `fixed` alone
+
+
+def test_a_training_from_python_refuses_what_a_pipeline_would(tmp_path: Path) -> None:
+    sampler, loss = SamplerSettings(num_inference_steps=10, eta=1.0), HingeLoss(margin=1.0)
+    settings = TrainSettings(method=DDPO(minibatches=9), sampler=sampler, loss=loss, batch_size=8)
+    with pytest.raises(StageError) as caught:
+        train(settings, model="?", prompts=Prompts(["x"]), terms=[], seed=0, folder=tmp_path, progress=Silent())
+    assert caught.value.what == (
+        "loss has no effect with ddpo, which does not backpropagate one reward per sample; "
+        "method.minibatches must be at most the images of an update, 8 (got 9)"
+    )
+    assert "leave loss out" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
