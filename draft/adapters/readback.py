@@ -17,7 +17,7 @@ from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.formats import Format, write_adapter
 from draft.errors import StageError
 
-# Rounding of two factors to a dtype, with room to spare; beyond it the written file is not the mix.
+# Rounding of two factors to a dtype, with room to spare; beyond it the written file is wrong.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def compare(
         if not found.relative <= predicted[name] + TOLERANCE[dtype]:
             expected = f", not {predicted[name]:.1e}" if predicted[name] else ""
             raise StageError(
-                f"the written file, read by {reader}, is not the mix: {name} is off by {found.relative:.1e}"
+                f"the written file, read by {reader}, is not what was asked for: {name} is off by {found.relative:.1e}"
                 f"{expected} (relative)",
                 where=where,
                 hint=hint,

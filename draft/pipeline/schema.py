@@ -343,5 +343,5 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
 }
 """Stage kind to output name to path in the stage's folder, for ``${out:stage.output}``."""
 
-VERSIONS: Mapping[str, int] = {"train": 1, "mix": 1, "evaluate": 2, "generate": 1, "compare": 1, "probe": 1, "strip": 1}
+VERSIONS: Mapping[str, int] = {"train": 1, "mix": 2, "evaluate": 2, "generate": 1, "compare": 1, "probe": 1, "strip": 1}
 """Raised when a stage kind would give other results from the same configuration, so that old ones are not reused."""

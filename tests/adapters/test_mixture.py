@@ -191,9 +191,9 @@ def test_a_file_that_is_not_the_mix_never_gets_its_name(files, tmp_path: Path, m
         write_adapter(Adapter(spoilt), path, **options)
 
     monkeypatch.setattr("draft.adapters.readback.write_adapter", spoiling)
-    with pytest.raises(StageError, match=f"is not the mix: {CONV} is off by 1.0e-02"):
+    with pytest.raises(StageError, match=f"is not what was asked for: {CONV} is off by 1.0e-02"):
         mixed(files)
-    with pytest.raises(StageError, match=r"is not the mix: .* is off by .*, not "):
+    with pytest.raises(StageError, match=r"is not what was asked for: .* is off by .*, not "):
         mixed(files, rank=8)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -219,7 +219,7 @@ def test_another_reader_must_find_the_same(files) -> None:
     assert report.peer_error == report.error
     files["out"].unlink()
     strength = 0.5
-    with pytest.raises(StageError, match="read by diffusers, is not the mix: .* is off by 5.0e-01"):
+    with pytest.raises(StageError, match="read by diffusers, is not what was asked for: .* is off by 5.0e-01"):
         mix_files(inputs, files["out"], settings=MixSettings(verify="full"), reader=reader)
     assert not files["out"].exists()
 
