@@ -192,7 +192,7 @@ def our_seconds(arguments: argparse.Namespace) -> list[float]:
 
 
 def _tiny() -> ModuleType:
-    path = Path(__file__).parent.parent / "tests" / "diffusion" / "tiny.py"
+    path = Path(__file__).parent.parent / "tests" / "tiny.py"
     spec = importlib.util.spec_from_file_location("tiny", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

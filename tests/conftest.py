@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 # Before any library reads them. A test that needs the network would be a test that fails on a train.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,3 +25,29 @@ def pytest_report_header() -> str:
     """The versions that decide what a number comes out as."""
     names = ("torch", "diffusers", "transformers", "peft", "kornia", "pydantic", "omegaconf")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+@pytest.fixture(scope="session")
+def load_module() -> Callable[[Path], ModuleType]:
+    """Loads a file beside the tests: their folders are no packages, so nothing in them can be imported by name."""
+
+    def load_module(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load_module
+
+
+@pytest.fixture(scope="session")
+def tiny_module(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    """The module `tiny.py`."""
+    return load_module(Path(__file__).with_name("tiny.py"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model."""
+    return tiny_module.save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")

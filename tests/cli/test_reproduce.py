@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -53,16 +52,6 @@ stages:
       y: {from: "${out:train.adapter}", weight: 0.7}
       x: {from: "${out:more.adapter}", weight: -0.2}
 """
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = Path(__file__).parent.parent / "diffusion" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture

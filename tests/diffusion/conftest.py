@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 import torch
 
 from draft.diffusion.models import TextToImage, load_text_to_image
 
-
-def _module(name: str = "tiny") -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def tiny_module() -> Any:
-    return _module()
+def toys(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_module(HERE / "toys.py")
 
 
 @pytest.fixture(scope="session")
-def toys() -> Any:
-    return _module("toys")
+def layout(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_module(HERE / "original_layout.py")
 
 
 @pytest.fixture(scope="session")
-def layout() -> Any:
-    return _module("original_layout")
-
-
-@pytest.fixture(scope="session")
-def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def tiny_folders(tiny_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny")
-    return {name: _module().save_tiny_model(root / name, prediction=name) for name in ("epsilon", "v_prediction")}
+    return {name: tiny_module.save_tiny_model(root / name, prediction=name) for name in ("epsilon", "v_prediction")}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,9 @@ VALUES = torch.tensor([-3.0, -1e-7, 0.0, 0.3, 1.0, 1.0000002, 5.0], dtype=torch.
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusion:
+def model(tiny_model: Path) -> StableDiffusion:
     """A tiny model whose decoder leaves [0, 1] about half of the time."""
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-    assert spec is not None and spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    folder = tiny.save_tiny_model(tmp_path_factory.mktemp("saturated") / "model")
-    loaded = load_stable_diffusion(str(folder), device=torch.device("cpu"), dtype=torch.float64)
+    loaded = load_stable_diffusion(str(tiny_model), device=torch.device("cpu"), dtype=torch.float64)
     with torch.no_grad():
         loaded.vae.decoder.conv_out.weight.mul_(6)
     return loaded

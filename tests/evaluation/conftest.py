@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -67,22 +68,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    from draft.adapters.files.formats import Adapter, Factors, write_adapter
-
-    unet = UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet")
-    generator = torch.Generator().manual_seed(1)
-    modules = {
-        f"unet.{name}": Factors(
-            torch.randn(4, module.in_features, generator=generator),
-            torch.randn(module.out_features, 4, generator=generator),
-        )
-        for name, module in unet.named_modules()
-        if name.endswith(("to_q", "to_v", "to_out.0"))
-    }
-    path = tmp_path_factory.mktemp("adapter") / "tiny.safetensors"
-    write_adapter(Adapter(modules), path)
-    return path
+def tiny_adapter(tiny_module: ModuleType, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_module.save_tiny_adapter(tiny_model, tmp_path_factory.mktemp("adapter") / "tiny.safetensors")

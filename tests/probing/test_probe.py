@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -51,13 +50,8 @@ stages:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = Path(__file__).parent.parent / "diffusion" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.save_tiny_model(tmp_path / "model")
+def file(tiny_model: Path, tmp_path: Path) -> Path:
+    (tmp_path / "model").symlink_to(tiny_model)
     (tmp_path / "demo.yaml").write_text(FILE)
     return tmp_path / "demo.yaml"
 

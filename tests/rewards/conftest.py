@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,27 +12,19 @@ import pytest
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden"
-
-
-def _module(file: Path) -> ModuleType:
-    # These folders are no packages, so nothing in them can be imported by name.
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+Load = Callable[[Path], ModuleType]
 
 
 @pytest.fixture(scope="session")
-def tiny() -> ModuleType:
+def tiny(load_module: Load) -> ModuleType:
     """The module `tiny.py`."""
-    return _module(HERE / "tiny.py")
+    return load_module(HERE / "tiny.py")
 
 
 @pytest.fixture(scope="session")
-def tiny_blip() -> ModuleType:
+def tiny_blip(load_module: Load) -> ModuleType:
     """The module `tiny_blip.py`."""
-    return _module(HERE / "tiny_blip.py")
+    return load_module(HERE / "tiny_blip.py")
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +49,6 @@ def hpsv2_recorded() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def hpsv2_small() -> ModuleType:
+def hpsv2_small(load_module: Load) -> ModuleType:
     """The module `golden/hpsv2_small.py`: a small model of ViT-H-14's architecture, and its pictures."""
-    return _module(GOLDEN / "hpsv2_small.py")
+    return load_module(GOLDEN / "hpsv2_small.py")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,12 +24,8 @@ PIXELS: dict[str, Any] = {"features": "pixels"}
 
 
 @pytest.fixture(scope="module")
-def recorder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("record_vendi", GOLDEN / "record_vendi.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def recorder(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_module(GOLDEN / "record_vendi.py")
 
 
 def units(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,13 +33,9 @@ def recorded() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def small() -> ModuleType:
+def small(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The small model that was recorded, and its pictures."""
-    spec = importlib.util.spec_from_file_location("image_reward_small", GOLDEN / "image_reward_small.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(GOLDEN / "image_reward_small.py")
 
 
 @pytest.fixture(scope="module")

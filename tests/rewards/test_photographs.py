@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,12 +27,8 @@ RECORDED = json.loads((GOLDEN / "preprocessing.json").read_text(encoding="utf-8"
 
 
 @pytest.fixture(scope="module")
-def photographs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("photographs", GOLDEN / "photographs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def photographs(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_module(GOLDEN / "photographs.py")
 
 
 def kind(config: dict[str, Any]) -> str:

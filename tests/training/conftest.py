@@ -1,32 +1,18 @@
-"""A tiny model, and runs on it, for the tests of training."""
+"""Runs on the tiny model for the tests of training."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny = _module(Path(__file__).parent.parent / "diffusion" / "tiny.py")
-    return tiny.save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="session")
-def toys() -> Any:
-    return _module(Path(__file__).parent / "toy_runs.py")
+def toys(load_module: Callable[[Path], ModuleType]) -> Any:
+    return load_module(Path(__file__).with_name("toy_runs.py"))
 
 
 @pytest.fixture(scope="session")

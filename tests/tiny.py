@@ -1,4 +1,4 @@
-"""A tiny StableDiffusionPipeline with random weights, written as diffusers writes it: 16 px images, 8x8x4 latents."""
+"""A tiny StableDiffusionPipeline with random weights, 16 px images from 8x8x4 latents, and an adapter for it."""
 
 from __future__ import annotations
 
@@ -82,6 +82,27 @@ def save_tiny_model(
         requires_safety_checker=False,
     ).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def save_tiny_adapter(model: Path, path: Path) -> Path:
+    """Write an adapter with random weights for the attention of a pipeline's UNet; it changes what is drawn."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from draft.adapters.files.formats import Adapter, Factors, write_adapter
+
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    generator = torch.Generator().manual_seed(1)
+    modules = {
+        f"unet.{name}": Factors(
+            torch.randn(4, module.in_features, generator=generator),
+            torch.randn(module.out_features, 4, generator=generator),
+        )
+        for name, module in unet.named_modules()
+        if name.endswith(("to_q", "to_v", "to_out.0"))
+    }
+    write_adapter(Adapter(modules), path)
+    return path
 
 
 if __name__ == "__main__":
