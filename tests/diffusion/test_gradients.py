@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from draft.diffusion.methods.values import AlignProp, Draft, DraftK, DraftLV, DR
 from draft.diffusion.models import TextToImage
 from draft.diffusion.sampling import move, predict, renoise, step
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.diffusion.surrogate import Networks, checkpointed, roll_out, sample_with_plan
+from draft.diffusion.surrogate import Networks, checkpointed, sample_with_plan
 
 STEPS, BATCH, GUIDANCE = 6, 2, 3.0
 METHODS: list[Planned] = [Draft(), DraftK(k=1), DraftK(k=2), DraftK(k=5), DraftLV(copies=2)]
@@ -67,76 +68,37 @@ class Problem:
     def gradient(self) -> list[Tensor]:
         return list(torch.autograd.grad(self.reward(self.latents()).mean(), self.parameters))
 
-    def frozen_value(self) -> Callable[[], float]:
+    def held(self, toys: Any) -> Callable[[], Tensor]:
         """J as a function of the weights, with what the plan stops held at its present value."""
-        plan, grid, kept = self.plan, self.grid, roll_out(self.output, self.grid, self.noise)
-
-        def value() -> float:
-            with torch.no_grad():
-                x = x0 = self.noise
-                for i in range(STEPS if plan.stop is None else plan.stop + 1):
-                    x = kept.states[i] if plan.cut[i] else x
-                    seen = x if plan.jacobians else kept.states[i]
-                    out = self.output(seen, i) if plan.recorded[i] else kept.outs[i]
-                    x0, e = predict(grid, seen, out, i)
-                    if plan.frozen == "velocity":  # e - x0 from the kept latents, and x itself from the chain
-                        u, s = e - x0, grid.sigma[i]
-                        x0 = (x - s * u) / (grid.alpha[i] + s)
-                        e = x0 + u
-                    elif not plan.jacobians:
-                        x0 = (x - grid.sigma[i] * e) / grid.alpha[i]
-                    x = move(grid, x0, e, i)
-                parts = [x if plan.stop is None else x0]
-                if plan.copies:
-                    again = renoise(grid, kept.states[-1].repeat(plan.copies, 1, 1, 1), self.copy_noise, STEPS - 1)
-                    parts.append(step(self.output, grid, again, STEPS - 1)[0])
-                return float(self.reward(torch.cat(parts)).mean())
-
-        return value
-
-
-def slope_of(value: Callable[[], float], parameters: list[Tensor], direction: list[Tensor]) -> float:
-    """The derivative of a value along a direction, an error of order h^4 (Richardson)."""
-    estimates = []
-    for h in (2e-4, 1e-4):
-        sides = []
-        for sign in (1, -2):
-            with torch.no_grad():
-                for p, d in zip(parameters, direction, strict=True):
-                    p.add_(d, alpha=sign * h)
-            sides.append(value())
-        with torch.no_grad():
-            for p, d in zip(parameters, direction, strict=True):
-                p.add_(d, alpha=h)
-        estimates.append((sides[0] - sides[1]) / (2 * h))
-    return (4 * estimates[1] - estimates[0]) / 3
+        latents = toys.held(self.plan, self.grid, self.output, self.noise, self.copy_noise)
+        return lambda: self.reward(latents()).mean()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("which", ["A", "B"])
-def test_the_gradient_agrees_with_central_differences(load, method: Planned, which: str, prediction: str) -> None:
+def test_the_gradient_agrees_with_central_differences(load, toys, method: Planned, which: str, prediction: str) -> None:
     problem = Problem(load(prediction), method)
     chosen = problem.parameters[0 if which == "A" else 1 :: 2]
     gradient = problem.gradient()[0 if which == "A" else 1 :: 2]
-    value = problem.frozen_value()
+    value = problem.held(toys)
     generator = torch.Generator().manual_seed(5)
     for _ in range(2):
         direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in chosen]
         exact = float(sum((g * d).sum() for g, d in zip(gradient, direction, strict=True)))
-        assert slope_of(value, chosen, direction) == pytest.approx(exact, rel=1e-6)
+        assert toys.slope_of(value, chosen, direction) == pytest.approx(exact, rel=1e-6)
         assert abs(exact) > 1e-6
 
 
 @pytest.mark.parametrize("method", DRAWN, ids=str)
 def test_the_gradient_of_a_drawn_plan_agrees_with_central_differences_of_what_it_does_not_stop(
-    load, method: Planned
+    load, toys, method: Planned
 ) -> None:
     problem = Problem(load("v_prediction" if method in DRAWN[::2] else "epsilon"), method)
     generator = torch.Generator().manual_seed(5)
     direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in problem.parameters]
     exact = float(sum((g * d).sum() for g, d in zip(problem.gradient(), direction, strict=True)))
-    assert slope_of(problem.frozen_value(), problem.parameters, direction) == pytest.approx(exact, rel=1e-6)
+    assert toys.slope_of(problem.held(toys), problem.parameters, direction) == pytest.approx(exact, rel=1e-6)
     assert abs(exact) > 1e-6
 
 
