@@ -30,9 +30,9 @@ def main(model: Path, folder: Path) -> None:
         sampler=SamplerSettings(num_inference_steps=3, guidance_scale=2.0),
         lora=LoraSettings(rank=2),
         learning_rate=1e-2,
-        max_steps=60,
+        max_steps=30,
         batch_size=2,
-        checkpoint=CheckpointSettings(every=7),
+        checkpoint=CheckpointSettings(every=4),
         device="cpu",
     )
     prompts = Prompts(["a cat", "a dog", "two birds"])

@@ -209,7 +209,7 @@ def test_a_training_killed_with_sigkill_ends_with_the_same_bytes(tiny_model: Pat
     process = start("cut")
     metrics = tmp_path / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 17):
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 10):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -219,7 +219,7 @@ def test_a_training_killed_with_sigkill_ends_with_the_same_bytes(tiny_model: Pat
     assert (tmp_path / "cut" / "adapter.safetensors").read_bytes() == (
         tmp_path / "whole" / "adapter.safetensors"
     ).read_bytes()
-    assert [row["step"] for row in _rows(tmp_path / "cut")] == list(range(1, 61))
+    assert [row["step"] for row in _rows(tmp_path / "cut")] == list(range(1, 31))
 
 
 def test_previews_are_grids_of_fixed_prompts_and_begin_before_the_first_update(run, tmp_path: Path) -> None:
