@@ -44,6 +44,7 @@ class Figures:
             0 unless `saturation` lets it straight through.
         loss: Mean loss of the images; scalar.
         evaluations: Images scored.
+        drop: How far R falls where the images are moved against it, their mean, scalar (RSA-FT's S1); None: they stay.
     """
 
     scores: Tensor
@@ -51,11 +52,18 @@ class Figures:
     saturated: Tensor
     loss: Tensor
     evaluations: int
+    drop: Tensor | None = None
 
     def flat(self) -> Tensor:
-        """All in one tensor, in the order above, so that they cross from the device at once."""
+        """All that is always there in one tensor, in the order above, so that it crosses from the device at once."""
         gradients = torch.ones_like(self.scores) if self.gradients is None else self.gradients
         return torch.cat([self.scores, gradients, self.saturated.reshape(1), self.loss.reshape(1)])
+
+
+def mean_drop(figures: Sequence[Figures]) -> Tensor | None:
+    """The mean of `drop` over those in which images were moved; None: in none."""
+    drops = [each.drop for each in figures if each.drop is not None]
+    return torch.stack(drops).mean() if drops else None
 
 
 @dataclass(frozen=True)
@@ -149,9 +157,9 @@ class Scorer:
         leaf = latents.detach().requires_grad_(gradient)
         chosen_groups = groups or [Group()] * (count // batch)
         sums = torch.zeros(2, len(self.terms), device=latents.device)
-        saturated, mean_loss = torch.zeros(2, device=latents.device)
+        saturated, mean_loss, drop = torch.zeros(3, device=latents.device)
         rewards = torch.zeros(count, device=latents.device)
-        scored = 0
+        scored, moved = 0, gradient and self.robust.image_radius > 0
         for start in _starts(count, batch, size):
             stop = min(start + size, (start // batch + 1) * batch)
             group = chosen_groups[start // batch]
@@ -160,12 +168,14 @@ class Scorer:
                 images = self.decode(leaf[start:stop])
             pixels = images.detach()
             saturated = saturated + ((pixels <= 0) | (pixels >= 1)).float().mean() * ((stop - start) / count)
-            if gradient and self.robust.image_radius:
-                _, against = self._pixels(pixels, prompts[inside], group, None, gradient=True)
+            if moved:
+                unmoved, against = self._pixels(pixels, prompts[inside], group, None, gradient=True)
                 pixels = pixels - _ball(against, self.robust)
                 scored += (stop - start) * len(group.views)
             totals, slope = self._pixels(pixels, prompts[inside], group, sums, gradient=gradient)
             scored += (stop - start) * len(group.views)
+            if moved:
+                drop = drop + (unmoved - totals).sum() / count
             rewards[start:stop] = totals
             weights = torch.ones_like(totals) if group.weights is None else group.weights[inside].to(totals)
             shape = loss or LinearLoss()
@@ -173,7 +183,14 @@ class Scorer:
             if gradient:
                 factors = weights * loss_slope(shape, totals) if loss is not None else weights
                 images.backward(slope * factors.to(slope).reshape(-1, *[1] * (slope.dim() - 1)))
-        figures = Figures(sums[0] / count, sums[1] if gradient else None, saturated, mean_loss, scored)
+        figures = Figures(
+            scores=sums[0] / count,
+            gradients=sums[1] if gradient else None,
+            saturated=saturated,
+            loss=mean_loss,
+            evaluations=scored,
+            drop=drop if moved else None,
+        )
         return Scored(rewards, leaf.grad, figures)
 
     def _pixels(

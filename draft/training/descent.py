@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from draft.training.backward import Figures
+from draft.training.backward import Figures, mean_drop
 from draft.training.objective import LinearLoss, PenaltySettings, RobustSettings
 from draft.training.runs import Run
 from draft.training.watch import check_finite, check_gradient_norm, check_start
@@ -104,12 +104,16 @@ def means(run: Run, figures: Sequence[Figures]) -> tuple[dict[str, float], dict[
         figures: Of one update.
 
     Returns:
-        Raw scores and norms of gradients by the rewards' labels, and `saturated` and `loss`.
+        Raw scores and norms of gradients by the rewards' labels, and `saturated` and `loss`, and `robust_drop` where
+        images were moved.
     """
     values = torch.stack([each.flat() for each in figures]).mean(0).tolist()
     labels, count = [loaded.term.label for loaded in run.loaded], len(run.loaded)
     scores, gradients = dict(zip(labels, values, strict=False)), dict(zip(labels, values[count:], strict=False))
-    return scores, gradients, {"saturated": values[-2], "loss": values[-1]}
+    others = {"saturated": values[-2], "loss": values[-1]}
+    if (drop := mean_drop(figures)) is not None:
+        others["robust_drop"] = float(drop)
+    return scores, gradients, others
 
 
 def _reward_alone(run: Run) -> Run:

@@ -151,12 +151,12 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     weights = {loaded.term.label: loaded.term.weight for loaded in run.loaded}
     return {
         "step": step + 1,
-        "loss": others["loss"],
+        "loss": others.pop("loss"),
         "reward": sum(weight * scores[label] for label, weight in weights.items()),
         **scores,
         "grad_norm": made.grad_norm,
         "lr": rate,
-        "saturated": others["saturated"],
+        **others,
         "evaluations": sum(figures.evaluations for figures in made.figures),
         "optimizer_steps": made.optimizer_steps,
         **made.extra,

@@ -157,9 +157,12 @@ def test_a_robust_image_is_scored_a_step_against_its_reward(norm: Any) -> None:
     (slope,) = torch.autograd.grad(2 * (3 * leaf).sin().mean(dim=(1, 2, 3)).sum(), leaf)
     size = slope.flatten(1).norm(dim=1) / (slope[0].numel() ** 0.5 if norm == "rms" else 1)
     moved = images - rho * slope / size.reshape(-1, 1, 1, 1)
-    (-2 * (3 * moved).sin().mean(dim=(1, 2, 3)).mean()).backward()
+    rewards = [2 * (3 * each).sin().mean(dim=(1, 2, 3)) for each in (images, moved)]
+    (-rewards[1].mean()).backward()
     torch.testing.assert_close(latents.grad, plain.grad, rtol=1e-6, atol=1e-10)
     assert figures.evaluations == 4  # both passes score both images
+    torch.testing.assert_close(figures.drop, (rewards[0] - rewards[1]).mean().detach(), check_dtype=False)
+    assert figures.drop > 1e-4
 
 
 def test_a_robust_gradient_penalises_the_norm_of_the_gradient() -> None:

@@ -26,6 +26,7 @@ from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import DraftError
 from draft.progress import Silent
 from draft.registry.reward import Reward, Term
+from draft.training.objective import RobustSettings
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
@@ -232,6 +233,16 @@ def test_previews_are_grids_of_fixed_prompts_and_begin_before_the_first_update(r
 
 def test_other_columns_reach_the_reward(run) -> None:
     run(replace(SETTINGS, max_steps=1, micro_batch_size=2), "columns")
+
+
+@pytest.mark.parametrize("weight_radius", [0.0, 0.1])
+def test_the_fall_of_the_reward_where_images_are_moved_is_told(run, tmp_path: Path, weight_radius: float) -> None:
+    once = replace(SETTINGS, max_steps=1)
+    run(replace(once, robust=RobustSettings(image_radius=0.02, weight_radius=weight_radius)), folder="moved")
+    run(replace(once, robust=RobustSettings(weight_radius=weight_radius)), folder="unmoved")
+    (moved,), (unmoved,) = _rows(tmp_path / "moved"), _rows(tmp_path / "unmoved")
+    assert moved["robust_drop"] > 1e-4 and "robust_drop" not in unmoved
+    assert moved["reward"] < unmoved["reward"]
 
 
 def test_bf16_trains(run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from draft.diffusion.methods.plans import Planned, check_steps, draw_plan
 from draft.diffusion.methods.values.leaps import Cached
 from draft.diffusion.sampling import Output, predict
 from draft.diffusion.surrogate import Group, Networks, Surrogate, checkpointed, roll_out, sample_with_plan
-from draft.training.backward import Figures, split_backward
+from draft.training.backward import Figures, mean_drop, split_backward
 from draft.training.descent import Descent, descend
 from draft.training.rules.rule import Memoryless
 from draft.training.runs import Batch, Run
@@ -127,4 +127,5 @@ def _mean(figures: list[Figures]) -> Figures:
         saturated=torch.stack([each.saturated for each in figures]).mean(),
         loss=torch.stack([each.loss for each in figures]).mean(),
         evaluations=sum(each.evaluations for each in figures),
+        drop=mean_drop(figures),
     )
