@@ -16,7 +16,7 @@ test:
 
 # What CI runs besides.
 slow:
-    python -m pytest -m "(slow or browser) and not gpu and not weights"
+    python -m pytest -n logical --dist worksteal -m "(slow or browser) and not gpu and not weights"
 
 # Rewrite the pages that are made from the code.
 docs:

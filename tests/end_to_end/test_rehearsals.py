@@ -58,13 +58,15 @@ def without_an_hour(file: Path) -> list[str]:
 
 
 def less(stage: Any) -> tuple[str, ...]:
-    """Every method of a comparison with one rate, seed and small budget; two pictures of a method; small rounds."""
+    """Every method of a comparison with one rate, seed and small budget; two pictures of a method; few updates."""
     if stage.kind == "compare":
         return "learning_rates=[1e-3]", "seeds=[0]", "budget={updates: 2, evaluations: 12, seconds: 4}"
     if stage.kind == "generate" and stage.method is not None:
         return ("prompts=[a cat and a dog, a red apple]",)
     if stage.kind == "train" and stage.method.kind == "ddpo":
         return "batch_size=4", "max_steps=4"
+    if stage.kind == "train":
+        return (f"max_steps={stage.max_steps // 4}",)
     return ()
 
 
