@@ -58,9 +58,10 @@ def without_an_hour(file: Path) -> list[str]:
 
 
 def less(stage: Any) -> tuple[str, ...]:
-    """Every method of a comparison with one rate, seed and small budget; two pictures of a method; few updates."""
+    """Every method of a comparison with one rate, seed and little to measure; two pictures of a method; few updates."""
     if stage.kind == "compare":
-        return "learning_rates=[1e-3]", "seeds=[0]", "budget={updates: 2, evaluations: 12, seconds: 4}"
+        budget = "budget={updates: 2, evaluations: 12, seconds: 4}"
+        return "learning_rates=[1e-3]", "seeds=[0]", budget, "measure.prompts=[a cat, a red apple]", "curve.prompts=2"
     if stage.kind == "generate" and stage.method is not None:
         return ("prompts=[a cat and a dog, a red apple]",)
     if stage.kind == "train" and stage.method.kind == "ddpo":
