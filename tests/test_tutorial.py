@@ -92,6 +92,7 @@ def workplace(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return folder, {**os.environ, "PATH": path, "COLUMNS": "200", "NO_COLOR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
 def test_whoever_follows_the_page_sees_what_it_says(workplace: tuple[Path, dict[str, str]]) -> None:
     folder, environment = workplace

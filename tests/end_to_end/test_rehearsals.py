@@ -31,26 +31,6 @@ def rehearse(folder: Path, file: Path, *overrides: str) -> Path:
     return folder / "runs" / f"{file.stem}-rehearsal"
 
 
-def shortened(file: Path) -> list[str]:
-    """Overrides that leave every stage of a pipeline and every reward in it, at the smallest size."""
-    found = []
-    for name, stage in load_pipeline(file, rehearse=True).stages.items():
-        if stage.config.kind == "train":
-            found += [f"stages.{name}.max_steps=2", f"stages.{name}.preview.every=0", f"stages.{name}.batch_size=2"]
-        if stage.config.kind in ("train", "evaluate", "generate"):
-            found.append(f"stages.{name}.sampler.num_inference_steps=2")
-        if stage.config.kind in ("evaluate", "generate"):
-            found.append(f"stages.{name}.images_per_prompt=1")
-    return found
-
-
-def test_removing_objects_is_rehearsed_with_all_its_rewards(tmp_path: Path) -> None:
-    file = next(path for path in PIPELINES if path.stem == "remove_objects")
-    runs = rehearse(tmp_path, file, *shortened(file))
-    assert (runs / "train" / "adapter.safetensors").exists()
-    assert (runs / "evaluate" / "report.html").exists()
-
-
 def without_an_hour(file: Path) -> list[str]:
     """Overrides for the stages that take longest: all of what they do stays, but less of it."""
     stages = load_pipeline(file, rehearse=True).stages

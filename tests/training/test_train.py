@@ -200,6 +200,7 @@ def test_a_checkpoint_of_other_settings_is_not_continued(run, tiny_model: Path, 
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_training_killed_with_sigkill_ends_with_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("run_tiny.py"))
 
