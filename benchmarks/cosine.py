@@ -18,8 +18,9 @@ from statistics import mean, median, pstdev
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import make_grid
-from draft.diffusion.methods.values import (
+from draft.diffusion.schedule import make_grid
+from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.methods.values import (
     AlignProp,
     DirectAlign,
     Draft,
@@ -33,13 +34,12 @@ from draft.diffusion.methods.values import (
     Method,
     ReFL,
 )
-from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.progress import Silent
-from draft.registry.extensions import model_path
-from draft.registry.plugins import build_reward
-from draft.registry.reward import Term
+from draft.rewards.extensions import model_path
+from draft.rewards.plugins import build_reward
+from draft.rewards.reward import Term
 from draft.training.rules.backpropagation import Backpropagation
-from draft.training.runs import Batch, Run, prepare
+from draft.training.run import Batch, Run, prepare
 from draft.training.settings import TrainSettings
 from draft.types import Prompts
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from draft.isolation.reward import ending_processes, isolated_reward
 from draft.isolation.settings import Isolation
-from draft.registry.reward import Score, Term
-from draft.registry.terms import build_reward
+from draft.rewards.reward import Score, Term
+from draft.rewards.terms import build_reward
 
 CPU = torch.device("cpu")
 REWARDS = {"jpeg": {"quality": 50}, "clip_score": {"model": "emoji/clip"}}

@@ -94,14 +94,14 @@ def trainer(arguments: argparse.Namespace) -> Any:
 
 def gradients(arguments: argparse.Namespace) -> dict[str, float]:
     """Both LoRA gradients in one process, on the same weights and noise."""
-    from draft.diffusion.grid import make_grid
+    from draft.diffusion.families import load_text_to_image
     from draft.diffusion.guidance import guide
     from draft.diffusion.lora import add_lora, lora_parameters
-    from draft.diffusion.methods.plans import draw_plan
-    from draft.diffusion.methods.values import DraftK
-    from draft.diffusion.models import load_text_to_image
+    from draft.diffusion.schedule import make_grid
     from draft.diffusion.settings import LoraSettings, SamplerSettings
     from draft.diffusion.surrogate import Networks, sample_with_plan
+    from draft.methods.plans import draw_plan
+    from draft.methods.values import DraftK
 
     peer = trainer(arguments)
     generator = torch.Generator("cpu").manual_seed(1)
@@ -150,10 +150,10 @@ def peer_seconds(arguments: argparse.Namespace) -> list[float]:
 
 def our_seconds(arguments: argparse.Namespace) -> list[float]:
     """Seconds of each of our updates, as `metrics.jsonl` has them."""
-    from draft.diffusion.methods.values import DraftK
     from draft.diffusion.settings import LoraSettings, SamplerSettings
+    from draft.methods.values import DraftK
     from draft.progress import Silent
-    from draft.registry.reward import Reward, Term
+    from draft.rewards.reward import Reward, Term
     from draft.training.settings import CheckpointSettings, TrainSettings
     from draft.training.train import train
     from draft.types import Prompts

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from draft.registry.describe import facts, headline, options, yaml_example
-from draft.registry.discovery import OWN, reward_entries
-from draft.registry.loading import find_reward
-from draft.registry.reward import Reward
+from draft.rewards.describe import facts, headline, options, yaml_example
+from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.loading import find_reward
+from draft.rewards.reward import Reward
 from draft_rewards._weights import WEIGHTS
 
 PAGE = Path(__file__).with_name("rewards.md")

@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import Field
 
 from draft.errors import DraftError
-from draft.registry.hookspecs import NamedModel, hookimpl
-from draft.registry.plugins import model_path
-from draft.registry.reward import Reward, Score
+from draft.rewards.hookspecs import NamedModel, hookimpl
+from draft.rewards.plugins import model_path
+from draft.rewards.reward import Reward, Score
 from draft.types import Prompts, per_prompt
 
 __all__ = [
@@ -54,8 +54,8 @@ def load(name: str, device: str = "cpu", **options: Any) -> Score:
         >>> import draft
         >>> compressible = draft.load("jpeg", quality=50)
     """
-    from draft.registry.inputs import guarded
-    from draft.registry.plugins import build_reward
+    from draft.rewards.inputs import guarded
+    from draft.rewards.plugins import build_reward
 
     reward = build_reward(name, options, where=name)
     import torch

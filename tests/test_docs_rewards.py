@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import draft
-from draft.registry.describe import options
-from draft.registry.discovery import OWN, reward_entries
-from draft.registry.hookspecs import ExtensionHooks, RewardHooks
-from draft.registry.loading import find_reward
-from draft.registry.reward import RESERVED, Reward
+from draft.rewards.describe import options
+from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.hookspecs import ExtensionHooks, RewardHooks
+from draft.rewards.loading import find_reward
+from draft.rewards.reward import RESERVED, Reward
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = (ROOT / "docs" / "writing-a-reward.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import inspect
 import re
 from pathlib import Path
 
-from draft.registry.hookspecs import ExtensionHooks, RewardHooks
+from draft.rewards.hookspecs import ExtensionHooks, RewardHooks
 
 PAGE = Path(__file__).parents[1] / "docs" / "hooks.md"
 

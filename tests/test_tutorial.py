@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import draft
-from draft.kit.scaffold import Names, package_files
+from draft.authoring.scaffold import Names, package_files
 from draft.testing import run_checks
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from draft.errors import ConfigError
-from draft.registry.discovery import did_you_mean
+from draft.rewards.discovery import did_you_mean
 from draft_cli.mix import BOUNDS, CHOICES
 
 if TYPE_CHECKING:

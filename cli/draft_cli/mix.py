@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from draft.adapters.hub import local_path
 from draft.adapters.settings import MixSettings, check_settings
 from draft.errors import ConfigError
-from draft.registry.discovery import did_you_mean
+from draft.rewards.discovery import did_you_mean
 
 if TYPE_CHECKING:
     from draft.adapters.mixture import MixReport
@@ -116,7 +116,7 @@ def mix_command(
 
     reader = None
     if verify == "full" and not dry_run:
-        from draft.diffusion.models.lora_reader import read_as_diffusers as reader
+        from draft.diffusion.families.lora_reader import read_as_diffusers as reader
     report = mix_files(terms, target, settings=settings, seed=seed, reader=reader, dry_run=dry_run)
     if json:
         print(json_module.dumps(_as_json(report, target, dry_run=dry_run), indent=2))

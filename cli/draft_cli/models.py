@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from draft.registry.extensions import named_models
+from draft.rewards.extensions import named_models
 
 
 def models_command() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from draft.errors import PluginError
-from draft.registry.discovery import EXTENSIONS, REWARDS, Entry, all_entries, enabled
-from draft.registry.loading import load_rewards, new_manager, register
+from draft.rewards.discovery import EXTENSIONS, REWARDS, Entry, all_entries, enabled
+from draft.rewards.loading import load_rewards, new_manager, register
 from draft_cli.rewards.listing import columns
 
 

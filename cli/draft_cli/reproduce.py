@@ -106,8 +106,8 @@ def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None
     """
     from draft.pipeline.cache import differences
     from draft.pipeline.load import load_pipeline
-    from draft.pipeline.making import parsed, without_secrets
     from draft.pipeline.plan import make_plan
+    from draft.pipeline.provenance import parsed, without_secrets
 
     with tempfile.TemporaryDirectory() as folder:
         file = output or Path(folder) / "pipeline.yaml"
@@ -155,7 +155,7 @@ def _digests(files: Sequence[Path]) -> dict[str, str]:
 
 def _model(name: str) -> str:
     """A model as the pipeline may name it from wherever it lies: a folder or file by its absolute path."""
-    from draft.registry.plugins import named_model
+    from draft.rewards.plugins import named_model
 
     if not name or named_model(name) is not None:
         return name

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from draft.errors import StageError
-from draft.registry.discovery import did_you_mean
+from draft.rewards.discovery import did_you_mean
 
 
 def module_factors(

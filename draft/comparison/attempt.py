@@ -13,11 +13,11 @@ from draft.comparison.record import Attempt, Point, read_attempt, write_attempt
 from draft.comparison.samples import Panel, measure_panel
 from draft.comparison.settings import Contender
 from draft.diffusion.device import choose_device
-from draft.diffusion.fits import told_memory
+from draft.diffusion.memory import told_memory
 from draft.errors import ResourceError, StageError
 from draft.isolation.reward import ending_processes
 from draft.progress import Silent
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
 from draft.training.train import Progressed, train
 from draft.types import Prompts
 

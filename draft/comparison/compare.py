@@ -18,12 +18,12 @@ from draft.comparison.search import AXIS, find_rate
 from draft.comparison.settings import AXES, ComparisonSettings, Contender, MeasureSettings
 from draft.comparison.table import markdown
 from draft.diffusion.device import choose_device
-from draft.diffusion.fits import check_fits, told_memory
-from draft.diffusion.models import load_text_to_image
+from draft.diffusion.families import load_text_to_image
+from draft.diffusion.memory import check_fits, told_memory
 from draft.errors import DraftError
-from draft.evaluation.scoring import load_metrics
 from draft.progress import Progress
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
+from draft.scoring.measuring import load_metrics
 from draft.types import Prompts
 
 _STEPS = 100

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from draft.comparison.settings import ComparisonSettings, MeasureSettings
+from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images, seeded_noise
-from draft.diffusion.models import TextToImage
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
 from draft.evaluation.arms import Shots, plan_shots
-from draft.evaluation.scoring import Metric, score_all
+from draft.scoring.measuring import Metric, score_all
 from draft.types import Images, Prompts
 
 REWARD = "reward"

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import Grid, make_grid
+from draft.diffusion.control.annealing import scheduled
+from draft.diffusion.control.schedules import AdapterSchedule, Combined, Constant
+from draft.diffusion.families import TextToImage
 from draft.diffusion.guidance import Net, guide
-from draft.diffusion.inference.annealing import scheduled
-from draft.diffusion.inference.schedules import AdapterSchedule, Combined, Constant
 from draft.diffusion.lora import lora_off
-from draft.diffusion.models import TextToImage
 from draft.diffusion.sampling import Output, sample
+from draft.diffusion.schedule import Grid, make_grid
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import DraftError
 from draft.types import Images

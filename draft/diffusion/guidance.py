@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import Grid
 from draft.diffusion.sampling import Output
+from draft.diffusion.schedule import Grid
 
 Net = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(latents (N, C, ...), time (scalar tensor), embeddings (N, L, D)) -> the network's output, like the latents."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import Grid
 from draft.diffusion.sampling import Output, check_fresh, step
+from draft.diffusion.schedule import Grid
 from draft.diffusion.surrogate import Rollout
 
 

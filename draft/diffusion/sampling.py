@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from draft.diffusion.grid import Grid, noise_kept
+from draft.diffusion.schedule import Grid, noise_kept
 
 Output = Callable[[Tensor, int], Tensor]
 """(latents (B, C, ...) or k stacked batches (k B, C, ...), step i) -> the guided output."""

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MinLen
 
+Frozen = Literal["auto", "epsilon", "velocity"]
+"""What a linear surrogate holds fixed at steps that it does not record; `auto`: velocity in flow matching, else e."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:

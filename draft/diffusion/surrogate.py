@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from draft.diffusion.grid import Grid
-from draft.diffusion.methods.linear import linear_form
-from draft.diffusion.methods.plans import Plan
+from draft.diffusion.linear import linear_form
+from draft.diffusion.plan import Plan
 from draft.diffusion.sampling import Output, check_fresh, move, predict, renoise
+from draft.diffusion.schedule import Grid
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.diffusion.device import choose_device
-from draft.diffusion.fits import check_fits
+from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.generate import generate_images
-from draft.diffusion.inference.schedules import AdapterSchedule, Constant
 from draft.diffusion.lora import load_lora, use_lora, use_loras
-from draft.diffusion.models import TextToImage, load_text_to_image
+from draft.diffusion.memory import check_fits
 from draft.errors import ConfigError
 from draft.evaluation.settings import DrawSettings
 from draft.progress import Progress

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from draft.diffusion.inference.schedules import AdapterSchedule
+from draft.diffusion.control.schedules import AdapterSchedule
 from draft.errors import ConfigError
 from draft.evaluation.arms import BASE, draw, keep_pictures, load_arms, plan_shots, switch
 from draft.evaluation.generate import safe_name
 from draft.evaluation.page import write_page
 from draft.evaluation.results import Results, as_csv, as_json, compare
-from draft.evaluation.scoring import load_metrics, score_all
 from draft.evaluation.settings import EvaluateSettings
 from draft.evaluation.stamp import write_stamped
 from draft.progress import Progress
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
+from draft.scoring.measuring import load_metrics, score_all
 from draft.types import Prompts
 
 

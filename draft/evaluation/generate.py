@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from draft.diffusion.inference.schedules import AdapterSchedule
+from draft.diffusion.control.schedules import AdapterSchedule
 from draft.evaluation.arms import BASE, draw, load_arms, plan_shots, save_pictures, switch, to_picture
 from draft.evaluation.settings import GenerateSettings
 from draft.progress import Progress

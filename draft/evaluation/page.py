@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from draft.diffusion.inference.schedules import schedule_words
+from draft.diffusion.control.schedules import schedule_words
 from draft.evaluation.charts import gain_chart, training_charts
 from draft.evaluation.results import Results, settings_values, verdict, versions
 from draft.evaluation.statistics import Interval

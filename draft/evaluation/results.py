@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from draft.diffusion.inference.schedules import AdapterSchedule
+from draft.diffusion.control.schedules import AdapterSchedule
 from draft.diffusion.settings import SamplerSettings
 from draft.evaluation.settings import EvaluateSettings
 from draft.evaluation.statistics import Interval, paired_gain

@@ -12,7 +12,7 @@ from draft.adapters.files.metadata import draft_version
 from draft.adapters.files.stamp import stamp_adapter
 from draft.evaluation.generate import safe_name
 from draft.evaluation.results import Results, finite, settings_values
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
 
 STAMP = "draft.evaluation"
 """The header entry that holds the figures, as JSON."""

@@ -11,12 +11,12 @@ from pydantic_core import to_jsonable_python
 
 from draft.errors import DraftError, PluginError
 from draft.isolation.failures import told
-from draft.registry.discovery import OWN, reward_entries
-from draft.registry.extensions import named_models
-from draft.registry.loading import find_reward
-from draft.registry.parts import each_reward, part_options
-from draft.registry.reward import Reward
-from draft.registry.terms import build_reward, reward_source
+from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.extensions import named_models
+from draft.rewards.loading import find_reward
+from draft.rewards.parts import each_reward, part_options
+from draft.rewards.reward import Reward
+from draft.rewards.terms import build_reward, reward_source
 
 
 def describe(use: str, options: Mapping[str, Any], *, where: str) -> dict[str, Any]:

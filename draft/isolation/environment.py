@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from draft.errors import ConfigError, DraftError
 from draft.isolation.settings import Isolation
-from draft.registry.discovery import OWN
+from draft.rewards.discovery import OWN
 
 FINISHED = "draft.json"
 """The file in an environment's folder that is written last: without it the folder is half an environment."""

@@ -14,7 +14,7 @@ from draft.errors import StageError
 from draft.isolation.process import Doing, Worker
 from draft.isolation.reward import IsolatedReward
 from draft.isolation.tensors import pack, unpack
-from draft.registry.reward import Score
+from draft.rewards.reward import Score
 from draft.types import Images, Prompts, Scores
 
 Values: TypeAlias = tuple[Tensor, Tensor | None, bool]

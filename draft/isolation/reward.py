@@ -15,7 +15,7 @@ from draft.isolation.environment import ready_python
 from draft.isolation.failures import heard
 from draft.isolation.process import Worker
 from draft.isolation.settings import Isolation
-from draft.registry.reward import Reward, Score, Term
+from draft.rewards.reward import Reward, Score, Term
 
 if TYPE_CHECKING:
     import torch

@@ -24,9 +24,9 @@ from draft.errors import DraftError, StageError
 from draft.isolation.describe import describe
 from draft.isolation.failures import told
 from draft.isolation.frames import PROTOCOL, receive, send
-from draft.registry.discovery import OWN
-from draft.registry.reward import Score
-from draft.registry.terms import build_reward
+from draft.rewards.discovery import OWN
+from draft.rewards.reward import Score
+from draft.rewards.terms import build_reward
 from draft.types import Prompts
 
 

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from draft.diffusion.inference.schedules import Constant
+from draft.diffusion.control.schedules import Constant
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline.check import CheckedStage
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.isolated import source_files
 from draft.pipeline.schema import VERSIONS, MixStage
 from draft.pipeline.sources import source_digest, weights_digest
-from draft.registry.plugins import named_models, reward_config
+from draft.rewards.plugins import named_models, reward_config
 from draft.types import Prompts
 
 RECORD = "stage.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from draft.errors import ConfigError, DraftError, DraftWarning
+from draft.pipeline.checks import check_files, check_model, check_prompts, check_rewards, check_training
 from draft.pipeline.comparison import Compared, check_comparison
 from draft.pipeline.describe import keys_at
 from draft.pipeline.document import Document
@@ -17,7 +18,6 @@ from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.foundation import check_foundation
 from draft.pipeline.graph import check_references, upstream
-from draft.pipeline.ingredients import check_files, check_model, check_prompts, check_rewards, check_training
 from draft.pipeline.mixing import check_mixing
 from draft.pipeline.probing import check_probe
 from draft.pipeline.rehearsal import Replacement
@@ -36,9 +36,9 @@ from draft.pipeline.schema import (
     TrainStage,
 )
 from draft.pipeline.strips import check_strip
-from draft.registry.discovery import did_you_mean
-from draft.registry.plugins import named_model
-from draft.registry.reward import Term
+from draft.rewards.discovery import did_you_mean
+from draft.rewards.plugins import named_model
+from draft.rewards.reward import Term
 from draft.types import Prompts
 
 _NO_PROMPTS = Prompts(())

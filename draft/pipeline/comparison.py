@@ -8,12 +8,12 @@ from typing import Any
 
 from draft.comparison.settings import Contender
 from draft.errors import ConfigError, DraftError
+from draft.pipeline.checks import Base, check_prompts, check_rewards, check_training
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
-from draft.pipeline.ingredients import Base, check_prompts, check_rewards, check_training
 from draft.pipeline.schema import ComparedMethod, CompareStage
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
 from draft.training.settings import LearningSettings
 from draft.types import Prompts
 

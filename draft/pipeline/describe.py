@@ -18,7 +18,7 @@ from draft.errors import DraftError
 from draft.isolation.settings import Isolation
 from draft.pipeline.document import Path
 from draft.pipeline.schema import KINDS, OUTPUTS, AdapterInput, Head, PipelineFile
-from draft.registry.plugins import find_reward, reward_entries
+from draft.rewards.plugins import find_reward, reward_entries
 
 
 def keys_at(kind: Any, path: Path, data: Any) -> list[str]:

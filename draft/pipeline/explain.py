@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.describe import keys_at, kinds_at
 from draft.pipeline.document import Document, Path, value_at
-from draft.registry.discovery import did_you_mean
+from draft.rewards.discovery import did_you_mean
 
 _TAGS = ("a list of prompts", "a prompt file")
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")

@@ -10,7 +10,7 @@ from typing import Any
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.document import Document, Path
 from draft.pipeline.schema import OUTPUTS
-from draft.registry.discovery import did_you_mean
+from draft.rewards.discovery import did_you_mean
 
 _REFERENCE = re.compile(r"\$\{out:([^{}]*)\}")
 

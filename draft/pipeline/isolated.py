@@ -16,10 +16,10 @@ from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.explain import validate
 from draft.progress import Progress
-from draft.registry.loading import find_reward
-from draft.registry.parts import each_reward
-from draft.registry.reward import Reward, Term
-from draft.registry.terms import reward_source
+from draft.rewards.loading import find_reward
+from draft.rewards.parts import each_reward
+from draft.rewards.reward import Reward, Term
+from draft.rewards.terms import reward_source
 
 
 def read_isolation(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from draft.progress import Progress
-from draft.registry.plugins import extensions
+from draft.rewards.plugins import extensions
 
 
 class Observers:

@@ -12,7 +12,7 @@ from draft.errors import ConfigError, StageError
 from draft.pipeline.cache import StageRecord, damage, differences, fingerprint, identity, read_record
 from draft.pipeline.check import CheckedStage, Pipeline
 from draft.pipeline.graph import parse_reference
-from draft.registry.discovery import did_you_mean
+from draft.rewards.discovery import did_you_mean
 
 PARTIAL = ".partial"
 BEGUN = "begun.json"

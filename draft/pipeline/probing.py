@@ -9,8 +9,8 @@ from draft.errors import ConfigError, DraftError
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.schema import ProbeStage
-from draft.registry.plugins import without_gradient
-from draft.registry.reward import Term
+from draft.rewards.plugins import without_gradient
+from draft.rewards.reward import Term
 
 
 def check_probe(

@@ -9,8 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from draft.diffusion.inference.schedules import Combined, LastSteps
-from draft.diffusion.inference.values import NoiseOpt, PromptSearch
+from draft.diffusion.control.schedules import Combined, LastSteps
+from draft.diffusion.control.values import NoiseOpt, PromptSearch
 from draft.errors import ConfigError, DraftError
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline.document import Document, put
@@ -28,8 +28,8 @@ from draft.pipeline.schema import (
     StripStage,
     TrainStage,
 )
-from draft.registry.plugins import part_options
-from draft.registry.reward import MODEL_OPTIONS, Reward
+from draft.rewards.plugins import part_options
+from draft.rewards.reward import MODEL_OPTIONS, Reward
 
 SUFFIX = "-rehearsal"
 """What a rehearsal's name ends with, so that its results never mix with those of the full-size run."""

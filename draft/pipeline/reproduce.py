@@ -11,7 +11,7 @@ from typing import Any
 
 from draft.errors import StageError
 from draft.pipeline.document import dump_yaml
-from draft.pipeline.making import MISSING, parsed
+from draft.pipeline.provenance import MISSING, parsed
 from draft.pipeline.resolve import escaped
 
 _DEFAULTS = {"method": "exact", "normalize": False, "dtype": "same", "format": "auto"}

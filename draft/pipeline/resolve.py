@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.document import Document, Path
 from draft.pipeline.graph import parse_reference
-from draft.registry.discovery import did_you_mean
+from draft.rewards.discovery import did_you_mean
 
 
 def hold(value: Any, keys: Path, document: Document, errors: list[DraftError]) -> Any:

@@ -21,14 +21,14 @@ from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_comm
 from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.lock import locked
-from draft.pipeline.making import making
 from draft.pipeline.observers import Observers
 from draft.pipeline.plan import BEGUN, PARTIAL, Step, begun, make_plan
+from draft.pipeline.provenance import making
 from draft.pipeline.rehearsal import listing
 from draft.pipeline.resolve import escaped
 from draft.pipeline.stages import EXECUTORS, Executor, Job, adapter_metadata
 from draft.progress import Progress, Silent, duration
-from draft.registry.plugins import each_reward
+from draft.rewards.plugins import each_reward
 
 
 @dataclass(frozen=True)

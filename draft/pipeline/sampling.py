@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from draft.diffusion.inference.schedules import AdapterSchedule, Annealed, Combined, LastSteps
-from draft.diffusion.inference.values import Guided, NoiseOpt, PromptSearch
+from draft.diffusion.control.schedules import AdapterSchedule, Annealed, Combined, LastSteps
+from draft.diffusion.control.values import Guided, NoiseOpt, PromptSearch
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.schema import EvaluateStage, GenerateStage, Stage
-from draft.registry.plugins import without_gradient
-from draft.registry.reward import Term
+from draft.rewards.plugins import without_gradient
+from draft.rewards.reward import Term
 from draft.training.suitability import Problem
 
 

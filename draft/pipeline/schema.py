@@ -11,13 +11,13 @@ from pydantic import Discriminator, Field, Tag
 
 from draft.adapters.settings import MixSettings
 from draft.comparison.settings import ComparisonSettings, Contender, MeasureSettings
-from draft.diffusion.inference.schedules import AdapterSchedule, Constant
-from draft.diffusion.inference.values import SamplingMethod
-from draft.diffusion.methods.values import DraftLV, Method
+from draft.diffusion.control.schedules import AdapterSchedule, Constant
+from draft.diffusion.control.values import SamplingMethod
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
-from draft.probing.settings import ProbeSettings
+from draft.methods.values import DraftLV, Method
+from draft.probe.settings import ProbeSettings
+from draft.scoring.objective import LinearLoss, Loss
 from draft.strips.settings import StripSettings
-from draft.training.objective import LinearLoss, Loss
 from draft.training.settings import TrainSettings
 
 LABEL = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"

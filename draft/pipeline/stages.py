@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
-from draft.diffusion.inference.schedules import AdapterSchedule
+from draft.diffusion.control.schedules import AdapterSchedule
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
 from draft.pipeline.check import CheckedStage, adapter_weights
-from draft.pipeline.making import without_secrets
+from draft.pipeline.provenance import without_secrets
 from draft.pipeline.schema import (
     CompareStage,
     EvaluateStage,
@@ -72,8 +72,8 @@ Executor: TypeAlias = Callable[[Job], Mapping[str, float]]
 
 def run_train(job: Job) -> Mapping[str, float]:
     """Train an adapter."""
-    from draft.diffusion.fits import told_memory
-    from draft.training.foundation import Foundation
+    from draft.diffusion.memory import told_memory
+    from draft.training.base_adapters import Foundation
     from draft.training.train import train
 
     stage = _expect(job, TrainStage)
@@ -100,7 +100,7 @@ def run_mix(job: Job) -> Mapping[str, float]:
     target = job.folder / job.stage.outputs["adapter"]
     reader = None
     if stage.verify == "full":
-        from draft.diffusion.models.lora_reader import read_as_diffusers as reader
+        from draft.diffusion.families.lora_reader import read_as_diffusers as reader
     inputs = list(job.adapters().values())
     report = mix_files(inputs, target, settings=stage, seed=job.stage.seed, metadata=job.metadata, reader=reader)
     found = {"error": report.error, "predicted_error": report.predicted, "error_in_diffusers": report.peer_error}
@@ -109,7 +109,7 @@ def run_mix(job: Job) -> Mapping[str, float]:
 
 def run_evaluate(job: Job) -> Mapping[str, float]:
     """Compare adapters with the base model and write the page."""
-    from draft.diffusion.fits import told_memory
+    from draft.diffusion.memory import told_memory
     from draft.evaluation.evaluate import evaluate
 
     with told_memory(), ending_processes(job.stage.terms):
@@ -132,9 +132,9 @@ def run_evaluate(job: Job) -> Mapping[str, float]:
 
 def run_generate(job: Job) -> Mapping[str, float]:
     """Make images, by a method that raises rewards where there is one."""
-    from draft.diffusion.fits import told_memory
+    from draft.diffusion.memory import told_memory
     from draft.evaluation.generate import generate
-    from draft.inference.generate import generate_by_reward
+    from draft.generation.generate import generate_by_reward
 
     stage = _expect(job, GenerateStage)
     made = generate if stage.method is None else partial(generate_by_reward, method=stage.method, terms=job.stage.terms)
@@ -178,8 +178,8 @@ def run_compare(job: Job) -> Mapping[str, float]:
 
 def run_probe(job: Job) -> Mapping[str, float]:
     """Measure the gradient through all sampling steps, and write tables and the page."""
-    from draft.diffusion.fits import told_memory
-    from draft.probing.probe import probe
+    from draft.diffusion.memory import told_memory
+    from draft.probe.probe import probe
 
     stage = _expect(job, ProbeStage)
     with told_memory(), ending_processes(job.stage.terms):
@@ -200,7 +200,7 @@ def run_probe(job: Job) -> Mapping[str, float]:
 
 def run_strip(job: Job) -> Mapping[str, float]:
     """Draw adapters over their scales."""
-    from draft.diffusion.fits import told_memory
+    from draft.diffusion.memory import told_memory
     from draft.strips.strip import draw_strip
 
     stage = _expect(job, StripStage)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from draft.evaluation.arms import Shots, blend, draw, keep_pictures, load_arms
-from draft.evaluation.scoring import load_metrics, score_all
 from draft.progress import Progress
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
+from draft.scoring.measuring import load_metrics, score_all
 from draft.strips.page import write_page
 from draft.strips.results import Strip, as_csv, as_json, cells_of, highest
 from draft.strips.settings import StripSettings

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from draft.errors import DraftError
-from draft.registry.reward import Reward
+from draft.rewards.reward import Reward
 from draft.types import Prompts
 
 __all__ = ["PROMPTS", "CheckResult", "check_reward", "run_checks", "table"]

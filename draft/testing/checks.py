@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft.registry.reward import RESERVED, Reward, Score
+from draft.rewards.reward import RESERVED, Reward, Score
 from draft.types import Prompts
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from draft.diffusion.methods.values import DraftLV, Method
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.training.objective import LinearLoss, Loss, PenaltySettings, RobustSettings
+from draft.methods.values import DraftLV, Method
+from draft.scoring.objective import LinearLoss, Loss, PenaltySettings, RobustSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft.registry.reward import Term
-from draft.training.foundation import FRESH, Foundation
+from draft.rewards.reward import Term
+from draft.training.base_adapters import FRESH, Foundation
 from draft.training.settings import TrainSettings
 from draft.types import Prompts
 

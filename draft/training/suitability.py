@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from draft.diffusion.methods.values import DDPO, AlignProp, BestOfN
-from draft.diffusion.methods.values.leaps import Cached, misfit
 from draft.errors import StageError
-from draft.training.objective import LinearLoss, PenaltySettings, RobustSettings
+from draft.methods.values import DDPO, AlignProp, BestOfN
+from draft.methods.values.leaps import Cached, misfit
+from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
 
 

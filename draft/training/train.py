@@ -12,25 +12,25 @@ import torch
 from accelerate import Accelerator
 
 from draft.adapters.files.formats import Adapter, Factors, write_adapter
+from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images
 from draft.diffusion.lora import lora_factors
-from draft.diffusion.models import TextToImage
 from draft.errors import StageError
 from draft.progress import Progress
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
+from draft.scoring.guards import check_terms
 from draft.training.accelerator import make_accelerator
+from draft.training.base_adapters import FRESH, Foundation
 from draft.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
-from draft.training.descent import means
-from draft.training.foundation import FRESH, Foundation
 from draft.training.metrics import append_metrics, truncate_metrics
 from draft.training.preview import save_grid
 from draft.training.rules.rule import Rule, make_rule
-from draft.training.runs import Run, prepare
+from draft.training.run import Run, prepare
 from draft.training.schedule import learning_rate_factor
 from draft.training.settings import TrainSettings
 from draft.training.state import identity
 from draft.training.suitability import check_method
-from draft.training.watch import check_terms
+from draft.training.update import means
 from draft.types import Prompts
 
 _CLOSING = 10

@@ -11,7 +11,7 @@ from draft_rewards._loading import Revision
 if TYPE_CHECKING:
     import torch
 
-    from draft.registry.reward import Score
+    from draft.rewards.reward import Score
     from draft.types import Images, Scores
 
 

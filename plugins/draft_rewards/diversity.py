@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from draft.registry.reward import Score
+    from draft.rewards.reward import Score
     from draft.types import Images, Scores
 
 _SIDE = 32

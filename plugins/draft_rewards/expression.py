@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from pydantic import field_validator, model_validator
 
 import draft
-from draft.registry.parts import Parts
+from draft.rewards.parts import Parts
 from draft_rewards._formula import check_names, evaluate, parse
 
 if TYPE_CHECKING:
     import torch
 
-    from draft.registry.reward import Score
+    from draft.rewards.reward import Score
     from draft.types import Images, Scores
 
 

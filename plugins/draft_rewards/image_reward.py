@@ -12,7 +12,7 @@ from draft_rewards._text import Text
 if TYPE_CHECKING:
     import torch
 
-    from draft.registry.reward import Score
+    from draft.rewards.reward import Score
     from draft.types import Images, Scores
 
 

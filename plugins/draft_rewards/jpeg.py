@@ -10,7 +10,7 @@ import draft
 if TYPE_CHECKING:
     import torch
 
-    from draft.registry.reward import Score
+    from draft.rewards.reward import Score
     from draft.types import Images, Scores
 
 

@@ -11,7 +11,7 @@ from draft_rewards._agreement import Measure, agreement, precise
 if TYPE_CHECKING:
     import torch
 
-    from draft.registry.reward import Score
+    from draft.rewards.reward import Score
     from draft.types import Images, Scores
 
 

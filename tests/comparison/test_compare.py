@@ -23,14 +23,14 @@ from draft.comparison.settings import (
     MeasureSettings,
     SearchSettings,
 )
+from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
-from draft.diffusion.methods.values import DraftK, DraftLV, Method
-from draft.diffusion.models import load_text_to_image
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import StageError
+from draft.methods.values import DraftK, DraftLV, Method
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
+from draft.rewards.reward import Reward, Term
 from draft.training.settings import CheckpointSettings
 from draft.types import Prompts
 

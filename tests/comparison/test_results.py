@@ -14,7 +14,7 @@ from draft.comparison.record import Attempt, Point
 from draft.comparison.results import Comparison, Entrant, as_json, memory, per_update, remarks, spread
 from draft.comparison.settings import AXES, BudgetSettings, ComparisonSettings, Contender
 from draft.comparison.table import cell, markdown, tables
-from draft.diffusion.methods.values import DraftLV
+from draft.methods.values import DraftLV
 
 SETTINGS = ComparisonSettings(seeds=(0, 1), budget=BudgetSettings(updates=4, evaluations=8, seconds=2.0, cap=3.0))
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from draft.diffusion.models import TextToImage, load_text_to_image
+from draft.diffusion.families import TextToImage, load_text_to_image
 
 HERE = Path(__file__).parent
 

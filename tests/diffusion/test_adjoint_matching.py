@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from draft.diffusion.grid import Grid
-from draft.diffusion.methods.adjoint_matching import (
+from draft.diffusion.sampling import sample
+from draft.diffusion.schedule import Grid
+from draft.diffusion.surrogate import roll_out
+from draft.errors import DraftError
+from draft.methods.adjoint_matching import (
     Target,
     draw_steps,
     lean_adjoint,
@@ -21,10 +24,7 @@ from draft.diffusion.methods.adjoint_matching import (
     running_quantile,
     step_mean,
 )
-from draft.diffusion.methods.values import AdjointMatching
-from draft.diffusion.sampling import sample
-from draft.diffusion.surrogate import roll_out
-from draft.errors import DraftError
+from draft.methods.values import AdjointMatching
 
 PREDICTIONS = ["epsilon", "v_prediction", "flow"]
 LAM = 3.0

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from draft.diffusion.control.annealing import scheduled, share
+from draft.diffusion.control.schedules import AdapterSchedule, Annealed, Combined, Constant, LastSteps, schedule_words
+from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import make_output
-from draft.diffusion.grid import FlowSchedule, make_grid
-from draft.diffusion.inference.annealing import scheduled, share
-from draft.diffusion.inference.schedules import AdapterSchedule, Annealed, Combined, Constant, LastSteps, schedule_words
 from draft.diffusion.lora import add_lora, lora_off, lora_parameters
-from draft.diffusion.models import TextToImage
 from draft.diffusion.sampling import predict, sample
+from draft.diffusion.schedule import FlowSchedule, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 
 STEPS = 4

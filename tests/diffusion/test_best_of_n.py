@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.best_of_n import concentration, denoising_loss, denoising_target, sample_weights
 from draft.diffusion.sampling import predict, renoise
+from draft.methods.best_of_n import concentration, denoising_loss, denoising_target, sample_weights
 
 GRIDS = ["epsilon", "v_prediction", "flow"]
 REWARDS = torch.tensor([0.0, 3.0, 1.0, 2.0, 5.0, 4.0], dtype=torch.float64)

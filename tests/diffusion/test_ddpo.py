@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.ddpo import (
+from draft.diffusion.sampling import step
+from draft.diffusion.surrogate import Rollout, roll_out
+from draft.methods.ddpo import (
     base_distance,
     clipped_loss,
     log_density,
@@ -16,8 +18,6 @@ from draft.diffusion.methods.ddpo import (
     step_mean,
     weigh_rewards,
 )
-from draft.diffusion.sampling import step
-from draft.diffusion.surrogate import Rollout, roll_out
 
 GRIDS = ["epsilon", "v_prediction", "flow"]
 SHAPES = [(2, 4, 6, 6), (2, 4, 3, 6, 6), (2, 4, 10), (2, 4)]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.direct_align import direct_align, draw_levels, level_grid, recover
-from draft.diffusion.methods.values import DirectAlign
 from draft.diffusion.sampling import predict, renoise
 from draft.diffusion.surrogate import Rollout
+from draft.methods.direct_align import direct_align, draw_levels, level_grid, recover
+from draft.methods.values import DirectAlign
 
 predictions = pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
 recoveries = pytest.mark.parametrize("recovery", ["move", "delta"])

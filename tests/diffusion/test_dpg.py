@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.dpg import Critic, actor_loss
-from draft.diffusion.methods.plans import Planned, draw_plan
-from draft.diffusion.methods.values import Draft, DraftK
 from draft.diffusion.sampling import step
 from draft.diffusion.surrogate import roll_out, sample_with_plan
 from draft.errors import DraftError
+from draft.methods.dpg import Critic, actor_loss
+from draft.methods.plans import Planned, draw_plan
+from draft.methods.values import Draft, DraftK
 
 GRIDS = ["epsilon", "v_prediction", "flow"]
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from draft.diffusion.methods.draws import draw_active, draw_pair, split_budget
-from draft.diffusion.methods.values import FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
-from draft.diffusion.methods.values.leaps import DirectAlign, misfit, tail_length
+from draft.methods.draws import draw_active, draw_pair, split_budget
+from draft.methods.values import FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
+from draft.methods.values.leaps import DirectAlign, misfit, tail_length
 
 DRAWS = 4000
 

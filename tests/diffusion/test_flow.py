@@ -11,17 +11,17 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from draft.diffusion.families import load_text_to_image
+from draft.diffusion.families.sd import read_schedule
 from draft.diffusion.generate import generate_images
-from draft.diffusion.grid import FlowSchedule, make_grid, step_sensitivities
-from draft.diffusion.methods.linear import linear_form
-from draft.diffusion.methods.plans import draw_plan
-from draft.diffusion.methods.values import AlignProp, Draft, DraftK, DraftLV, DRTune, ReFL
-from draft.diffusion.models import load_text_to_image
-from draft.diffusion.models.sd import read_schedule
+from draft.diffusion.linear import linear_form
 from draft.diffusion.sampling import move, predict, sample
+from draft.diffusion.schedule import FlowSchedule, make_grid, step_sensitivities
 from draft.diffusion.settings import SamplerSettings
 from draft.diffusion.surrogate import roll_out, sample_with_plan
 from draft.errors import DraftError
+from draft.methods.plans import draw_plan
+from draft.methods.values import AlignProp, Draft, DraftK, DraftLV, DRTune, ReFL
 
 
 def test_a_flow_grid_is_shifted_and_lands_on_the_clean_image(toys) -> None:

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import make_grid
+from draft.diffusion.families import TextToImage
 from draft.diffusion.guidance import guide
 from draft.diffusion.lora import add_lora, lora_parameters
-from draft.diffusion.methods.plans import Plan, Planned, draw_plan
-from draft.diffusion.methods.values import AlignProp, Draft, DraftK, DraftLV, DRTune, ReFL
-from draft.diffusion.models import TextToImage
+from draft.diffusion.plan import Plan
 from draft.diffusion.sampling import move, predict, renoise, step
+from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import Networks, checkpointed, sample_with_plan
+from draft.methods.plans import Planned, draw_plan
+from draft.methods.values import AlignProp, Draft, DraftK, DraftLV, DRTune, ReFL
 
 STEPS, BATCH, GUIDANCE = 6, 2, 3.0
 METHODS: list[Planned] = [Draft(), DraftK(k=1), DraftK(k=2), DraftK(k=5), DraftLV(copies=2)]

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from draft.diffusion.control.steering import steer
+from draft.diffusion.control.values import Guided
+from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import make_output
-from draft.diffusion.grid import FlowSchedule, make_grid
-from draft.diffusion.inference.steering import steer
-from draft.diffusion.inference.values import Guided
+from draft.diffusion.linear import linear_form
 from draft.diffusion.lora import add_lora, load_beneath, load_lora, lora_factors, lora_parameters
-from draft.diffusion.methods.adjoint_matching import lean_adjoint, matching_loss, pull_back, step_mean
-from draft.diffusion.methods.direct_align import recover
-from draft.diffusion.methods.linear import linear_form
-from draft.diffusion.methods.plans import draw_plan
-from draft.diffusion.methods.values import AlignProp, DraftK
-from draft.diffusion.models import load_text_to_image
 from draft.diffusion.sampling import move, predict, renoise, sample
+from draft.diffusion.schedule import FlowSchedule, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import roll_out, sample_with_plan
+from draft.methods.adjoint_matching import lean_adjoint, matching_loss, pull_back, step_mean
+from draft.methods.direct_align import recover
+from draft.methods.plans import draw_plan
+from draft.methods.values import AlignProp, DraftK
 
 PREDICTIONS = ["epsilon", "v_prediction", "flow"]
 

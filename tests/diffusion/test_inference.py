@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import FlowSchedule, Grid, Schedule, make_grid
-from draft.diffusion.inference.noise import optimise_noise
-from draft.diffusion.inference.search import best_of, modified
-from draft.diffusion.inference.steering import steer
-from draft.diffusion.inference.values import Guided, NoiseOpt
+from draft.diffusion.control.noise import optimise_noise
+from draft.diffusion.control.search import best_of, modified
+from draft.diffusion.control.steering import steer
+from draft.diffusion.control.values import Guided, NoiseOpt
 from draft.diffusion.sampling import sample
+from draft.diffusion.schedule import FlowSchedule, Grid, Schedule, make_grid
 from draft.diffusion.settings import SamplerSettings
 
 SHAPES = [(2, 3, 4, 4), (2, 3, 2, 4, 4), (2, 3, 10)]
@@ -238,7 +238,7 @@ def test_guidance_moves_the_mean_of_gaussian_data_by_its_covariance_times_the_sl
 
 @pytest.mark.parametrize("prediction", list(SCHEDULES))
 def test_the_shift_of_the_predicted_noise_is_sigma_times_the_finite_difference(prediction: str) -> None:
-    from draft.diffusion.inference.steering import _steered
+    from draft.diffusion.control.steering import _steered
     from draft.diffusion.sampling import predict
 
     grid, x, i, h = grid_of(prediction), randn(2, 3, 4), 2, 1e-6
@@ -258,7 +258,7 @@ def test_the_shift_of_the_predicted_noise_is_sigma_times_the_finite_difference(p
 
 @pytest.mark.parametrize("prediction", list(SCHEDULES))
 def test_scaled_guidance_is_as_large_as_it_says_whatever_the_scale_of_the_reward(prediction: str) -> None:
-    from draft.diffusion.inference.steering import _steered
+    from draft.diffusion.control.steering import _steered
     from draft.diffusion.sampling import predict
 
     def louder(x: Tensor) -> tuple[Tensor, Tensor]:

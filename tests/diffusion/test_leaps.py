@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import FlowSchedule
 from draft.diffusion.guidance import guide
+from draft.diffusion.linear import linear_form
 from draft.diffusion.lora import add_lora, lora_parameters
-from draft.diffusion.methods import flow_bp, leap_align
-from draft.diffusion.methods.flow_bp import bridge, integral_weights, lagrange, rescaling, sparse, supports
-from draft.diffusion.methods.leap_align import first_step, two_leaps
-from draft.diffusion.methods.leaps import call_grid, draw_surrogate, recorded_calls
-from draft.diffusion.methods.linear import linear_form
-from draft.diffusion.methods.plans import draw_plan
-from draft.diffusion.methods.straight_through import scaled, st
-from draft.diffusion.methods.values import DRTune, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
-from draft.diffusion.methods.values.leaps import DirectAlign
 from draft.diffusion.sampling import sample
+from draft.diffusion.schedule import FlowSchedule
 from draft.diffusion.settings import LoraSettings
+from draft.diffusion.straight_through import scaled, st
 from draft.diffusion.surrogate import Networks, Rollout, checkpointed, roll_out, sample_with_plan
+from draft.methods import flow_bp, leap_align
+from draft.methods.flow_bp import bridge, integral_weights, lagrange, rescaling, sparse, supports
+from draft.methods.leap_align import first_step, two_leaps
+from draft.methods.leaps import call_grid, draw_surrogate, recorded_calls
+from draft.methods.plans import draw_plan
+from draft.methods.values import DRTune, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
+from draft.methods.values.leaps import DirectAlign
 
 STEPS = 8
 LEAPS: list[Any] = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from draft.diffusion.models import load_text_to_image
+from draft.diffusion.families import load_text_to_image
 from draft.errors import DraftError
 
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.linear import linear_form
-from draft.diffusion.methods.plans import Planned, draw_plan
-from draft.diffusion.methods.values import AlignProp, Draft, DraftK, DRTune, ReFL
+from draft.diffusion.linear import linear_form
 from draft.diffusion.sampling import predict, sample, step
 from draft.diffusion.surrogate import roll_out, sample_with_plan
 from draft.errors import DraftError
+from draft.methods.plans import Planned, draw_plan
+from draft.methods.values import AlignProp, Draft, DraftK, DRTune, ReFL
 
 GRIDS = ["epsilon", "v_prediction", "flow"]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import Schedule
-from draft.diffusion.models import load_text_to_image
-from draft.diffusion.models.single_file import settle_prediction
+from draft.diffusion.families import load_text_to_image
+from draft.diffusion.families.single_file import settle_prediction
+from draft.diffusion.schedule import Schedule
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def test_the_network_itself_says_what_it_predicts(prediction: str, variance: flo
 
 
 def test_a_trained_network_says_what_it_predicts() -> None:
-    from draft.registry.plugins import model_path
+    from draft.rewards.plugins import model_path
 
     model: Any = load_text_to_image(model_path("emoji"), device=CPU, dtype=torch.float32)
     assert model.schedule.prediction == "v_prediction"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draft.diffusion.methods.plans import draw_plan
-from draft.diffusion.methods.values import Draft, DraftK
 from draft.diffusion.probe import agreement, cosines, take_apart
 from draft.diffusion.surrogate import roll_out, sample_with_plan
+from draft.methods.plans import draw_plan
+from draft.methods.values import Draft, DraftK
 
 GRIDS = ["epsilon", "v_prediction", "flow"]
 STEPS = 6

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from draft.diffusion.generate import generate_images, sample_images, seeded_noise
-from draft.diffusion.grid import Schedule, last_step_sensitivity, make_grid
 from draft.diffusion.lora import add_lora
+from draft.diffusion.schedule import Schedule, last_step_sensitivity, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import DraftError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from draft.diffusion.models.sd import StableDiffusion, load_stable_diffusion
+from draft.diffusion.families.sd import StableDiffusion, load_stable_diffusion
 from draft.diffusion.saturation import clip
 
 VALUES = torch.tensor([-3.0, -1e-7, 0.0, 0.3, 1.0, 1.0000002, 5.0], dtype=torch.float64)

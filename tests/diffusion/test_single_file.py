@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from draft.diffusion.families import TextToImage, load_text_to_image, single_file
+from draft.diffusion.families.architectures import configuration
 from draft.diffusion.generate import generate_images
-from draft.diffusion.models import TextToImage, load_text_to_image, single_file
-from draft.diffusion.models.architectures import configuration
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import DraftError
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
+from draft.rewards.reward import Reward, Term
 from draft.training.settings import TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
@@ -251,7 +251,7 @@ def test_the_embedded_numbers_are_those_of_the_published_models(
 def test_a_file_whose_prediction_nobody_says_is_asked(
     place: Callable[..., Path], whole: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from draft.diffusion.models import sd
+    from draft.diffusion.families import sd
 
     monkeypatch.setattr(sd, "settle_prediction", lambda model, schedule: replace(schedule, prediction="v_prediction"))
     model = load(place(whole, *PARTS[:3], "tokenizer"))

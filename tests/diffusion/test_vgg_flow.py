@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import Grid
-from draft.diffusion.methods.values import VGGFlow
-from draft.diffusion.methods.vgg_flow import capped, damping, draw_steps, target, velocity_loss, velocity_slope
 from draft.diffusion.sampling import predict
+from draft.diffusion.schedule import Grid
+from draft.methods.values import VGGFlow
+from draft.methods.vgg_flow import capped, damping, draw_steps, target, velocity_loss, velocity_slope
 
 PREDICTIONS = ["epsilon", "v_prediction", "flow"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from draft.diffusion.grid import FlowSchedule, Grid, Schedule, make_grid
-from draft.diffusion.methods.plans import Plan
+from draft.diffusion.plan import Plan
 from draft.diffusion.sampling import Output, move, predict, renoise, step
+from draft.diffusion.schedule import FlowSchedule, Grid, Schedule, make_grid
 from draft.diffusion.settings import SamplerSettings
 from draft.diffusion.surrogate import Networks, roll_out
 

@@ -18,7 +18,7 @@ from draft.evaluation.evaluate import evaluate
 from draft.evaluation.generate import generate, safe_name
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
+from draft.rewards.reward import Reward, Term
 from draft.types import Prompts
 
 SAMPLER = SamplerSettings(num_inference_steps=2, guidance_scale=2.0)

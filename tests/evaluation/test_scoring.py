@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from draft.errors import DraftError
-from draft.evaluation.scoring import load_metrics
-from draft.registry.terms import build_term
+from draft.rewards.terms import build_term
+from draft.scoring.measuring import load_metrics
 from draft.types import Prompts
 
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ from draft.evaluation.stamp import STAMP
 from draft.pipeline.cache import StageRecord, damage, record_outputs
 from draft.pipeline.schema import OUTPUTS
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
+from draft.rewards.reward import Reward, Term
 from draft.types import Prompts
 
 SAMPLER = SamplerSettings(num_inference_steps=1, guidance_scale=1.0)

@@ -18,9 +18,9 @@ from draft.isolation.environment import interpreter
 from draft.isolation.failures import IsolatedError
 from draft.isolation.reward import ending_processes, isolated_reward
 from draft.isolation.settings import Isolation
-from draft.registry.reward import Term
-from draft.training.backward import Loaded, Scorer, split_backward
-from draft.training.objective import LinearLoss
+from draft.rewards.reward import Term
+from draft.scoring.backward import Loaded, Scorer, split_backward
+from draft.scoring.objective import LinearLoss
 from draft.types import Prompts
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ from torch import Tensor
 import draft.testing
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
-from draft.registry.reward import Reward, Score, Term
-from draft.training.backward import Loaded, Scorer, split_backward
-from draft.training.objective import LinearLoss
+from draft.rewards.reward import Reward, Score, Term
+from draft.scoring.backward import Loaded, Scorer, split_backward
+from draft.scoring.objective import LinearLoss
 from draft.types import Prompts
 
 CPU = torch.device("cpu")

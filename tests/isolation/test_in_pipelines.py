@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from draft.diffusion.methods.values import DraftLV
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import ConfigErrors, DraftError
 from draft.isolation.failures import IsolatedError
 from draft.isolation.reward import IsolatedReward
+from draft.methods.values import DraftLV
 from draft.pipeline.describe import json_schema
 from draft.pipeline.isolated import source_files
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.run import run_pipeline
 from draft.pipeline.stages import EXECUTORS, Job
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
+from draft.rewards.reward import Reward, Term
 from draft.training.settings import TrainSettings
 from draft.training.train import train
 from draft.types import Prompts

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from draft.isolation.reward import ending_processes
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
 
 CPU = torch.device("cpu")
 SCRIPT = """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from draft.diffusion.methods.values import Method
 from draft.errors import ConfigErrors, DraftError, DraftWarning
+from draft.methods.values import Method
 from draft.pipeline.load import load_pipeline
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from draft.pipeline.load import load_pipeline
-from draft.pipeline.making import making, without_secrets
+from draft.pipeline.provenance import making, without_secrets
 from draft.pipeline.resolve import environment_values
 
 
@@ -75,7 +75,7 @@ def test_a_name_that_is_itself_looked_up_hides_the_whole_environment(monkeypatch
 
 
 def test_prompts_that_a_header_should_not_carry_are_counted(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("draft.pipeline.making.MOST", 9)
+    monkeypatch.setattr("draft.pipeline.provenance.MOST", 9)
     workshop.run()
     told = json.loads(workshop.jobs[0].metadata["draft.pipeline"])
     assert told["prompts"] == "???" and told["count"] == 2

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from draft.errors import PluginError
-from draft.registry.describe import summary
-from draft.registry.plugins import find_reward, reward_entries
+from draft.rewards.describe import summary
+from draft.rewards.plugins import find_reward, reward_entries
 
 
 def names() -> list[str]:

@@ -15,10 +15,10 @@ import transformers
 
 import draft
 from draft.errors import ResourceError
-from draft.registry.describe import facts
-from draft.registry.discovery import OWN, reward_entries
-from draft.registry.loading import find_reward
-from draft.registry.reward import Reward
+from draft.rewards.describe import facts
+from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.loading import find_reward
+from draft.rewards.reward import Reward
 from draft_rewards._loading import explained, hub_options, load_frozen
 from draft_rewards._weights import WEIGHTS, download_command, known
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from draft.registry.discovery import OWN, Entry, reward_entries
-from draft.registry.loading import find_reward
+from draft.rewards.discovery import OWN, Entry, reward_entries
+from draft.rewards.loading import find_reward
 from draft.testing import check_reward
 
 OPTIONS: dict[str, dict[str, Any]] = {

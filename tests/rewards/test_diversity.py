@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 import draft
-from draft.evaluation.scoring import load_metrics, score_all
-from draft.registry.reward import Term
+from draft.rewards.reward import Term
+from draft.scoring.measuring import load_metrics, score_all
 from draft.testing import check_reward
 from draft_rewards._vendi import divided_differences, vendi
 from draft_rewards.diversity import Diversity

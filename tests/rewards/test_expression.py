@@ -17,11 +17,11 @@ from draft.errors import ConfigErrors, DraftError, OptionError
 from draft.pipeline.cache import identity
 from draft.pipeline.check import Pipeline
 from draft.pipeline.load import load_pipeline
-from draft.registry.parts import each_reward, without_gradient
-from draft.registry.reward import Term
-from draft.registry.terms import build_reward, reward_config
+from draft.rewards.parts import each_reward, without_gradient
+from draft.rewards.reward import Term
+from draft.rewards.terms import build_reward, reward_config
+from draft.scoring.guards import check_terms
 from draft.testing import check_reward
-from draft.training.watch import check_terms
 from draft_rewards._formula import check_names, evaluate, parse
 from draft_rewards.expression import Expression
 from draft_rewards.owlvit_count import OwlvitCount

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import draft
-from draft.registry.loading import find_reward
+from draft.rewards.loading import find_reward
 from draft_rewards._preprocessing import Preprocessing, parse_preprocessing
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -14,9 +14,9 @@ from PIL import Image
 
 from draft.adapters.files.formats import read_adapter, unet_factors
 from draft.adapters.mixture import mix_files
+from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
-from draft.diffusion.models import load_text_to_image
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import ConfigErrors, DraftError
 from draft.evaluation.arms import to_picture

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from draft.diffusion.methods.values import DraftLV
 from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.methods.values import DraftLV
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
+from draft.rewards.reward import Reward, Term
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts

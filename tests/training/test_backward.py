@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.registry.reward import Reward, Term
-from draft.training.backward import Loaded, Scorer, split_backward
-from draft.training.objective import LinearLoss
+from draft.rewards.reward import Reward, Term
+from draft.scoring.backward import Loaded, Scorer, split_backward
+from draft.scoring.objective import LinearLoss
 from draft.training.schedule import learning_rate_factor
 from draft.types import Prompts
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
-from draft.diffusion.methods.plans import draw_plan
-from draft.diffusion.methods.values import AlignProp, DRTune, ReFL
-from draft.diffusion.models import load_text_to_image
-from draft.training.objective import PenaltySettings, RobustSettings
+from draft.methods.plans import draw_plan
+from draft.methods.values import AlignProp, DRTune, ReFL
+from draft.scoring.objective import PenaltySettings, RobustSettings
 from draft.training.rules.rule import make_rule
-from draft.training.runs import Run
+from draft.training.run import Run
 from draft.training.settings import CheckpointSettings
 
 DRAWN: list[Any] = [ReFL(window=3), AlignProp(), DRTune(k=2, stop=0.67)]

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from draft.adapters.files.formats import Adapter, Factors, read_adapter, unet_factors, write_adapter
 from draft.adapters.mixture import mix_files
+from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images, sample_images, seeded_noise
 from draft.diffusion.lora import add_lora, load_lora, lora_factors, lora_off, use_lora
-from draft.diffusion.methods.values import AdjointMatching, DraftLV
-from draft.diffusion.models import load_text_to_image
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import DraftError
+from draft.methods.values import AdjointMatching, DraftLV
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
-from draft.training.foundation import FRESH, Foundation
-from draft.training.objective import PenaltySettings
-from draft.training.runs import prepare
+from draft.rewards.reward import Reward, Term
+from draft.scoring.objective import PenaltySettings
+from draft.training.base_adapters import FRESH, Foundation
+from draft.training.run import prepare
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.state import identity
 from draft.training.train import Progressed, train

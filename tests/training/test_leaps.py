@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
-from draft.diffusion.methods.values import DirectAlign, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
-from draft.diffusion.models import load_text_to_image
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import DraftError
+from draft.methods.values import DirectAlign, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
-from draft.training.objective import PenaltySettings, RobustSettings
+from draft.rewards.reward import Reward, Term
+from draft.scoring.objective import PenaltySettings, RobustSettings
 from draft.training.rules.rule import make_rule
-from draft.training.runs import Run, prepare
+from draft.training.run import Run, prepare
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts

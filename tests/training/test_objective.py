@@ -11,19 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import FlowSchedule, make_grid
+from draft.diffusion.families import load_text_to_image
 from draft.diffusion.guidance import guide
 from draft.diffusion.lora import add_lora, lora_norm, lora_off, lora_parameters
-from draft.diffusion.methods.values import DraftK, DraftLV, Method
-from draft.diffusion.models import load_text_to_image
 from draft.diffusion.sampling import predict, step
+from draft.diffusion.schedule import FlowSchedule, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import Group, roll_out
-from draft.registry.reward import Reward, Term
-from draft.training.backward import Loaded, Scorer, split_backward
-from draft.training.descent import descend
-from draft.training.loss import loss_slope, loss_value
-from draft.training.objective import (
+from draft.methods.values import DraftK, DraftLV, Method
+from draft.rewards.reward import Reward, Term
+from draft.scoring.backward import Loaded, Scorer, split_backward
+from draft.scoring.loss import loss_slope, loss_value
+from draft.scoring.objective import (
     ClippedLoss,
     DistanceLoss,
     HingeLoss,
@@ -33,9 +32,10 @@ from draft.training.objective import (
     RobustSettings,
 )
 from draft.training.rules.backpropagation import Backpropagation
-from draft.training.runs import Run
+from draft.training.run import Run
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
+from draft.training.update import descend
 from draft.types import Prompts
 
 CPU = torch.device("cpu")

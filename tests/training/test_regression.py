@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods import adjoint_matching, vgg_flow
-from draft.diffusion.methods.values import AdjointMatching, VGGFlow
 from draft.diffusion.sampling import predict
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import roll_out
 from draft.errors import DraftError
+from draft.methods import adjoint_matching, vgg_flow
+from draft.methods.values import AdjointMatching, VGGFlow
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
-from draft.training.objective import HingeLoss
+from draft.rewards.reward import Reward, Term
+from draft.scoring.objective import HingeLoss
 from draft.training.rules.rule import make_rule
-from draft.training.runs import Run, prepare
+from draft.training.run import Run, prepare
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.suitability import method_problems
 from draft.training.train import train

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from draft.diffusion.methods.dpg import Critic
-from draft.diffusion.methods.values import DDPO, DPG, AlignProp, BestOfN, DRTune, ReFL
 from draft.diffusion.surrogate import roll_out
+from draft.methods.dpg import Critic
+from draft.methods.values import DDPO, DPG, AlignProp, BestOfN, DRTune, ReFL
 from draft.progress import Silent
 from draft.training.rules.dpg import CriticGradient
 from draft.training.rules.rounds import collect
 from draft.training.rules.rule import make_rule
-from draft.training.runs import Batch, Run
+from draft.training.run import Batch, Run
 
 IMAGES = 6
 

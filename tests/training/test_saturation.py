@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from draft.diffusion.methods.values import DraftK
-from draft.diffusion.models.sd import StableDiffusion
+from draft.diffusion.families.sd import StableDiffusion
 from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.methods.values import DraftK
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
+from draft.rewards.reward import Reward, Term
 from draft.training.settings import TrainSettings
 from draft.training.train import train
 from draft.types import Prompts

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from draft.diffusion.methods.values import DDPO, AlignProp, Method, ReFL
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
+from draft.methods.values import DDPO, AlignProp, Method, ReFL
 from draft.progress import Silent
-from draft.training.objective import HingeLoss, PenaltySettings, RobustSettings
+from draft.scoring.objective import HingeLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
 from draft.training.suitability import method_problems
 from draft.training.train import train

@@ -18,15 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
-from draft.diffusion.methods.values import Draft, DraftK, DraftLV
-from draft.diffusion.models import load_text_to_image
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import DraftError
+from draft.methods.values import Draft, DraftK, DraftLV
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
-from draft.training.objective import RobustSettings
+from draft.rewards.reward import Reward, Term
+from draft.scoring.objective import RobustSettings
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts

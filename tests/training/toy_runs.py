@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft.diffusion.grid import make_grid
+from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.lora import add_lora, lora_parameters
-from draft.diffusion.methods.values import Method
-from draft.diffusion.models import TextToImage, load_text_to_image
+from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import Rollout, roll_out
+from draft.methods.values import Method
 from draft.progress import Silent
-from draft.registry.reward import Reward, Term
-from draft.training.backward import Loaded, Scorer
-from draft.training.runs import Batch, Run
+from draft.rewards.reward import Reward, Term
+from draft.scoring.backward import Loaded, Scorer
+from draft.training.run import Batch, Run
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.state import Randomness
 from draft.training.train import train

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from draft.kit.stand_in import choose_reward, offering_stand_in
+from draft.authoring.stand_in import choose_reward, offering_stand_in
 from draft_cli.rewards.options import AUTO, Name, Settings, StandIn, parse_settings
 
 

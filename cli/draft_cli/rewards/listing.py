@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from draft.registry.describe import facts, headline, options, summary, yaml_example
-from draft.registry.discovery import Entry, reward_entries
-from draft.registry.loading import find_reward
-from draft.registry.reward import Reward
+from draft.rewards.describe import facts, headline, options, summary, yaml_example
+from draft.rewards.discovery import Entry, reward_entries
+from draft.rewards.loading import find_reward
+from draft.rewards.reward import Reward
 from draft_cli.rewards.options import Name
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

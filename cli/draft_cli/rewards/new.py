@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from draft.kit.scaffold import check_name, write_package
+from draft.authoring.scaffold import check_name, write_package
 
 
 def new_command(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from draft.kit.stand_in import choose_reward
+from draft.authoring.stand_in import choose_reward
 from draft_cli.rewards.listing import columns
 from draft_cli.rewards.options import AUTO, Force, Name, Set, StandIn, check_output, parse_settings
 
 if TYPE_CHECKING:
-    from draft.kit.scores import Scored
+    from draft.authoring.scores import Scored
 
 
 def score_command(
@@ -49,10 +49,10 @@ def score_command(
 
     # Results alone go to standard output; whoever reads them there sees how far it is.
     reporter = progress(sys.stderr) if sys.stderr.isatty() else Silent()
+    from draft.authoring.pictures import find_pictures
+    from draft.authoring.scores import as_json as json_text
+    from draft.authoring.scores import match_prompts, score_pictures, write_csv
     from draft.diffusion.device import choose_device
-    from draft.kit.pictures import find_pictures
-    from draft.kit.scores import as_json as json_text
-    from draft.kit.scores import match_prompts, score_pictures, write_csv
 
     files = find_pictures(images)
     matched = match_prompts(files, prompt or [], prompts)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from draft.authoring.stand_in import choose_reward
 from draft.errors import ConfigError
-from draft.kit.stand_in import choose_reward
 from draft_cli.rewards.listing import columns
 from draft_cli.rewards.options import AUTO, Force, Name, Settings, StandIn, check_output, parse_settings
 
 if TYPE_CHECKING:
-    from draft.kit.ascent import Frame
+    from draft.authoring.ascent import Frame
 
 
 class On(StrEnum):
@@ -65,10 +65,10 @@ def try_command(
         raise ConfigError("no prompt to start from", where="command line", hint='--prompt "a cat on a blue background"')
     if seconds is not None and steps is not None:
         raise ConfigError("a trial takes --seconds or --steps, not both", where="command line")
-    from draft.kit.ascent import Budget
-    from draft.kit.strip import as_json as json_text
-    from draft.kit.strip import draw_strip
-    from draft.kit.trial import TrialSettings, Way, pictured, try_reward
+    from draft.authoring.ascent import Budget
+    from draft.authoring.strip import as_json as json_text
+    from draft.authoring.strip import draw_strip
+    from draft.authoring.trial import TrialSettings, Way, pictured, try_reward
     from draft.progress import Silent, progress
 
     ways: tuple[Way, ...] = ("pixels", "latents") if on is On.BOTH else (on.value,)
@@ -97,7 +97,7 @@ def try_command(
 
 
 def _rows(way: str, frames: Sequence[Frame]) -> list[tuple[str, str, str, str]]:
-    from draft.kit.strip import change
+    from draft.authoring.strip import change
 
     return [
         (

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.adjoint_matching import (
+from draft.diffusion.surrogate import roll_out
+from draft.methods.adjoint_matching import (
     Target,
     draw_steps,
     lean_adjoint,
@@ -18,11 +19,10 @@ from draft.diffusion.methods.adjoint_matching import (
     running_quantile,
     step_mean,
 )
-from draft.diffusion.methods.values import AdjointMatching
-from draft.diffusion.surrogate import roll_out
-from draft.training.backward import Figures
-from draft.training.descent import Descent, descend
-from draft.training.runs import Batch, Run
+from draft.methods.values import AdjointMatching
+from draft.scoring.backward import Figures
+from draft.training.run import Batch, Run
+from draft.training.update import Descent, descend
 
 
 class AdjointRegression:

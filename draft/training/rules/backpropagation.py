@@ -8,17 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from draft.diffusion.linear import linear_form
 from draft.diffusion.lora import lora_norm
-from draft.diffusion.methods.leaps import call_grid, draw_surrogate, recorded_calls
-from draft.diffusion.methods.linear import linear_form
-from draft.diffusion.methods.plans import Planned, check_steps, draw_plan
-from draft.diffusion.methods.values.leaps import Cached
 from draft.diffusion.sampling import Output, predict
 from draft.diffusion.surrogate import Group, Networks, Surrogate, checkpointed, roll_out, sample_with_plan
-from draft.training.backward import Figures, mean_drop, split_backward
-from draft.training.descent import Descent, descend
+from draft.methods.leaps import call_grid, draw_surrogate, recorded_calls
+from draft.methods.plans import Planned, check_steps, draw_plan
+from draft.methods.values.leaps import Cached
+from draft.scoring.backward import Figures, mean_drop, split_backward
 from draft.training.rules.rule import Memoryless
-from draft.training.runs import Batch, Run
+from draft.training.run import Batch, Run
+from draft.training.update import Descent, descend
 
 
 class Backpropagation(Memoryless):

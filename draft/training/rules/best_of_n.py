@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from draft.diffusion.grid import FlowSchedule, make_grid
-from draft.diffusion.methods.best_of_n import concentration, denoising_loss, sample_weights
-from draft.diffusion.methods.values import BestOfN
 from draft.diffusion.sampling import renoise
-from draft.training.descent import Descent, take_step
+from draft.diffusion.schedule import FlowSchedule, make_grid
+from draft.methods.best_of_n import concentration, denoising_loss, sample_weights
+from draft.methods.values import BestOfN
 from draft.training.rules.rounds import collect, minibatches
 from draft.training.rules.rule import Memoryless
-from draft.training.runs import Run
+from draft.training.run import Run
+from draft.training.update import Descent, take_step
 
 
 class Imitation(Memoryless):

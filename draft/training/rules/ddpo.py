@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.ddpo import (
+from draft.errors import DraftError
+from draft.methods.ddpo import (
     Memory,
     base_distance,
     clipped_loss,
@@ -17,11 +18,10 @@ from draft.diffusion.methods.ddpo import (
     step_mean,
     weigh_rewards,
 )
-from draft.diffusion.methods.values import DDPO
-from draft.errors import DraftError
-from draft.training.descent import Descent, take_step
+from draft.methods.values import DDPO
 from draft.training.rules.rounds import Round, collect, minibatches
-from draft.training.runs import Run
+from draft.training.run import Run
+from draft.training.update import Descent, take_step
 
 
 class PolicyGradient:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.dpg import Critic, actor_loss
-from draft.diffusion.methods.values import DPG
 from draft.errors import DraftError
-from draft.training.descent import Descent, take_step
+from draft.methods.dpg import Critic, actor_loss
+from draft.methods.values import DPG
 from draft.training.rules.rounds import Round, collect
-from draft.training.runs import Run
+from draft.training.run import Run
+from draft.training.update import Descent, take_step
 
 
 class CriticGradient:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from draft.diffusion.surrogate import Rollout, roll_out
-from draft.training.backward import Figures
-from draft.training.runs import Batch, Run
+from draft.scoring.backward import Figures
+from draft.training.run import Batch, Run
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from draft.diffusion.methods.values import DDPO, DPG, AdjointMatching, BestOfN, Method, VGGFlow
-from draft.training.descent import Descent
-from draft.training.runs import Run
+from draft.methods.values import DDPO, DPG, AdjointMatching, BestOfN, Method, VGGFlow
+from draft.training.run import Run
+from draft.training.update import Descent
 
 
 class Rule(Protocol):

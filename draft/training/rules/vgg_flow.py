@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft.diffusion.methods.values import VGGFlow
-from draft.diffusion.methods.vgg_flow import capped, draw_steps, target, velocity_loss
 from draft.diffusion.sampling import predict
 from draft.diffusion.surrogate import roll_out
-from draft.training.backward import Figures
-from draft.training.descent import Descent, descend
-from draft.training.runs import Run
+from draft.methods.values import VGGFlow
+from draft.methods.vgg_flow import capped, draw_steps, target, velocity_loss
+from draft.scoring.backward import Figures
+from draft.training.run import Run
+from draft.training.update import Descent, descend
 
 
 class VelocityRegression:

@@ -1,0 +1,119 @@
+"""Optimising the noise that sampling starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from draft.diffusion.control.values import NoiseOpt
+from draft.diffusion.linear import linear_form
+from draft.diffusion.sampling import Output, check_fresh, step
+from draft.diffusion.schedule import Grid
+from draft.diffusion.surrogate import checkpointed
+
+RewardGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Clean latents (B, C, ...) -> R of each, (B,), and dR / dlatents, (B, C, ...)."""
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """The best sample of each optimisation.
+
+    Args:
+        latents: Final latents, (B, C, ...).
+        noise: What they were sampled from, like `latents`.
+        rewards: R of each, (B,).
+        iterations: When each was found, from 0, (B,).
+    """
+
+    latents: Tensor
+    noise: Tensor
+    rewards: Tensor
+    iterations: Tensor
+
+
+def optimise_noise(
+    output: Output,
+    grid: Grid,
+    z: Tensor,
+    reward: RewardGradient,
+    method: NoiseOpt,
+    *,
+    fresh: Sequence[Tensor] | None = None,
+) -> Optimised:
+    """Descend on L(z) = -R(x_T(z)) + l (|z|^2 / 2 - (d - 1) ln |z|) and keep the best R (ReNO, arXiv 2406.04312).
+
+    The second term is minus the log density of the length of d standard normal numbers, with its minimum at
+    |z| = sqrt(d - 1). Gradient descent is PyTorch's SGD with Nesterov momentum: v <- m v + g, z <- z - lr (g + m v),
+    with |g| clipped before. Each image is an optimisation of its own, whatever it is batched with.
+
+    Args:
+        output: The guided network.
+        grid: The sampling grid.
+        z: Standard normal noise, (B, C, ...).
+        reward: R and its gradient at final latents.
+        method: The options.
+        fresh: Standard normal noise of each step where the grid is stochastic; the same in every iteration.
+
+    Returns:
+        The best of all iterations, so never worse than the sample of `z`.
+
+    Note:
+        ReNO has one-step models; the chain through several steps is recomputed step by step in the backward pass
+        (`checkpointed`). DOODL (arXiv 2303.13703) gets that gradient by inverting its sampler and also clips each
+        element and adds noise; of it, `keep_norm` is here. `recorded` is ours: the steps before hold the velocity
+        fixed, so the chain through them is a number.
+    """
+    check_fresh(grid, fresh)
+    d = z[0].numel()
+    cut = 0 if method.recorded is None else grid.steps - method.recorded
+    carry = linear_form(grid, "velocity").weights(0, cut)[0]
+    length, v = _norm(z), torch.zeros_like(z)
+    best: Optimised | None = None
+    for iteration in range(method.iterations):
+        with torch.no_grad():
+            x = _run(output, grid, z, 0, cut, fresh)
+        start = x.detach().requires_grad_(iteration < method.iterations - 1)
+        with torch.set_grad_enabled(start.requires_grad):
+            final = _run(checkpointed(output) if start.requires_grad else output, grid, start, cut, grid.steps, fresh)
+        found, q = reward(final.detach())
+        best = _better(best, Optimised(final.detach(), z, found, torch.full_like(found, iteration)))
+        if not start.requires_grad:
+            break
+        g = -carry * torch.autograd.grad(final, start, q)[0]
+        g = g + method.regulariser * z * (1 - (d - 1) / _norm(z) ** 2)
+        if method.max_grad_norm:
+            g = g * (method.max_grad_norm / _norm(g).clamp(min=method.max_grad_norm))
+        v = method.momentum * v + g
+        z = z - method.learning_rate * (g + method.momentum * v)
+        if method.keep_norm:
+            z = z * (length / _norm(z))
+    assert best is not None
+    return best
+
+
+def _run(output: Output, grid: Grid, x: Tensor, start: int, stop: int, fresh: Sequence[Tensor] | None) -> Tensor:
+    for i in range(start, stop):
+        x, _ = step(output, grid, x, i, fresh[i] if fresh is not None else None)
+    return x
+
+
+def _better(best: Optimised | None, new: Optimised) -> Optimised:
+    if best is None:
+        return new
+    wins = new.rewards > best.rewards
+    like = wins.reshape(-1, *[1] * (new.latents.dim() - 1))
+    return Optimised(
+        latents=torch.where(like, new.latents, best.latents),
+        noise=torch.where(like, new.noise, best.noise),
+        rewards=torch.where(wins, new.rewards, best.rewards),
+        iterations=torch.where(wins, new.iterations, best.iterations),
+    )
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Each sample's L2 norm, (B, 1, ...)."""
+    return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.dim() - 1))

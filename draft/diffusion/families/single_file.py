@@ -1,0 +1,202 @@
+"""Checkpoints of Stable Diffusion 1.x and 2.x in one file: what the file does not say is known here, or beside it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from transformers.models.clip import CLIPTokenizer
+from transformers.utils.hub import cached_file
+
+from draft.diffusion.families.architectures import PADDING, TEXT_WIDTH, Version, configuration
+from draft.errors import DraftError, ResourceError
+
+if TYPE_CHECKING:
+    from draft.diffusion.families import TextToImage
+    from draft.diffusion.schedule import Schedule
+
+_LIBRARIES = {
+    "unet": ("diffusers", "UNet2DConditionModel", "config.json"),
+    "vae": ("diffusers", "AutoencoderKL", "config.json"),
+    "text_encoder": ("transformers", "CLIPTextModel", "config.json"),
+    "scheduler": ("diffusers", "DDIMScheduler", "scheduler_config.json"),
+}
+_VOCABULARY = ("vocab.json", "merges.txt")
+_HUB = "openai/clip-vit-large-patch14"
+# All hold the same vocabulary; the first is also what A1111 leaves in the hub's cache.
+_CACHED = (
+    (_HUB, ""),
+    ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer"),
+    ("runwayml/stable-diffusion-v1-5", "tokenizer"),
+    ("CompVis/stable-diffusion-v1-4", "tokenizer"),
+)
+_UNET_KEY = "model.diffusion_model."
+_TEXT_KEYS: dict[Version, str] = {"1": "cond_stage_model.transformer.text_model.", "2": "cond_stage_model.model."}
+
+
+def load_single_file(path: Path) -> tuple[Any, bool]:
+    """Load a checkpoint in the original layout, as A1111 and ComfyUI use it; only the vocabulary may need the hub.
+
+    What stands in the folder of the file's name beside it (`x/` beside `x.safetensors`), laid out as diffusers does it
+    (`unet/config.json`, `scheduler/scheduler_config.json`, `tokenizer/vocab.json`, ...), wins over what is known here.
+
+    Args:
+        path: The `.safetensors` file.
+
+    Returns:
+        A `StableDiffusionPipeline`, and whether the folder beside it says what the network predicts.
+
+    Raises:
+        DraftError: It is no such checkpoint, is incomplete, or the vocabulary cannot be found.
+    """
+    shapes = _shapes(path)
+    version = _version(path, shapes)
+    beside = path.with_suffix("")
+    known = configuration(version, channels=shapes[f"{_UNET_KEY}input_blocks.0.0.weight"][1])
+    found = {part: _read(beside / part / file) for part, (_, _, file) in _LIBRARIES.items()}
+    tokenizer = _tokenizer(path, beside / "tokenizer", version)
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder), {part: found[part] or known[part] for part in known})
+        try:
+            pipeline: Any = StableDiffusionPipeline.from_single_file(
+                str(path), config=folder, tokenizer=tokenizer, safety_checker=None, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, SafetensorError, SingleFileComponentError) as error:
+            raise _unlike(path, version, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        except NotImplementedError as error:  # PyTorch's own, for a tensor on `meta`: no data came for it
+            raise _unlike(path, version, "it lacks tensors of its UNet or its autoencoder") from error
+    missing = [name for name, tensor in pipeline.text_encoder.state_dict().items() if tensor.is_meta]
+    if missing:
+        raise _unlike(path, version, f"it lacks tensors of its text encoder, such as {missing[0]}")
+    held, used = sum(name.startswith(_UNET_KEY) for name in shapes), len(pipeline.unet.state_dict())
+    if held != used:
+        raise _unlike(path, version, f"its UNet has {held} tensors instead of {used}")
+    for network in (pipeline.unet, pipeline.vae):
+        vars(network).pop("hf_device_map", None)  # says CPU, which peft would believe after the model has moved
+    return pipeline, found["scheduler"] is not None
+
+
+def settle_prediction(model: TextToImage, schedule: Schedule) -> Schedule:
+    """Find out from the network itself whether it predicts the noise e or v = alpha e - sigma x0.
+
+    At the last training time x = alpha x0 + sigma e is noise nearly alone (alpha = 0.07). For x0 of variance q^2 the
+    best guesses are E[e|x] = sigma x / (alpha^2 q^2 + sigma^2), nearly x itself, and E[v|x] = alpha sigma (1 - q^2) x
+    / (alpha^2 q^2 + sigma^2), nearly nothing of it; the slope of the output over x tells them apart.
+
+    Args:
+        model: The model; one of Stable Diffusion 2 that predicts v gets its resolution, 768, as those were trained for
+            it.
+        schedule: Its schedule, the prediction not trusted yet.
+
+    Returns:
+        The schedule with the prediction.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, *model.latent_shape(None), generator=generator).to(model.device)
+    time = torch.tensor(len(schedule.alphas_cumprod) - 1, device=model.device)
+    with torch.no_grad():
+        out = model.denoise(noise, time, model.encode([""]))
+    slope = float((out * noise).sum() / noise.square().sum())
+    unet: Any = model.unet
+    if slope < 0.5 and unet.config.cross_attention_dim == TEXT_WIDTH["2"]:
+        unet.register_to_config(sample_size=96)
+    return replace(schedule, prediction="epsilon" if slope >= 0.5 else "v_prediction")
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    if path.suffix != ".safetensors":
+        raise DraftError(
+            f"checkpoint {path} is not a .safetensors file", hint="pickled weights can run code; convert the file first"
+        )
+    if not path.is_file():
+        raise DraftError(f"no such checkpoint: {path}")
+    try:
+        with safe_open(str(path), "pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DraftError(f"checkpoint {path} cannot be read or is damaged: {error}") from error
+
+
+def _version(path: Path, shapes: Mapping[str, list[int]]) -> Version:
+    if any(name.startswith("conditioner.embedders.1.") for name in shapes):
+        raise DraftError(f"checkpoint {path} is Stable Diffusion XL, a family Draft cannot train yet")
+    if f"{_UNET_KEY}input_blocks.0.0.weight" not in shapes:
+        raise DraftError(f"checkpoint {path} is no Stable Diffusion 1.x or 2.x checkpoint")
+    versions: list[Version] = [v for v, key in _TEXT_KEYS.items() if any(name.startswith(key) for name in shapes)]
+    lacks = [] if versions else ["text encoder"]
+    lacks += [] if any(name.startswith(("first_stage_model.", "vae.")) for name in shapes) else ["autoencoder (VAE)"]
+    if lacks:
+        raise DraftError(
+            f"checkpoint {path} has no {' and no '.join(lacks)}",
+            hint="take the full checkpoint, with everything baked in",
+        )
+    return versions[0]
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DraftError(f"{file} is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DraftError(f"{file} must hold a JSON object (got {type(found).__name__})")
+    return found
+
+
+def _write(folder: Path, configuration: Mapping[str, Mapping[str, Any]]) -> None:
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+    index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+    for part, values in configuration.items():
+        library, name, file = _LIBRARIES[part]
+        index[part] = [library, values.get("_class_name", name)]
+        (folder / part).mkdir()
+        (folder / part / file).write_text(json.dumps(values), encoding="utf-8")
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _tokenizer(path: Path, beside: Path, version: Version) -> CLIPTokenizer:
+    files = [str(beside / name) for name in _VOCABULARY if (beside / name).is_file()]
+    whole = len(files) == len(_VOCABULARY)
+    if (beside / "tokenizer.json").is_file() or (whole and (beside / "tokenizer_config.json").is_file()):
+        return CLIPTokenizer.from_pretrained(str(beside), local_files_only=True)
+    if not whole:
+        files = _from_hub()
+    if not files:
+        raise ResourceError(
+            f"checkpoint {path} comes without CLIP's vocabulary, and it could not be fetched from the hub",
+            needs=f"{' and '.join(_VOCABULARY)} of {_HUB}, 1.5 MB",
+            hint=f"with a connection: `hf download {_HUB} {' '.join(_VOCABULARY)}`; without: put these two files "
+            f"(ComfyUI has them in comfy/sd1_tokenizer) into {beside}",
+        )
+    return CLIPTokenizer(*files, model_max_length=77, pad_token=PADDING[version])
+
+
+def _from_hub() -> list[str]:
+    for local in (True, False):
+        for repository, folder in _CACHED if local else _CACHED[:1]:
+            try:
+                found = [
+                    cached_file(repository, name, subfolder=folder, local_files_only=local) for name in _VOCABULARY
+                ]
+            except (OSError, ValueError):
+                continue
+            if all(found):
+                return [str(file) for file in found]
+    return []
+
+
+def _unlike(path: Path, version: Version, why: str) -> DraftError:
+    return DraftError(
+        f"checkpoint {path} is not like Stable Diffusion {version}.x: {why}",
+        hint=f"if it has other numbers, put its configuration, as diffusers writes it, into {path.with_suffix('')}",
+    )

@@ -1,0 +1,42 @@
+"""A gradient plan as data: which sampling steps carry gradient, where the chain is cut, where the rollout ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from draft.diffusion.settings import Frozen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the gradient flows in a rollout of T steps.
+
+    Full backpropagation is dJ/dtheta = sum_i lam_{i+1}^T dF_i/dtheta with lam_T = dR/dx_T,
+    lam_i = (dF_i/dx)^T lam_{i+1}, F_i being step i. A plan says which i are in the sum;
+    a cut before step i sets lam_i to zero, and without Jacobians lam_i is a number times dR/dx0.
+
+    Args:
+        recorded: Per step, whether autograd records the network there; elsewhere its output is a constant.
+        cut: Per step, whether its input latent is detached, which ends the chain.
+        copies: Re-noised copies of the last step beside the base sample.
+        stop: The last step made, whose one-step prediction of the clean latent is the sample; None: all steps are.
+        jacobians: Whether the chain runs through the network; without, along the straight path alone.
+        frozen: What is held fixed on the straight path.
+    """
+
+    recorded: tuple[bool, ...]
+    cut: tuple[bool, ...]
+    copies: int = 0
+    stop: int | None = None
+    jacobians: bool = True
+    frozen: Frozen = "auto"
+
+    @property
+    def steps(self) -> int:
+        """The number T of sampling steps."""
+        return len(self.recorded)
+
+    @property
+    def recorded_steps(self) -> int:
+        """How many steps of the rollout are recorded, re-noised copies not counted."""
+        return sum(self.recorded)

@@ -1,0 +1,186 @@
+"""A batch of pictures by each method: what its mathematics needs, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from draft.diffusion.control.noise import optimise_noise
+from draft.diffusion.control.schedules import AdapterSchedule
+from draft.diffusion.control.search import best_of, modified
+from draft.diffusion.control.steering import steer
+from draft.diffusion.control.values import Guided, NoiseOpt, PromptSearch, SamplingMethod
+from draft.diffusion.families import TextToImage
+from draft.diffusion.generate import make_output, seeded_draws
+from draft.diffusion.sampling import Output, sample
+from draft.diffusion.schedule import Grid
+from draft.diffusion.settings import SamplerSettings
+from draft.errors import StageError
+from draft.generation.cost import Cost, counted
+from draft.scoring.backward import Scored, Scorer
+from draft.types import Prompts
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What all batches have in common.
+
+    Args:
+        model: The model, switched to an arm.
+        scorer: Decoder and rewards.
+        grid: The sampling grid.
+        sampler: How images are sampled.
+        schedule: In which steps the arm's adapter takes part.
+        unconditional: The unconditional prompt's embedding, (1, L, D).
+        shape: Shape (C, ...) of an image's latents.
+    """
+
+    model: TextToImage
+    scorer: Scorer
+    grid: Grid
+    sampler: SamplerSettings
+    schedule: AdapterSchedule
+    unconditional: Tensor
+    shape: tuple[int, ...]
+
+    def output(self, texts: Sequence[str], cost: Cost | None = None) -> Output:
+        """The guided network for B texts."""
+        net = self.model.denoise if cost is None else counted(self.model.denoise, cost)
+        embeddings = self.model.encode(texts)
+        return make_output(self.model, self.grid, embeddings, self.unconditional, self.sampler, self.schedule, net=net)
+
+    def draws(self, seeds: Sequence[int], count: int) -> list[Tensor]:
+        """`count` standard normal tensors (B, C, ...), each sample's from its own seed, the first always the same."""
+        return [draw.to(self.model.device) for draw in seeded_draws(seeds, self.shape, count)]
+
+    @property
+    def start(self) -> int:
+        """How many draws a sample takes: where it starts, and the noise of each step where there is such."""
+        return 1 + self.grid.steps * self.grid.stochastic
+
+    def sample(self, output: Output, draws: Sequence[Tensor]) -> Tensor:
+        """Plain samples, without gradient."""
+        with torch.no_grad():
+            return sample(output, self.grid, draws[0], list(draws[1 : self.start]) or None)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch of samples.
+
+    Args:
+        latents: Final latents, (B, C, ...).
+        cost: What all of them cost.
+        details: For each image, what its method has to say about it.
+    """
+
+    latents: Tensor
+    cost: Cost = field(default_factory=Cost)
+    details: Sequence[dict[str, Any]] = ()
+
+
+def draw_plain(studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Tensor:
+    """Final latents without any method, (B, C, ...)."""
+    return studio.sample(studio.output(list(prompts)), studio.draws(seeds, studio.start))
+
+
+def draw_with(method: SamplingMethod, studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
+    """Sample a batch by a method.
+
+    Args:
+        method: The method.
+        studio: Model, rewards, grid.
+        prompts: B prompts.
+        seeds: B seeds; all noise of an image comes from its own.
+
+    Returns:
+        The samples with their cost.
+
+    Raises:
+        StageError: A reward is not finite.
+    """
+    match method:
+        case NoiseOpt():
+            return _optimised(method, studio, prompts, seeds)
+        case Guided():
+            return _steered(method, studio, prompts, seeds)
+        case PromptSearch():
+            return _searched(method, studio, prompts, seeds)
+
+
+def _optimised(method: NoiseOpt, studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
+    cost, draws = Cost(), studio.draws(seeds, studio.start)
+    rewards = _Rewards(studio.scorer, prompts, cost)
+    fresh = draws[1:] or None
+    found = optimise_noise(
+        studio.output(list(prompts), cost), studio.grid, draws[0], rewards.gradient, method, fresh=fresh
+    )
+    return Drawn(found.latents, cost, [{"iteration": int(k)} for k in found.iterations])
+
+
+def _steered(method: Guided, studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
+    cost, more = Cost(), (method.recurrence - 1) * studio.grid.steps
+    draws = studio.draws(seeds, studio.start + more)
+    latents = steer(
+        studio.output(list(prompts), cost),
+        studio.grid,
+        draws[0],
+        _Rewards(studio.scorer, prompts, cost).gradient,
+        method,
+        fresh=draws[1 : studio.start] or None,
+        again=draws[studio.start :],
+    )
+    return Drawn(latents, cost, [{} for _ in prompts])
+
+
+def _searched(method: PromptSearch, studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
+    cost, ways = Cost(), ("", *method.modifiers)
+    rewards = _Rewards(studio.scorer, prompts, cost)
+    rounds = -(-method.budget // len(ways))
+    draws = studio.draws(seeds, rounds * studio.start)
+    outputs = [
+        studio.output([modified(text, way) if way else text for text in prompts], cost) for way in ways[: method.budget]
+    ]
+
+    def candidates() -> Iterator[Tensor]:
+        for number in range(method.budget):
+            again, way = divmod(number, len(ways))
+            yield studio.sample(outputs[way], draws[again * studio.start : (again + 1) * studio.start])
+
+    best = best_of(candidates(), rewards.value)
+    chosen = [divmod(int(number), len(ways)) for number in best.chosen]
+    return Drawn(best.latents, cost, [{"modifier": ways[way], "draw": again} for again, way in chosen])
+
+
+@dataclass(frozen=True)
+class _Rewards:
+    """A batch's weighted sum of rewards, counted and finite."""
+
+    scorer: Scorer
+    prompts: Prompts
+    cost: Cost
+
+    def value(self, latents: Tensor) -> Tensor:
+        return self._counted(self.scorer.score(latents, self.prompts), gradients=False).rewards
+
+    def gradient(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():  # a method may be in the middle of a rollout without
+            scored = self._counted(self.scorer.reward_gradient(latents, self.prompts), gradients=True)
+        assert scored.gradient is not None
+        return scored.rewards, scored.gradient
+
+    def _counted(self, scored: Scored, *, gradients: bool) -> Scored:
+        self.cost.reward_evaluations += scored.figures.evaluations
+        self.cost.reward_gradients += scored.figures.evaluations * gradients
+        bad = ~scored.rewards.isfinite()
+        if bad.any():
+            prompt, value = self.prompts[int(bad.nonzero()[0])], float(scored.rewards[bad][0])
+            raise StageError(
+                f"the sum of rewards is not finite for the prompt {prompt!r} (got {value})",
+                hint="a reward that has no score for some images can only be measured: weight: 0",
+            )
+        return scored

@@ -1,0 +1,136 @@
+"""What an adapter file says about its making: enough to make it again, and no path, host, time or secret."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from draft.pipeline.cache import sha256
+from draft.pipeline.check import CheckedStage
+from draft.pipeline.header import read_header, weights_file
+from draft.pipeline.sources import weights_digest
+from draft.rewards.plugins import named_model
+
+MISSING = "???"
+"""Stands for what a file may not say; a pipeline with it is told by `draft check` what must be given."""
+
+MOST = 1_000_000
+"""Characters of prompts that a header holds at most."""
+
+_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key)$", re.IGNORECASE)
+_SIGNED = re.compile(r"://[^/\s]*@")  # an address with a name and a password in it
+_WITHOUT_EFFECT = ("kind", "checkpoint", "report_to", "seed", "model", "prompts", "rewards")
+
+
+def making(stage: CheckedStage, files: Mapping[str, Path]) -> dict[str, str]:
+    """The header entry `draft.pipeline` of an adapter that a stage makes; nothing for stages that make none.
+
+    Args:
+        stage: The stage.
+        files: Label to existing file, references resolved.
+
+    Returns:
+        `{"draft.pipeline": JSON}`; the same stage with the same inputs gives the same text.
+    """
+    if stage.config.kind not in ("train", "mix"):
+        return {}
+    settings = TypeAdapter(type(stage.config)).dump_python(stage.config, mode="json", by_alias=True)
+    told: dict[str, Any] = {
+        "kind": stage.config.kind,
+        "stage": stage.name,
+        "draft": _version(),
+        "settings": without_secrets(
+            {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}, stage.environment
+        ),
+    }
+    if stage.prompts or getattr(stage.config, "method", None) == "dare":
+        told["seed"] = stage.seed  # the file's, where the stage has no own one; other mixes have nothing random
+    if stage.model:
+        told["model"] = _model(stage)
+    if stage.prompts:
+        told |= _prompts(stage)
+    if rewards := stage.data.get("rewards"):
+        told["rewards"] = {
+            label: without_secrets({"use": label, **(options or {})}, stage.environment)
+            for label, options in rewards.items()
+        }
+    if stage.config.kind == "mix":
+        # Its inputs stand in `draft.recipe`, in this order.
+        told["settings"]["adapters"] = list(settings["adapters"])
+    else:
+        told["settings"].pop("init_adapter", None)
+        told["settings"]["base_adapters"] = [{"weight": each["weight"]} for each in settings["base_adapters"]]
+        told |= {"inputs": {label: _input(path) for label, path in files.items()}} if files else {}
+    return {"draft.pipeline": json.dumps(told, sort_keys=True)}
+
+
+def without_secrets(value: Any, environment: Collection[str] = (), key: str = "") -> Any:
+    """Plain data with `???` for what a file that is passed on may not hold.
+
+    Args:
+        value: Plain data.
+        environment: Values from the environment.
+        key: The last key that leads to the value.
+
+    Returns:
+        The data without paths of this machine, values from the environment, and what looks like a password by its
+        name or its form.
+    """
+    if isinstance(value, Mapping):
+        return {name: without_secrets(inner, environment, str(name)) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(inner, environment, key) for inner in value]
+    if not isinstance(value, str) or not value:
+        return value
+    private = _SECRET.search(key) or _SIGNED.search(value) or _is_path(value) or any(x in value for x in environment)
+    return MISSING if private else value
+
+
+def parsed(text: str | None) -> Any:
+    """JSON of a header entry; None where it is missing or damaged."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None
+
+
+def _is_path(text: str) -> bool:
+    plain = text.removeprefix("file://")
+    return plain.startswith(("/", "~", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", plain) is not None
+
+
+def _prompts(stage: CheckedStage) -> dict[str, Any]:
+    """The prompts with their columns; of more than a header should carry only their number."""
+    columns = {name: list(stage.prompts.column(name)) for name in stage.prompts.columns}
+    size = sum(map(len, stage.prompts)) + sum(len(value) for values in columns.values() for value in values)
+    if size > MOST:
+        return {"prompts": MISSING, "count": len(stage.prompts)}
+    return {"prompts": list(stage.prompts), **({"columns": columns} if columns else {})}
+
+
+def _model(stage: CheckedStage) -> dict[str, Any]:
+    """A model by its name, one of this machine by its last name and a digest of its weights."""
+    name = str(stage.data.get("model", ""))
+    if named_model(name) is not None or not Path(stage.model).exists():
+        return {"name": name}
+    return {"name": Path(name).name, "sha256": weights_digest(Path(stage.model))}
+
+
+def _input(path: Path) -> dict[str, Any]:
+    """A file that went in: its digest, and its own story where it has one."""
+    metadata = read_header(path).metadata
+    own = {name: parsed(metadata.get(f"draft.{name}")) for name in ("recipe", "pipeline")}
+    return {"sha256": sha256(weights_file(path)), **{name: value for name, value in own.items() if value}}
+
+
+def _version() -> str:
+    try:
+        return version("draft-diffusion")
+    except PackageNotFoundError:
+        return "unknown"

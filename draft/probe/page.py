@@ -1,0 +1,50 @@
+"""The page of a probe: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from draft.evaluation.results import versions
+from draft.probe.charts import norm_chart, step_chart
+from draft.probe.health import recommended, verdict
+from draft.probe.results import Probed, grid_table, norm_table, notes
+
+
+def write_page(probed: Probed, path: Path, *, config_text: str) -> None:
+    """Write the page.
+
+    Args:
+        probed: What was found.
+        path: Where the page goes.
+        config_text: The pipeline's configuration, shown as text.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("draft.probe", "."), PackageLoader("draft.evaluation", ".")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    health, sampler, said = probed.health, probed.settings.sampler, verdict(probed.health)
+    text = environment.get_template("page.html.j2").render(
+        title=probed.title or "Probe",
+        columns=2,
+        verdict=f"{said[:1].upper()}{said[1:]}.",
+        facts=[
+            ("model", probed.model),
+            ("steps", str(health.steps)),
+            ("guidance", f"{sampler.guidance_scale:g}"),
+            ("batches", f"{health.batches} of {probed.settings.batch_size} images"),
+            ("recommended K", f"up to {recommended(health)} of {health.steps}"),
+        ],
+        charts=[Markup(norm_chart(health)), Markup(step_chart(health))],
+        notes=notes(probed),
+        norms=norm_table(health),
+        grids=grid_table(probed.grids),
+        config=config_text,
+        versions=versions(),
+    )
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,217 @@
+"""Measure the gradient of whole rollouts before anybody trains through them, and write what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.diffusion.lora import adapter_parameters, load_lora, use_lora
+from draft.diffusion.probe import agreement, cosines, take_apart
+from draft.diffusion.schedule import make_grid, step_sensitivities
+from draft.diffusion.settings import SamplerSettings
+from draft.diffusion.surrogate import roll_out
+from draft.errors import DraftError, StageError
+from draft.methods.values import Draft
+from draft.probe.health import GridFigures, Health, recommended, truncations, verdict
+from draft.probe.page import write_page
+from draft.probe.results import Probed, as_json, as_markdown
+from draft.probe.settings import OtherGrid, ProbeSettings
+from draft.progress import Progress
+from draft.rewards.reward import Term
+from draft.scoring.backward import Figures
+from draft.scoring.guards import check_finite, check_start, check_terms
+from draft.training.run import Run, prepare
+from draft.training.settings import TrainSettings
+from draft.training.update import means
+from draft.types import Prompts
+
+_PROBED = "probed"
+
+
+def probe(
+    settings: ProbeSettings,
+    *,
+    model: str,
+    prompts: Prompts,
+    terms: Sequence[Term],
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    adapter: tuple[Path, float] | None = None,
+    title: str = "",
+    model_name: str = "",
+    config_text: str = "",
+) -> dict[str, float]:
+    """Take the gradient of E[sum_k w_k r_k] apart step by step, and write the numbers, the table and the page.
+
+    The batches are the first ones of a training with the same settings and seed: with a fresh LoRA with B = 0, the
+    first batch's norm at K is that of the first gradient of DRaFT-K.
+
+    Args:
+        settings: Everything about the probe.
+        model: Folder, checkpoint file or hub id.
+        prompts: The prompts, with columns for rewards that use them.
+        terms: The rewards with their weights.
+        seed: Seed of the fresh LoRA, the prompts' order and all noise.
+        folder: Gets `probe.html`, `probe.json` and `probe.md`.
+        progress: Told what happens, and the verdict.
+        adapter: A trained adapter's file and weight, probed instead of the fresh one.
+        title: The page's heading.
+        model_name: How the page calls the model; empty: as `model`.
+        config_text: The pipeline's configuration, for the page.
+
+    Returns:
+        The largest recommended K, the norm at K = 1 and K = T, the growth, and the last step's sensitivity.
+
+    Raises:
+        DraftError: The model, the adapter or a grid cannot be used, or a reward's gradient is zero or not finite.
+    """
+    check_terms(terms)
+    if not len(prompts):
+        raise StageError("there are no prompts to probe with")
+    run = prepare(_training(settings), model, prompts, terms, seed, progress)
+    grids = [_grid(run, settings.sampler), *_others(run, settings)]
+    parameters = _adapted(run, adapter) if adapter else _fresh(run, settings.lora_b)
+    health, scores = _measure(run, parameters, grids[0], settings.batches, progress)
+    probed = Probed(
+        title=title,
+        model=model_name or model,
+        subject=_subject(settings, adapter),
+        settings=settings,
+        health=health,
+        grids=grids,
+        scores=scores,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "probe.json").write_text(as_json(probed, config_text=config_text), encoding="utf-8")
+    (folder / "probe.md").write_text(as_markdown(probed), encoding="utf-8")
+    write_page(probed, folder / "probe.html", config_text=config_text)
+    progress.say(verdict(health))
+    first, last = health.truncations[0], health.truncations[-1]
+    figures = {
+        "recommended_k": float(recommended(health)),
+        "norm_1": first.norm,
+        "norm_all": last.norm,
+        "growth": last.growth,
+        "sensitivity": grids[0].sensitivities[-1],
+    }
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _training(settings: ProbeSettings) -> TrainSettings:
+    """The training by full backpropagation whose first batches are probed."""
+    return TrainSettings(
+        method=Draft(),
+        sampler=settings.sampler,
+        cfg_gradient=settings.cfg_gradient,
+        lora=settings.lora,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        saturation=settings.saturation,
+        mixed_precision=settings.mixed_precision,
+        resolution=settings.resolution,
+        device=settings.device,
+    )
+
+
+def _fresh(run: Run, deviation: float) -> list[Tensor]:
+    """The fresh LoRA's A and B, noise in B if there is to be any."""
+    with torch.no_grad():
+        for b in run.parameters[1::2] if deviation else ():
+            b.copy_(deviation * torch.randn(b.shape, generator=run.random.method))
+    return list(run.parameters)
+
+
+def _adapted(run: Run, adapter: tuple[Path, float]) -> list[Tensor]:
+    """A trained adapter's A and B, in the fresh one's place."""
+    path, weight = adapter
+    unet = run.model.unet
+    load_lora(unet, unet_factors(read_adapter(path)), name=_PROBED)
+    use_lora(unet, _PROBED, weight)
+    parameters = adapter_parameters(unet, _PROBED)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return list(parameters)
+
+
+def _measure(
+    run: Run, parameters: Sequence[Tensor], grid: GridFigures, batches: int, progress: Progress
+) -> tuple[Health, dict[str, float]]:
+    """Take one batch after another apart, and keep numbers and the mean gradients; beside it, mean scores by label."""
+    chains, directions, figures = [], [], []
+    mean = torch.zeros(())
+    progress.start("probing", batches * run.grid.steps)
+    for _ in range(batches):
+        batch = run.next_batch()
+        rollout = roll_out(run.output(batch), run.grid, batch.noise, batch.fresh)
+        scored = run.scorer.reward_gradient(rollout.states[-1], batch.prompts)
+        assert scored.gradient is not None
+        _check(run, scored.figures)
+        figures.append(scored.figures)
+        chain = take_apart(
+            run.output(batch, gradient=run.settings.cfg_gradient, recorded=True),
+            run.grid,
+            rollout,
+            scored.gradient / len(batch.prompts),
+            parameters,
+            fresh=batch.fresh,
+            made=progress.advance,
+        )
+        chains.append((chain.truncated.norm(dim=1), chain.terms, chain.adjoints))
+        directions.append(cosines(chain.truncated))
+        mean = mean + chain.truncated / batches
+    progress.stop()
+    norms, terms, adjoints = (torch.stack(each).double() for each in zip(*chains, strict=True))
+    health = Health(
+        grid=grid,
+        truncations=truncations(
+            norms.tolist(), torch.stack(directions).tolist(), agreement(mean, norms).tolist(), grid.sensitivities
+        ),
+        terms=terms.mean(0).tolist(),
+        adjoints=adjoints.mean(0).tolist(),
+        norms=norms.tolist(),
+    )
+    return health, means(run, figures)[0]
+
+
+def _check(run: Run, figures: Figures) -> None:
+    scores, gradients, _ = means(run, [figures])
+    check_finite(scores, 0)
+    check_start({each.term.label: gradients[each.term.label] for each in run.loaded if each.term.weight})
+
+
+def _grid(run: Run, sampler: SamplerSettings) -> GridFigures:
+    grid = make_grid(run.model.schedule, sampler)
+    noise = f", eta {sampler.eta:g}" if sampler.eta else ""
+    label = f"{sampler.num_inference_steps} steps, {sampler.spacing}, final {sampler.final}{noise}"
+    return GridFigures(label, grid.times, step_sensitivities(grid))
+
+
+def _others(run: Run, settings: ProbeSettings) -> list[GridFigures]:
+    found = []
+    for index, other in enumerate(settings.grids):
+        try:
+            found.append(_grid(run, with_changes(settings.sampler, other)))
+        except DraftError as error:
+            error.where = f"grids.{index}"
+            raise
+    return found
+
+
+def with_changes(sampler: SamplerSettings, other: OtherGrid) -> SamplerSettings:
+    """The sampler with another grid's own values."""
+    return replace(sampler, **{name: value for name, value in asdict(other).items() if value is not None})
+
+
+def _subject(settings: ProbeSettings, adapter: tuple[Path, float] | None) -> str:
+    if adapter is not None:
+        return f"a trained adapter, weight {adapter[1]:g}"
+    noise = settings.lora_b
+    state = f"B of standard deviation {noise:g}" if noise else "B = 0, so that the gradient is that of B alone"
+    return f"a fresh LoRA of rank {settings.lora.rank}, {state}"

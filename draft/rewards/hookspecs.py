@@ -1,0 +1,109 @@
+"""The hooks a plugin may implement; each docstring is its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from draft.rewards.reward import Reward
+
+hookspec = pluggy.HookspecMarker("draft")
+hookimpl = pluggy.HookimplMarker("draft")
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model on this machine that pipelines may name instead of giving a folder or a hub id.
+
+    Args:
+        name: What users write, e.g. ``"emoji"`` or ``"emoji/clip"``.
+        path: The folder, in its library's own format.
+        kind: What it is: ``"text-to-image"``, ``"clip"``, ``"image-classifier"``, ...
+        description: One sentence.
+        licence: The weights' licence, an SPDX id where there is one.
+        figures: What was measured of it, in a few words.
+        sha256: File, relative to `path`, to the digest it must have; a missing or damaged one is an error before
+            anything is loaded. Empty: nothing is checked.
+        remark: Given all prompts of a stage, what to warn about, e.g. of words the model does not know; empty text
+            for nothing. None: no remarks.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    description: str
+    licence: str = ""
+    figures: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    remark: Callable[[Sequence[str]], str] | None = None
+
+
+class RewardHooks:
+    """Hooks of the entry-point group `draft`: loaded one by one, when a reward is named."""
+
+    @hookspec
+    def draft_rewards(self) -> list[type[Reward]]:  # type: ignore[empty-body]
+        """The reward classes this module offers.
+
+        Called once, right after the module is imported. The classes' names must be exactly the names of the
+        entry points that point at the module.
+
+        Returns:
+            A list (not a generator) of `draft.Reward` subclasses.
+
+        Example:
+            @draft.hookimpl
+            def draft_rewards():
+                return [Brightness]
+        """
+
+
+class ExtensionHooks:
+    """Hooks of the entry-point group `draft.extensions`: loaded when something is really run."""
+
+    @hookspec
+    def draft_models(self) -> list[NamedModel]:  # type: ignore[empty-body]
+        """Models on this machine that pipelines and rewards may name.
+
+        Returns:
+            A list of `draft.NamedModel`. Must not load any weights.
+
+        Example:
+            @draft.hookimpl
+            def draft_models():
+                return [draft.NamedModel("tiny", Path("/models/tiny"), "text-to-image", "a small model")]
+        """
+
+    @hookspec
+    def draft_stage_started(self, stage: str, folder: Path) -> None:
+        """Called when a stage of a pipeline really begins to run (never for a reused one).
+
+        Args:
+            stage: The stage's name in the file.
+            folder: The folder it writes into until it is finished.
+
+        Example:
+            @draft.hookimpl
+            def draft_stage_started(stage):
+                print(stage, "begins")
+        """
+
+    @hookspec
+    def draft_stage_finished(self, stage: str, outputs: Mapping[str, Path], metrics: Mapping[str, float]) -> None:
+        """Called when a stage has finished and its folder has its final name.
+
+        Args:
+            stage: The stage's name in the file.
+            outputs: Output name to path, e.g. ``{"adapter": .../adapter.safetensors}``.
+            metrics: The stage's closing figures by name.
+
+        Example:
+            @draft.hookimpl
+            def draft_stage_finished(stage, metrics):
+                print(stage, metrics)
+        """

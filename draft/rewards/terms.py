@@ -1,0 +1,162 @@
+"""Reward terms of a pipeline: from a mapping of options to a checked reward with its weight, and back."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from draft.errors import ConfigError, ConfigErrors, DraftError
+from draft.rewards.discovery import did_you_mean
+from draft.rewards.loading import find_reward
+from draft.rewards.reward import Reward, Term
+
+_REFUSED = {
+    "every": ("is not available yet", "leave it out"),
+    "isolated": ("is for the rewards of a pipeline", "write it in a pipeline file"),
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least {}"),
+    "greater_than": ("gt", "greater than {}"),
+    "less_than": ("lt", "less than {}"),
+    "less_than_equal": ("le", "at most {}"),
+    "literal_error": ("expected", "{}"),
+}
+_TYPES = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+}
+
+
+class Maker(Protocol):
+    """What makes a reward of its name and its own parameters, as `build_reward` does."""
+
+    def __call__(self, name: str, options: Mapping[str, Any], /, *, where: str) -> Reward:
+        """Make it; `where` is the place of its options, for errors."""
+        ...
+
+
+def build_term(label: str, options: Mapping[str, Any], *, where: str = "", make: Maker | None = None) -> Term:
+    """Make one term of a weighted sum from a pipeline's mapping.
+
+    Args:
+        label: The term's label, which is also the reward's name where `use` is not given.
+        options: `use`, `weight`, `device` and the reward's own parameters.
+        where: The place in the file, e.g. ``"stages.train.rewards.jpeg"``; errors add the field's name.
+        make: What makes the reward; None: `build_reward`.
+
+    Returns:
+        The term with its validated reward.
+
+    Raises:
+        ConfigErrors: Options are wrong; all of them, each with its place.
+    """
+    place = where or f"rewards.{label}"
+    own = dict(options)
+    errors: list[DraftError] = []
+    name, weight, device = own.pop("use", label), own.pop("weight", 1.0), own.pop("device", "")
+    for key, (why, hint) in _REFUSED.items():
+        if own.pop(key, None) is not None:
+            errors.append(ConfigError(f"{key!r} {why}", where=f"{place}.{key}", hint=hint))
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        errors.append(ConfigError(f"must be a finite number (got {weight!r})", where=f"{place}.weight"))
+    if not isinstance(device, str):
+        errors.append(ConfigError(f"must be a device such as 'cuda:1' (got {device!r})", where=f"{place}.device"))
+    reward = None
+    if not isinstance(name, str):
+        errors.append(ConfigError(f"must be the name of a reward (got {name!r})", where=f"{place}.use"))
+    else:
+        try:
+            reward = (make or build_reward)(name, own, where=place)
+        except ConfigErrors as error:
+            errors += error.errors
+        except DraftError as error:
+            error.where = error.where or (f"{place}.use" if "use" in options else place)
+            errors.append(error)
+    if errors or reward is None:
+        raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
+    return Term(label=label, reward=reward, weight=float(weight), device=device)
+
+
+def build_reward(name: str, options: Mapping[str, Any], *, where: str = "") -> Reward:
+    """Make a reward from its name and its own parameters.
+
+    Args:
+        name: The reward's name, or ``"distribution:name"``.
+        options: The reward's own parameters.
+        where: Where they were written, for errors.
+
+    Returns:
+        The reward, validated.
+
+    Raises:
+        ConfigErrors: Parameters are unknown or out of bounds; all of them, each with its place.
+    """
+    reward = find_reward(name)
+    try:
+        # In JSON mode strictness still lets a list become a tuple, and "50" is refused as an integer.
+        return reward.model_validate_json(json.dumps(dict(options), default=str), strict=True)
+    except ValidationError as error:
+        errors = [_explain(detail, reward, where) for detail in error.errors()]
+        raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from None
+
+
+def reward_config(term: Term) -> dict[str, Any]:
+    """A term as plain JSON values: what a fingerprint must see (never its label or its device)."""
+    return {"use": term.reward.name, "weight": term.weight, **term.reward.model_dump(mode="json")}
+
+
+def reward_source(reward: type[Reward]) -> Path:
+    """The file of the module that defines a reward.
+
+    Args:
+        reward: The reward's class.
+
+    Returns:
+        The path of its source.
+    """
+    return Path(inspect.getfile(reward)).resolve()
+
+
+def _explain(detail: Any, reward: type[Reward], where: str) -> DraftError:
+    field = ".".join(str(part) for part in detail["loc"])
+    place = ".".join(part for part in (where, field) if part)
+    got = detail["input"]
+    if isinstance(told := detail.get("ctx", {}).get("error"), DraftError):
+        told.where = place
+        return told
+    if detail["type"] == "extra_forbidden":
+        known = list(reward.model_fields)
+        listed = f"it has {', '.join(known)}" if known else "it has no options"
+        return ConfigError(
+            f"reward {reward.name!r} has no option {field!r}",
+            where=place,
+            hint=did_you_mean(field, known, otherwise=listed),
+        )
+    if detail["type"] == "missing":
+        return ConfigError(
+            f"reward {reward.name!r} needs the option {field!r}",
+            where=place,
+            hint=reward.model_fields[field].description or "" if field in reward.model_fields else "",
+        )
+    context, kind = detail.get("ctx", {}), detail["type"]
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        message = f"must be {words.format(context[key])}"
+    elif kind in _TYPES:
+        message = f"must be {_TYPES[kind]}"
+    else:
+        message = (detail["msg"][:1].lower() + detail["msg"][1:]).removeprefix("value error, ")
+    return ConfigError(f"{message} (got {got!r})", where=place)

@@ -1,0 +1,1 @@
+"""The score of images: loaded rewards, losses, the split backward, guards."""

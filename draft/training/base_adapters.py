@@ -1,0 +1,148 @@
+"""What a training stands on besides the model: the adapter it begins at, and frozen ones beneath it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from draft.adapters.files.formats import Adapter, Factors, read_adapter, unet_factors
+from draft.diffusion.families import TextToImage
+from draft.diffusion.lora import add_lora, begin_lora, load_beneath
+from draft.diffusion.settings import LoraSettings
+from draft.errors import DraftError, StageError
+from draft.progress import Progress
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """Adapter files that a training is built on.
+
+    Args:
+        init: What the LoRA that learns begins at; None: a fresh one, dW = 0.
+        beneath: Adapters that stay as they are, beneath the one that learns, each with its weight.
+    """
+
+    init: Path | None = None
+    beneath: tuple[tuple[Path, float], ...] = ()
+
+    def identity(self) -> list[list[str | float]]:
+        """What each file is for, its content's sha256 and its weight; nothing where there are no files."""
+        init: list[list[str | float]] = [["init", _digest(self.init)]] if self.init else []
+        return init + [["beneath", _digest(path), weight] for path, weight in self.beneath]
+
+
+FRESH = Foundation()
+"""A fresh LoRA on the bare model."""
+
+
+@dataclass(frozen=True)
+class Footing:
+    """The files of a foundation, read: factors (A, B) in float64 by module path within the UNet.
+
+    Args:
+        init: Those that the LoRA begins at; None: a fresh one.
+        beneath: Those of each adapter beneath, with its weight.
+        families: File to the family it is of.
+    """
+
+    init: Mapping[str, tuple[Tensor, Tensor]] | None
+    beneath: tuple[tuple[Mapping[str, tuple[Tensor, Tensor]], float], ...]
+    families: Mapping[Path, str]
+
+
+def read_foundation(foundation: Foundation, lora: LoraSettings, progress: Progress) -> Footing:
+    """Read the files and see whether the LoRA that is to learn can begin at the first.
+
+    Args:
+        foundation: The files.
+        lora: Rank and targets of the LoRA that learns.
+        progress: Told about parts of an adapter that cannot be applied.
+
+    Returns:
+        Their factors.
+
+    Raises:
+        StageError: A file cannot be read or touches text encoders alone; `init` has a rank above `lora.rank`, or
+            modules outside `lora.targets`.
+    """
+    families: dict[Path, str] = {}
+
+    def read(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+        adapter = read_adapter(path)
+        families[path] = adapter.family
+        others = sum(not name.startswith("unet.") for name in adapter.modules)
+        try:
+            found = unet_factors(_double(adapter))
+        except DraftError as error:
+            error.where = error.where or str(path)
+            raise
+        if others:
+            progress.say(f"adapter {path}: its {others} text-encoder modules are not applied, only the UNet's are")
+        return found
+
+    beneath = tuple((read(path), weight) for path, weight in foundation.beneath)
+    if foundation.init is None:
+        return Footing(None, beneath, families)
+    init = read(foundation.init)
+    _check_init(init, lora, foundation.init)
+    return Footing(init, beneath, families)
+
+
+def lay_foundation(footing: Footing, model: TextToImage, lora: LoraSettings, *, seed: int) -> None:
+    """Put the adapters beneath on the model, and on top the LoRA that learns, which begins at its `init`.
+
+    Args:
+        footing: What was read.
+        model: The model, changed in place.
+        lora: Rank and targets of the LoRA that learns.
+        seed: Seed of what is random in it.
+
+    Raises:
+        DraftError: An adapter is for another model.
+    """
+    for path, family in footing.families.items():
+        if family != model.family:
+            raise StageError(
+                f"the adapter is for another family of models, {family}; this model is {model.family}", where=str(path)
+            )
+    load_beneath(model.unet, footing.beneath)
+    add_lora(model.unet, lora, seed=seed)
+    if footing.init is not None:
+        begin_lora(model.unet, footing.init)
+
+
+def _check_init(init: Mapping[str, tuple[Tensor, Tensor]], lora: LoraSettings, path: Path) -> None:
+    outside = [name for name in init if not any(name == t or name.endswith(f".{t}") for t in lora.targets)]
+    if outside:
+        more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+        raise StageError(
+            f"init_adapter changes modules that lora.targets does not name: {', '.join(outside[:3])}{more}",
+            where=str(path),
+            hint="add the ends of their names to lora.targets, or put the adapter under base_adapters, where it stays",
+        )
+    rank = max(a.shape[0] for a, _ in init.values())
+    if rank > lora.rank:
+        raise StageError(
+            f"init_adapter has rank {rank}, and the LoRA that learns lora.rank {lora.rank}",
+            where=str(path),
+            hint=f"set lora.rank: {rank}, or cut the adapter with `draft resize` to rank {lora.rank}",
+        )
+
+
+def _double(adapter: Adapter) -> Adapter:
+    """The adapter in float64, so that folding its scale in rounds nothing."""
+    modules = {name: Factors(f.down.double(), f.up.double(), f.scale) for name, f in adapter.modules.items()}
+    return Adapter(modules, adapter.family, adapter.metadata)
+
+
+def _digest(path: Path) -> str:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,200 @@
+"""A training in progress: what stays fixed, the few things that change, and what every rule needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from draft.diffusion.device import choose_device
+from draft.diffusion.families import TextToImage, load_text_to_image
+from draft.diffusion.generate import seeded_noise
+from draft.diffusion.guidance import GuidanceGradient, Net, guide
+from draft.diffusion.lora import lora_off, lora_parameters
+from draft.diffusion.memory import check_fits
+from draft.diffusion.sampling import Output
+from draft.diffusion.schedule import Grid, make_grid
+from draft.progress import Progress
+from draft.rewards.reward import Term
+from draft.scoring.backward import Loaded, Scorer
+from draft.scoring.guards import check_sensitivity
+from draft.training.base_adapters import FRESH, Foundation, lay_foundation, read_foundation
+from draft.training.settings import TrainSettings
+from draft.training.state import Randomness
+from draft.types import Prompts
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rollout works on.
+
+    Args:
+        prompts: B prompts.
+        indices: Their numbers in the training's prompts.
+        embeddings: Theirs, (B, L, D).
+        noise: Standard normal noise to start from, (B, C, ...).
+        fresh: Standard normal noise of each of the T steps; None where the sampler is deterministic.
+    """
+
+    prompts: Prompts
+    indices: list[int]
+    embeddings: Tensor
+    noise: Tensor
+    fresh: list[Tensor] | None
+
+
+@dataclass
+class Run:
+    """A training in progress.
+
+    Args:
+        settings: Everything about it.
+        model: The model with the adapter that learns.
+        prompts: All training prompts.
+        scorer: Decoder and rewards.
+        grid: The sampling grid.
+        embeddings: Those of all prompts, on the CPU, (P, L, D).
+        unconditional: The unconditional prompt's, (1, L, D).
+        parameters: What learns.
+        optimizer: AdamW on it.
+        random: All randomness.
+        prefix: The denoiser for calls without gradient, compiled if the settings say so.
+        preview: (embeddings, noise) of the grid of progress pictures; None: there is none.
+    """
+
+    settings: TrainSettings
+    model: TextToImage
+    prompts: Prompts
+    scorer: Scorer
+    grid: Grid
+    embeddings: Tensor
+    unconditional: Tensor
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.AdamW
+    random: Randomness
+    prefix: Net
+    preview: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def loaded(self) -> Sequence[Loaded]:
+        """The rewards."""
+        return self.scorer.terms
+
+    def next_batch(self) -> Batch:
+        """Draw the next prompts and their noise."""
+        shape = (self.settings.batch_size, *self.model.latent_shape(self.settings.resolution))
+        device = self.model.device
+        indices = self.random.indices(shape[0])
+        noise = self.random.noise(*shape).to(device)
+        fresh = [z.to(device) for z in self.random.fresh(self.grid.steps, *shape)] if self.grid.stochastic else None
+        return Batch(self.prompts.take(indices), indices, self.embeddings[indices].to(device), noise, fresh)
+
+    def output(
+        self,
+        batch: Batch,
+        *,
+        adapted: bool = True,
+        guided: bool = True,
+        gradient: GuidanceGradient = "both",
+        recorded: bool = False,
+    ) -> Output:
+        """The network's output as a function of (latents, step).
+
+        Args:
+            batch: Whose prompts it follows.
+            adapted: Whether the adapter that learns is on; off is the base model, with the adapters beneath.
+            guided: Whether with classifier-free guidance.
+            gradient: What guidance does in calls that carry gradient.
+            recorded: Whether calls may carry gradient; others may be compiled.
+
+        Returns:
+            The output.
+        """
+        scale = self.settings.sampler.guidance_scale if guided else 1.0
+        net = self.model.denoise if recorded else self.prefix
+        plain = guide(net, self.grid, batch.embeddings, self.unconditional, scale, gradient=gradient)
+        if adapted:
+            return plain
+
+        def base(x: Tensor, i: int) -> Tensor:
+            with lora_off(self.model.unet):
+                return plain(x, i)
+
+        return base
+
+    def draw_noise(self, like: Tensor, copies: int = 1) -> Tensor:
+        """Standard normal noise from the method's own generator, (copies * B, C, ...) for latents (B, C, ...)."""
+        shape = (copies * like.shape[0], *like.shape[1:])
+        return torch.randn(shape, generator=self.random.method).to(like)
+
+
+def prepare(
+    settings: TrainSettings,
+    model: str,
+    prompts: Prompts,
+    terms: Sequence[Term],
+    seed: int,
+    progress: Progress,
+    foundation: Foundation = FRESH,
+) -> Run:
+    """Load everything, embed all prompts, drop the text encoder, and put the LoRA that learns on the model.
+
+    Args:
+        settings: The training's settings.
+        model: Folder, checkpoint file or hub id.
+        prompts: The training prompts.
+        terms: The rewards.
+        seed: The training's seed.
+        progress: Told how far the network's last step reaches.
+        foundation: The adapter that the LoRA begins at, and those beneath it.
+
+    Returns:
+        The run before its first update.
+
+    Raises:
+        DraftError: The model or an adapter cannot be loaded, or the sampler or an adapter does not fit it.
+    """
+    footing = read_foundation(foundation, settings.lora, progress)
+    device = choose_device(settings.device)
+    dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+    check_fits(model, settings.device)
+    loaded_model = load_text_to_image(model, device=device, dtype=dtype)
+    grid = make_grid(loaded_model.schedule, settings.sampler)
+    shape = loaded_model.latent_shape(settings.resolution)
+    progress.say(
+        f"{settings.method.kind}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}"
+    )
+    loaded = []
+    for term in terms:
+        place = choose_device(term.device) if term.device else device
+        loaded.append(Loaded(term, term.reward.load(place), place))
+    embeddings = loaded_model.encode(prompts).cpu()  # on the CPU: a long prompt file would fill the accelerator
+    unconditional = loaded_model.encode([settings.sampler.negative_prompt])
+    preview = None
+    if settings.preview.every:
+        shown = settings.preview.prompts or tuple(prompts)[: settings.preview.count]
+        seeds = [settings.preview.seed + k for k in range(len(shown))]
+        preview = (loaded_model.encode(shown), seeded_noise(seeds, shape))
+    loaded_model.drop_text_encoder()
+    lay_foundation(footing, loaded_model, settings.lora, seed=seed)
+    parameters = lora_parameters(loaded_model.unet)
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+        fused=device.type == "cuda",
+    )
+    decode = partial(loaded_model.decode, straight_through=settings.saturation == "straight_through")
+    scorer = Scorer(decode, loaded, settings.micro_batch_size, settings.robust)
+    random, prefix = Randomness(seed, len(prompts)), loaded_model.denoise
+    if settings.compile:
+        prefix = cast("Net", torch.compile(prefix))
+    return Run(
+        settings, loaded_model, prompts, scorer, grid, embeddings, unconditional, parameters, optimizer, random, prefix,
+        preview,
+    )  # fmt: skip
