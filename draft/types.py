@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from draft.errors import DraftError
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
     """Float, shape (B, C, ...): (B, C, H, W), (B, C, F, H, W) and (B, C, L) are all latents."""
 else:
     Images = Scores = Latents = Any
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of an image or a video.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        frames: 1 for an image.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width}" + (f" x {self.frames} frames" if self.frames > 1 else "")
 
 
 class Prompts(Sequence[str]):
