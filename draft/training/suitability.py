@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from draft.errors import StageError
+from draft.errors import Problem, StageError
 from draft.methods.values import DDPO, AlignProp, BestOfN
 from draft.methods.values.leaps import Cached, misfit
 from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A setting that its method cannot go with.
-
-    Args:
-        keys: Where it is, from the training's settings.
-        what: What is wrong, beginning with its key.
-        hint: What to do.
-    """
-
-    keys: tuple[str, ...]
-    what: str
-    hint: str = ""
 
 
 def method_problems(settings: TrainSettings) -> Iterator[Problem]:

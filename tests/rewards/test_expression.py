@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import draft
 from draft.errors import ConfigErrors, DraftError, OptionError
-from draft.pipeline.cache import identity
 from draft.pipeline.check import Pipeline
+from draft.pipeline.identity import identity
 from draft.pipeline.load import load_pipeline
 from draft.rewards.parts import each_reward, without_gradient
 from draft.rewards.reward import Term
