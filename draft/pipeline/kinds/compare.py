@@ -18,7 +18,7 @@ from draft.pipeline.document import Document, Keys
 from draft.pipeline.explain import validate
 from draft.pipeline.inputs import Label, Model, PromptSource, Rewards, Seed
 from draft.pipeline.kinds.kind import REWARDS, Candidate, Job, Kind
-from draft.pipeline.kinds.train import training_problems
+from draft.pipeline.kinds.train import training_problems, weight_problems
 from draft.scoring.objective import LinearLoss, Loss
 from draft.training.settings import LearningSettings
 
@@ -112,6 +112,7 @@ def run(job: Job) -> Mapping[str, float]:
 
 def problems(candidate: Candidate) -> Iterator[DraftError]:
     """Labels that are taken, and what each method cannot do or may not set for itself."""
+    yield from weight_problems(candidate)
     yield from _label_problems(candidate)
     config: CompareStage = candidate.config
     for label, given in config.methods.items():

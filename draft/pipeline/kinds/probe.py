@@ -13,6 +13,7 @@ from draft.errors import DraftError
 from draft.isolation.reward import ending_processes
 from draft.pipeline.inputs import AdapterInput, Model, PromptSource, Rewards, Seed
 from draft.pipeline.kinds.kind import Candidate, Job, Kind
+from draft.pipeline.kinds.train import weight_problems
 from draft.probe.settings import ProbeSettings
 from draft.rewards.plugins import without_gradient
 
@@ -59,7 +60,8 @@ def run(job: Job) -> Mapping[str, float]:
 
 
 def problems(candidate: Candidate) -> Iterator[DraftError]:
-    """Rewards without gradient, and a LoRA that is both fresh and trained."""
+    """Rewards without weight or gradient, and a LoRA that is both fresh and trained."""
+    yield from weight_problems(candidate)
     config: ProbeStage = candidate.config
     if config.adapter is not None:
         for key, own, default in (("lora", config.lora, LoraSettings()), ("lora_b", config.lora_b, 0.0)):

@@ -93,13 +93,18 @@ def run(job: Job) -> Mapping[str, float]:
 
 def problems(candidate: Candidate) -> Iterator[DraftError]:
     """What is wrong with a training: its method, its rewards, its trackers, the adapters that it is built on."""
-    terms, rewards = candidate.terms, candidate.config.rewards
-    if len(terms) == len(rewards) and not any(term.weight for term in terms):
-        what = "training needs at least one reward with a weight other than 0"
-        yield candidate.error(what, "rewards", hint="weight: 0 logs a reward's score alone")
+    yield from weight_problems(candidate)
     yield from training_problems(candidate, candidate.config)
     yield from _tracker_problems(candidate)
     yield from _adapter_problems(candidate)
+
+
+def weight_problems(candidate: Candidate) -> Iterator[DraftError]:
+    """Rewards of which none counts, so that there is nothing to train for or to take a gradient of."""
+    terms, rewards = candidate.terms, candidate.config.rewards
+    if len(terms) == len(rewards) and not any(term.weight for term in terms):
+        what = f"{candidate.name('rewards')} must have at least one reward with a weight other than 0"
+        yield candidate.error(what, "rewards", hint="a reward of weight 0 is only logged")
 
 
 def training_problems(candidate: Candidate, config: TrainSettings, keys: Sequence[str] = ()) -> Iterator[DraftError]:
