@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from draft.adapters.files.header import TensorInfo, read_header, shown
 from draft.errors import StageError
+from draft.files import replace
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()} | {
@@ -113,7 +113,7 @@ def copy_tensors(source: Path, target: Path, *, metadata: Mapping[str, str]) -> 
 
 
 def write_bytes(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
-    """Write a file atomically: into a temporary neighbour, synced to the disk, then renamed.
+    """Write a file atomically.
 
     Args:
         path: Where to write; its folder is made if need be.
@@ -122,18 +122,10 @@ def write_bytes(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     Raises:
         StageError: The file cannot be written; nothing is left behind.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replace(path) as partial, partial.open("wb") as file:
+            file.writelines(chunks)
     except OSError as error:
         raise StageError(f"cannot write the file ({error.strerror or error})", where=str(path)) from error
 

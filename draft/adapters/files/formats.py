@@ -20,6 +20,7 @@ from draft.adapters.files.metadata import file_metadata, json_text, lora_metadat
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.files.reading import grouped_tensors, module_factors, with_kernels
 from draft.errors import StageError
+from draft.files import WEIGHTS, weights_file
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
 
@@ -50,12 +51,11 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     if dense_rank is not None and dense_rank < 1:
         raise StageError(f"the rank must be at least 1 (got {dense_rank})")
     config = None
-    file = path
+    file = weights_file(path)
     if os.path.isdir(path):
-        file = path / "adapter_model.safetensors"
         if not file.is_file():
             raise StageError(
-                "the folder holds no adapter_model.safetensors",
+                f"the folder holds no {WEIGHTS}",
                 where=str(path),
                 hint="give a .safetensors file or a peft adapter folder",
             )
@@ -117,7 +117,7 @@ def write_adapter(
     if chosen != "kohya":
         header["lora_adapter_metadata"] = lora_metadata(ranks, prefixed=chosen == "diffusers")
     if chosen == "peft" and path.suffix != ".safetensors":
-        write_tensors(tensors, path / "adapter_model.safetensors", metadata=header)
+        write_tensors(tensors, path / WEIGHTS, metadata=header)
         write_bytes(path / "adapter_config.json", [json_text(adapter_config(ranks)).encode()])
     else:
         write_tensors(tensors, path, metadata=header)

@@ -8,6 +8,7 @@ from pathlib import Path
 from draft.adapters.files.config import read_config
 from draft.adapters.files.container import copy_tensors
 from draft.adapters.files.metadata import json_text
+from draft.files import weights_file
 
 
 def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) -> None:
@@ -26,4 +27,4 @@ def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) ->
         return
     config = read_config(source / "adapter_config.json")
     own = {} if config is None else {"lora_adapter_metadata": json_text(config)}
-    copy_tensors(source / "adapter_model.safetensors", target, metadata={**own, **metadata})
+    copy_tensors(weights_file(source), target, metadata={**own, **metadata})
