@@ -199,7 +199,7 @@ def _parsed(text: str) -> Any:
 
 def _nearest_error(source: Path, rank: int) -> float | None:
     """The relative error over all LoHa and LoKr modules of reading them at a rank, each taken whole for a moment."""
-    tensors, metadata = read_tensors(weights_file(source))
+    tensors, metadata = read_tensors(source)
     where = str(source)
     config = read_config(source / "adapter_config.json") if source.is_dir() else None
     alphas = read_alphas(config, metadata, where=where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -20,7 +19,7 @@ from draft.adapters.files.metadata import file_metadata, json_text, lora_metadat
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.files.reading import grouped_tensors, module_factors, with_kernels
 from draft.errors import StageError
-from draft.files import WEIGHTS, weights_file
+from draft.files import WEIGHTS
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
 
@@ -50,17 +49,8 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     path = Path(path)
     if dense_rank is not None and dense_rank < 1:
         raise StageError(f"the rank must be at least 1 (got {dense_rank})")
-    config = None
-    file = weights_file(path)
-    if os.path.isdir(path):
-        if not file.is_file():
-            raise StageError(
-                f"the folder holds no {WEIGHTS}",
-                where=str(path),
-                hint="give a .safetensors file or a peft adapter folder",
-            )
-        config = read_config(path / "adapter_config.json")
-    tensors, metadata = read_tensors(file)
+    tensors, metadata = read_tensors(path)
+    config = read_config(path / "adapter_config.json") if path.is_dir() else None
     where = str(path)
     alphas = read_alphas(config, metadata, where=where)
     grouped = grouped_tensors(tensors, metadata, where=where)

@@ -8,7 +8,6 @@ from pathlib import Path
 from draft.adapters.files.config import read_config
 from draft.adapters.files.container import copy_tensors
 from draft.adapters.files.metadata import json_text
-from draft.files import weights_file
 
 
 def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) -> None:
@@ -22,9 +21,6 @@ def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) ->
     Raises:
         StageError: The source cannot be read or the copy cannot be written.
     """
-    if not source.is_dir():
-        copy_tensors(source, target, metadata=metadata)
-        return
-    config = read_config(source / "adapter_config.json")
+    config = read_config(source / "adapter_config.json") if source.is_dir() else None
     own = {} if config is None else {"lora_adapter_metadata": json_text(config)}
-    copy_tensors(weights_file(source), target, metadata={**own, **metadata})
+    copy_tensors(source, target, metadata={**own, **metadata})
