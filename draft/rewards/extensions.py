@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import pluggy
 
 from draft.errors import PluginError, PluginWarning
 from draft.family import Family
+from draft.files import sha256
 from draft.rewards.discovery import EXTENSIONS, entries
 from draft.rewards.hookspecs import NamedModel
 from draft.rewards.loading import new_manager, register
@@ -104,8 +104,7 @@ def _verify(model: NamedModel) -> None:
 @cache
 def _digest(file: Path, modified: int, size: int) -> str:
     """The sha256 of a file; read again in this process only if it has changed."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(file)
 
 
 def offered_families() -> list[tuple[str, Family]]:
