@@ -49,7 +49,7 @@ def test_all_errors_come_at_once_each_with_its_place() -> None:
     [
         ({"quality": "50"}, "must be an integer (got '50')"),
         ({"quality": 50.5}, "must be an integer (got 50.5)"),
-        ({"quality": None}, "must be an integer (got None)"),
+        ({"quality": None}, "must be an integer (got null)"),
         ({"quality": 0}, "must be at least 1 (got 0)"),
     ],
 )
