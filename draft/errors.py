@@ -1,5 +1,7 @@
 """The errors a user can cause, each with its place and a way out."""
 
+from difflib import get_close_matches
+
 
 class DraftError(Exception):
     """Something the user can mend; shown without a traceback, exit code 2.
@@ -91,3 +93,22 @@ class ConfigErrors(ConfigError):
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
+
+
+def did_you_mean(value: str, known: list[str], *, otherwise: str = "") -> str:
+    """A hint for a misspelt name: the closest known one, or else `otherwise`.
+
+    Args:
+        value: The name as the user wrote it.
+        known: All names there are.
+        otherwise: The hint where none is close.
+
+    Returns:
+        The hint.
+
+    Example:
+        >>> did_you_mean("jepg", ["jpeg", "clip_score"])
+        "did you mean 'jpeg'?"
+    """
+    close = get_close_matches(value, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else otherwise

@@ -17,7 +17,8 @@ from draft.errors import DraftError
 from draft.isolation.settings import Isolation
 from draft.pipeline.document import Path
 from draft.pipeline.schema import KINDS, OUTPUTS, AdapterInput, Head, PipelineFile
-from draft.rewards.plugins import find_reward, reward_entries
+from draft.rewards.discovery import reward_entries
+from draft.rewards.loading import find_reward
 from draft.rewards.words import type_in_words
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.describe import keys_at, kinds_at
 from draft.pipeline.document import Document, Path, value_at
-from draft.rewards.discovery import did_you_mean
 from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown
 
 _TAGS = ("a list of prompts", "a prompt file")

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from draft.errors import ConfigError, ConfigErrors, DraftError
-from draft.rewards.discovery import did_you_mean
+from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.rewards.loading import find_reward
 from draft.rewards.reward import Reward, Term
 from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown

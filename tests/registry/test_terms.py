@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from draft.errors import ConfigError, ConfigErrors, DraftError
-from draft.rewards.plugins import build_term, reward_config, reward_source
+from draft.rewards.terms import build_term, reward_config, reward_source
 
 
 def errors_of(label: str, options: dict[str, Any], where: str = "stages.train.rewards.x") -> list[DraftError]:
