@@ -15,7 +15,7 @@ from torch import Tensor
 from draft.diffusion.sampling import Output, move, predict
 from draft.diffusion.schedule import Grid
 from draft.errors import DraftError
-from draft.methods.values.regression import AdjointMatching
+from draft.methods.values import AdjointMatching
 
 DECAY = 0.9
 """Of the running mean of the terms' quantile, as in the authors' code."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from draft.diffusion.schedule import Grid
-from draft.methods.values.policy import Selection
+from draft.methods.values.best_of_n import Selection
 
 
 def sample_weights(

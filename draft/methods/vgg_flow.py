@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from draft.diffusion.schedule import Grid
-from draft.methods.values.regression import VGGFlow
+from draft.methods.values import VGGFlow
 
 
 def draw_steps(method: VGGFlow, steps: int, generator: torch.Generator) -> tuple[int, ...]:

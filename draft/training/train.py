@@ -16,6 +16,7 @@ from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images
 from draft.diffusion.lora import lora_factors
 from draft.errors import StageError
+from draft.methods.values.problems import check_method
 from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.guards import check_terms
@@ -29,7 +30,6 @@ from draft.training.run import Run, prepare
 from draft.training.schedule import learning_rate_factor
 from draft.training.settings import TrainSettings
 from draft.training.state import identity
-from draft.training.suitability import check_method
 from draft.training.update import means
 from draft.types import Prompts
 

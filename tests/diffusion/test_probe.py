@@ -7,7 +7,7 @@ import torch
 
 from draft.diffusion.probe import agreement, cosines, take_apart
 from draft.diffusion.surrogate import roll_out, sample_with_plan
-from draft.methods.plans import draw_plan
+from draft.methods.modules import draw_plan
 from draft.methods.values import Draft, DraftK
 
 GRIDS = ["epsilon", "v_prediction", "flow"]

@@ -15,7 +15,7 @@ from draft.adapters.files.formats import read_adapter, unet_factors
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
-from draft.methods.plans import draw_plan
+from draft.methods.modules import draw_plan
 from draft.methods.values import AlignProp, DRTune, ReFL
 from draft.scoring.objective import PenaltySettings, RobustSettings
 from draft.training.rules.rule import make_rule

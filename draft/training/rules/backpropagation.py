@@ -11,10 +11,9 @@ from torch import Tensor
 from draft.diffusion.linear import linear_form
 from draft.diffusion.lora import lora_norm
 from draft.diffusion.sampling import Output, predict
-from draft.diffusion.surrogate import Group, Networks, Surrogate, checkpointed, roll_out, sample_with_plan
-from draft.methods.leaps import call_grid, draw_surrogate, recorded_calls
-from draft.methods.plans import Planned, check_steps, draw_plan
-from draft.methods.values.leaps import Cached
+from draft.diffusion.surrogate import Denoisers, Group, Surrogate, checkpointed, roll_out, sample_with_plan
+from draft.methods.modules import mathematics
+from draft.methods.values.protocol import MethodValue
 from draft.scoring.backward import Figures, mean_drop, split_backward
 from draft.training.rules.rule import Memoryless
 from draft.training.run import Batch, Run
@@ -29,13 +28,16 @@ class Backpropagation(Memoryless):
         run: The training.
     """
 
-    def __init__(self, method: Planned | Cached, run: Run) -> None:
-        self.method = method
-        check_steps(method, run.grid.steps)
-        if isinstance(method, Cached):
-            self.grid = call_grid(method, run.model.schedule, run.grid)
-        elif method.traits.eta == "zero":
-            linear_form(run.grid, getattr(method, "frozen", "auto"))  # so that its refusal comes before any work
+    def __init__(self, method: MethodValue, run: Run) -> None:
+        self.method, self.mathematics = method, mathematics(method)
+        self.cached = hasattr(self.mathematics, "surrogate")
+        # What does not fit the model's grid is refused here, before any work.
+        if self.cached:
+            self.grid = self.mathematics.call_grid(method, run.model.schedule, run.grid)
+        else:
+            plan = self.mathematics.plan(method, run.grid.steps, torch.Generator().manual_seed(0))
+            if not plan.jacobians:
+                linear_form(run.grid, plan.frozen)
 
     def update(self, run: Run, step: int) -> Descent:
         """Make one update."""
@@ -64,28 +66,28 @@ class Backpropagation(Memoryless):
 
     def _surrogates(self, run: Run, batch: Batch, sink: list[Tensor]) -> Iterator[Surrogate]:
         """One or more differentiable samples of a batch; penalties of their recorded calls go into `sink`."""
-        if isinstance(self.method, Cached):
+        if self.cached:
             rollout = roll_out(run.output(batch), run.grid, batch.noise)
-            many = recorded_calls(self.method) > 2
-            networks = _networks(replace(run, grid=self.grid), batch, sink, checkpointing=many)
+            many = self.mathematics.recorded_calls(self.method) > 2
+            denoisers = _denoisers(replace(run, grid=self.grid), batch, sink, checkpointing=many)
             for _ in range(run.settings.rollout_reuse):
-                yield draw_surrogate(self.method, networks, self.grid, rollout, run.random.method)
+                yield self.mathematics.surrogate(self.method, denoisers, self.grid, rollout, run.random.method)
             return
-        plan = draw_plan(self.method, run.grid.steps, run.random.method)
-        networks = _networks(run, batch, sink, checkpointing=plan.recorded_steps > 2)
+        plan = self.mathematics.plan(self.method, run.grid.steps, run.random.method)
+        denoisers = _denoisers(run, batch, sink, checkpointing=plan.recorded_steps > 2)
         copy_noise = run.draw_noise(batch.noise, plan.copies) if plan.copies else None
-        latents = sample_with_plan(networks, run.grid, plan, batch.noise, fresh=batch.fresh, copy_noise=copy_noise)
+        latents = sample_with_plan(denoisers, run.grid, plan, batch.noise, fresh=batch.fresh, copy_noise=copy_noise)
         yield Surrogate(latents, (Group(),) * (1 + plan.copies))
 
 
-def _networks(run: Run, batch: Batch, sink: list[Tensor], *, checkpointing: bool) -> Networks:
+def _denoisers(run: Run, batch: Batch, sink: list[Tensor], *, checkpointing: bool) -> Denoisers:
     settings = run.settings
     recorded = run.output(batch, gradient=settings.cfg_gradient, recorded=True)
     if checkpointing if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing:
         recorded = checkpointed(recorded)
     if settings.penalty.epsilon:
         recorded = _penalised(recorded, run.output(batch, adapted=False), run, sink)
-    return Networks(value=run.output(batch), recorded=recorded)
+    return Denoisers(no_grad=run.output(batch), with_grad=recorded)
 
 
 def _penalised(recorded: Output, base: Output, run: Run, sink: list[Tensor]) -> Output:
