@@ -26,7 +26,9 @@ def plan(method: AlignProp, steps: int, generator: torch.Generator) -> Plan:
         case "random":
             return last_steps(uniform(1, steps, generator), steps)
         case "per_step":
-            recorded = tuple(i >= uniform(0, steps, generator) for i in range(steps))
+            recorded = (False,) * steps
+            while not any(recorded):  # ours: drawn again where no step is recorded, so nothing would learn
+                recorded = tuple(i >= uniform(0, steps, generator) for i in range(steps))
             return Plan(recorded=recorded, cut=(False,) * steps)
         case "gaussian":
             if steps == 1:
