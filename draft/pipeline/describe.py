@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from draft.errors import DraftError
 from draft.isolation.settings import Isolation
-from draft.methods.values.choice import ByKind
+from draft.marks import ByKind
 from draft.pipeline.document import Path
 from draft.pipeline.schema import KINDS, OUTPUTS, AdapterInput, Head, PipelineFile
 from draft.rewards.plugins import find_reward, reward_entries

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from draft.adapters.files.formats import Adapter, Factors, read_adapter, unet_factors
+from draft.adapters.files.formats import Adapter, Factors, denoiser_factors, read_adapter
 from draft.diffusion.families import TextToImage
 from draft.diffusion.lora import add_lora, begin_lora, load_beneath
 from draft.diffusion.settings import LoraSettings
 from draft.errors import DraftError, StageError
+from draft.files import sha256
 from draft.progress import Progress
 
 
@@ -31,8 +31,8 @@ class Foundation:
 
     def identity(self) -> list[list[str | float]]:
         """What each file is for, its content's sha256 and its weight; nothing where there are no files."""
-        init: list[list[str | float]] = [["init", _digest(self.init)]] if self.init else []
-        return init + [["beneath", _digest(path), weight] for path, weight in self.beneath]
+        init: list[list[str | float]] = [["init", sha256(self.init)]] if self.init else []
+        return init + [["beneath", sha256(path), weight] for path, weight in self.beneath]
 
 
 FRESH = Foundation()
@@ -41,7 +41,7 @@ FRESH = Foundation()
 
 @dataclass(frozen=True)
 class Footing:
-    """The files of a foundation, read: factors (A, B) in float64 by module path within the UNet.
+    """The files of a foundation, read: factors (A, B) in float64 by module path within the denoiser.
 
     Args:
         init: Those that the LoRA begins at; None: a fresh one.
@@ -74,13 +74,12 @@ def read_foundation(foundation: Foundation, lora: LoraSettings, progress: Progre
     def read(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
         adapter = read_adapter(path)
         families[path] = adapter.family
-        others = sum(not name.startswith("unet.") for name in adapter.modules)
         try:
-            found = unet_factors(_double(adapter))
+            found = denoiser_factors(_double(adapter))
         except DraftError as error:
             error.where = error.where or str(path)
             raise
-        if others:
+        if others := len(adapter.modules) - len(found):
             progress.say(f"adapter {path}: its {others} text-encoder modules are not applied, only the UNet's are")
         return found
 
@@ -105,14 +104,15 @@ def lay_foundation(footing: Footing, model: TextToImage, lora: LoraSettings, *, 
         DraftError: An adapter is for another model.
     """
     for path, family in footing.families.items():
-        if family != model.family:
+        if family != model.family.name:
             raise StageError(
-                f"the adapter is for another family of models, {family}; this model is {model.family}", where=str(path)
+                f"the adapter is for another family of models, {family}; this model is {model.family.name}",
+                where=str(path),
             )
-    load_beneath(model.unet, footing.beneath)
-    add_lora(model.unet, lora, seed=seed)
+    load_beneath(model.network, footing.beneath)
+    add_lora(model.network, lora, seed=seed)
     if footing.init is not None:
-        begin_lora(model.unet, footing.init)
+        begin_lora(model.network, footing.init)
 
 
 def _check_init(init: Mapping[str, tuple[Tensor, Tensor]], lora: LoraSettings, path: Path) -> None:
@@ -137,12 +137,3 @@ def _double(adapter: Adapter) -> Adapter:
     """The adapter in float64, so that folding its scale in rounds nothing."""
     modules = {name: Factors(f.down.double(), f.up.double(), f.scale) for name, f in adapter.modules.items()}
     return Adapter(modules, adapter.family, adapter.metadata)
-
-
-def _digest(path: Path) -> str:
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
+from draft.marks import ByKind
 from draft.methods.values.adjoint_matching import AdjointMatching
 from draft.methods.values.alignprop import AlignProp
 from draft.methods.values.best_of_n import BestOfN
-from draft.methods.values.choice import ByKind
 from draft.methods.values.ddpo import DDPO
 from draft.methods.values.direct_align import DirectAlign
 from draft.methods.values.dpg import DPG

@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from draft.diffusion.settings import STEPS
 from draft.errors import Problem
+from draft.marks import AtMost
 from draft.methods.values.protocol import TrainingSettings
 from draft.methods.values.steps import too_many_steps
 from draft.methods.values.traits import Traits
@@ -32,7 +34,7 @@ class AlignProp:
     module: ClassVar[str] = "draft.methods.alignprop"
     kind: Literal["alignprop"] = "alignprop"
     truncation: Literal["random", "fixed", "gaussian", "per_step"] = "random"
-    k: Annotated[int, Ge(1)] = 1
+    k: Annotated[int, Ge(1), AtMost(STEPS)] = 1
     mean: Annotated[float, Gt(0), Le(1)] = 0.84
     std: Annotated[float, Gt(0), Le(1)] = 0.1
 

@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
+from draft.diffusion.settings import STEPS
 from draft.errors import Problem
+from draft.marks import AtMost
 from draft.methods.values.protocol import TrainingSettings
 from draft.methods.values.steps import too_many_steps
 from draft.methods.values.traits import Traits
@@ -40,7 +42,7 @@ class DraftK:
     traits: ClassVar[Traits] = Traits()
     module: ClassVar[str] = "draft.methods.draft_k"
     kind: Literal["draft_k"] = "draft_k"
-    k: Annotated[int, Ge(1)] = 1
+    k: Annotated[int, Ge(1), AtMost(STEPS)] = 1
 
     def problems(self, settings: TrainingSettings) -> Iterator[Problem]:
         """More steps than the sampler has."""

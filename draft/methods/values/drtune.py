@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from draft.diffusion.settings import Frozen
+from draft.diffusion.settings import STEPS, Frozen
 from draft.errors import Problem
+from draft.marks import AtMost
 from draft.methods.values.protocol import TrainingSettings
 from draft.methods.values.steps import too_many_steps
 from draft.methods.values.traits import Traits
@@ -34,7 +35,7 @@ class DRTune:
     traits: ClassVar[Traits] = Traits(eta="zero", eta_reason="it follows the deterministic sampler's straight path")
     module: ClassVar[str] = "draft.methods.drtune"
     kind: Literal["drtune"] = "drtune"
-    k: Annotated[int, Ge(1)] = 3
+    k: Annotated[int, Ge(1), AtMost(STEPS)] = 3
     stop: Annotated[float, Ge(0), Le(1)] = 0.4
     spacing: Literal["prefix", "whole"] = "prefix"
     frozen: Frozen = "auto"

@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from draft.diffusion.settings import Frozen
+from draft.diffusion.settings import STEPS, Frozen
 from draft.errors import Problem
+from draft.marks import AtMost
 from draft.methods.values.protocol import TrainingSettings
 from draft.methods.values.steps import FROM_ROLLOUT, Pairs, pair_problems, too_many_active
 from draft.methods.values.traits import Traits
@@ -34,7 +35,7 @@ class FlowBPSparse:
     traits: ClassVar[Traits] = Traits(eta="zero", eta_reason=FROM_ROLLOUT, reuses_rollouts=True)
     module: ClassVar[str] = "draft.methods.flow_bp_sparse"
     kind: Literal["flow_bp_sparse"] = "flow_bp_sparse"
-    k: Annotated[int, Ge(1)] = 4
+    k: Annotated[int, Ge(1), AtMost(STEPS)] = 4
     bias: Annotated[float, Ge(0)] = 1.0
     rescale: Annotated[float, Ge(0)] = 0.5
     tail: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -67,7 +68,7 @@ class FlowBPBridge:
     traits: ClassVar[Traits] = Traits(eta="zero", eta_reason=FROM_ROLLOUT, reuses_rollouts=True)
     module: ClassVar[str] = "draft.methods.flow_bp_bridge"
     kind: Literal["flow_bp_bridge"] = "flow_bp_bridge"
-    k: Annotated[int, Ge(2)] = 5
+    k: Annotated[int, Ge(2), AtMost(STEPS)] = 5
     bias: Annotated[float, Ge(0)] = 4.0
     rescale: Annotated[float, Ge(0)] = 0.0
     alpha: Annotated[float, Ge(0), Le(1)] = 0.5

@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
+from draft.diffusion.settings import STEPS
 from draft.errors import Problem
+from draft.marks import AtMost
 from draft.methods.values.protocol import TrainingSettings
 from draft.methods.values.steps import too_many_steps
 from draft.methods.values.traits import Traits
@@ -28,7 +30,7 @@ class ReFL:
     traits: ClassVar[Traits] = Traits()
     module: ClassVar[str] = "draft.methods.refl"
     kind: Literal["refl"] = "refl"
-    window: Annotated[int, Ge(1)] = 10
+    window: Annotated[int, Ge(1), AtMost(STEPS)] = 10
 
     def problems(self, settings: TrainingSettings) -> Iterator[Problem]:
         """More steps than the sampler has."""

@@ -33,7 +33,7 @@ class Backpropagation(Memoryless):
         self.cached = hasattr(self.mathematics, "surrogate")
         # What does not fit the model's grid is refused here, before any work.
         if self.cached:
-            self.grid = self.mathematics.call_grid(method, run.model.schedule, run.grid)
+            self.grid = self.mathematics.call_grid(method, run.model.schedule(run.size, run.grid.steps), run.grid)
         else:
             plan = self.mathematics.plan(method, run.grid.steps, torch.Generator().manual_seed(0))
             if not plan.jacobians:
@@ -115,7 +115,7 @@ def _penalty(run: Run, sink: list[Tensor]) -> Tensor | None:
     penalty = run.settings.penalty
     parts = [penalty.epsilon * torch.stack(sink).mean()] if sink else []
     if penalty.lora_norm:
-        parts.append(penalty.lora_norm * lora_norm(run.model.unet))
+        parts.append(penalty.lora_norm * lora_norm(run.model.network))
     return sum(parts[1:], parts[0]) if parts else None
 
 
