@@ -1,4 +1,9 @@
-"""A method's mathematics: which module has it, and what that module defines."""
+"""A method's mathematics: what its module defines, one of three things, and how it is found.
+
+- `plan`: the method backpropagates through steps of the rollout itself, see `PlanModule`;
+- `surrogate`: it calls steps of a cached rollout again and joins them anew, see `SurrogateModule`;
+- `Rule`: it makes its updates by a rule of its own, a class of (method, run), see `draft.methods.run.Rule`.
+"""
 
 from __future__ import annotations
 

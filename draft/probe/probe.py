@@ -12,11 +12,12 @@ from torch import Tensor
 
 from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.lora import adapter_parameters, load_lora, use_lora
-from draft.diffusion.probe import agreement, cosines, take_apart
+from draft.diffusion.probe import agreement, cosines, decompose_gradient
 from draft.diffusion.schedule import make_grid, step_sensitivities
 from draft.diffusion.settings import SamplerSettings
 from draft.diffusion.surrogate import roll_out
 from draft.errors import DraftError, StageError
+from draft.methods.update import mean_figures
 from draft.methods.values import Draft
 from draft.probe.health import GridFigures, Health, recommended, truncations, verdict
 from draft.probe.page import write_page
@@ -28,7 +29,6 @@ from draft.scoring.backward import Figures
 from draft.scoring.guards import check_finite, check_start, check_terms
 from draft.training.run import Run, prepare
 from draft.training.settings import TrainSettings
-from draft.training.update import means
 from draft.types import Prompts
 
 _PROBED = "probed"
@@ -154,7 +154,7 @@ def _measure(
         assert scored.gradient is not None
         _check(run, scored.figures)
         figures.append(scored.figures)
-        chain = take_apart(
+        chain = decompose_gradient(
             run.output(batch, gradient=run.settings.cfg_gradient, recorded=True),
             run.grid,
             rollout,
@@ -177,11 +177,11 @@ def _measure(
         adjoints=adjoints.mean(0).tolist(),
         norms=norms.tolist(),
     )
-    return health, means(run, figures)[0]
+    return health, mean_figures(run, figures).scores
 
 
 def _check(run: Run, figures: Figures) -> None:
-    scores, gradients, _ = means(run, [figures])
+    scores, gradients, _ = mean_figures(run, [figures])
     check_finite(scores, 0)
     check_start({each.term.label: gradients[each.term.label] for each in run.loaded if each.term.weight})
 

@@ -18,6 +18,9 @@ from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images
 from draft.diffusion.lora import lora_factors
 from draft.errors import DivergedError, StageError
+from draft.methods.rules import make_rule
+from draft.methods.run import Rule
+from draft.methods.update import mean_figures
 from draft.methods.values.problems import check_method
 from draft.progress import Progress
 from draft.rewards.reward import Term
@@ -36,11 +39,9 @@ from draft.training.identity import Identity, identity
 from draft.training.metrics import append_metrics, truncate_metrics
 from draft.training.preview import save_grid
 from draft.training.resume import Branch, Continued, branch_off, go_on
-from draft.training.rules.rule import Rule, make_rule
 from draft.training.run import Run, prepare
 from draft.training.schedule import learning_rate_factor
 from draft.training.settings import TrainSettings
-from draft.training.update import means
 from draft.types import Prompts
 
 _CLOSING = 10
@@ -190,7 +191,7 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     made = rule.update(run, step)
-    scores, _, others = means(run, made.figures)
+    scores, _, others = mean_figures(run, made.figures)
     weights = {loaded.term.label: loaded.term.weight for loaded in run.loaded}
     return {
         "step": step + 1,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from draft.methods.run import TrainingRun
 from draft.scoring.backward import Figures, mean_drop
 from draft.scoring.guards import check_finite, check_gradient_norm, check_start
-from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
-from draft.training.run import Run
 
 
 @dataclass(frozen=True)
-class Descent:
+class Update:
     """What an update did.
 
     Args:
@@ -31,7 +31,7 @@ class Descent:
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
-def descend(run: Run, accumulate: Callable[[Run, float], Figures], step: int) -> Descent:
+def accumulate_and_step(run: TrainingRun, accumulate: Callable[[TrainingRun, float], Figures], step: int) -> Update:
     """Add up the gradients of `gradient_accumulation_steps` batches and take one step.
 
     With a weight radius rho_w (RSA-FT; sharpness-aware minimisation, arXiv 2010.01412): the gradient G of the mean
@@ -52,16 +52,16 @@ def descend(run: Run, accumulate: Callable[[Run, float], Figures], step: int) ->
     """
     count = run.settings.gradient_accumulation_steps
 
-    def passed(run: Run) -> list[Figures]:
+    def passed(run: TrainingRun) -> list[Figures]:
         run.optimizer.zero_grad(set_to_none=True)
         return [accumulate(run, 1 / count) for _ in range(count)]
 
     radius = run.settings.robust.weight_radius
     if not radius:
         figures = passed(run)
-        return Descent(figures, take_step(run, figures, step))
+        return Update(figures, take_step(run, figures, step))
     draws, weights = run.random.state(), [parameter.detach().clone() for parameter in run.parameters]
-    first = passed(_reward_alone(run))
+    first = passed(run.for_reward_alone())
     norm = nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None])
     _check(float(norm), run, first, step)
     with torch.no_grad():
@@ -73,10 +73,10 @@ def descend(run: Run, accumulate: Callable[[Run, float], Figures], step: int) ->
     with torch.no_grad():
         for parameter, weight in zip(run.parameters, weights, strict=True):
             parameter.copy_(weight)
-    return Descent([*first, *second], take_step(run, second, step))
+    return Update([*first, *second], take_step(run, second, step))
 
 
-def take_step(run: Run, figures: Sequence[Figures], step: int) -> float:
+def take_step(run: TrainingRun, figures: Sequence[Figures], step: int) -> float:
     """Clip the gradients that are there, check them, and take one step of the optimiser.
 
     Args:
@@ -96,7 +96,21 @@ def take_step(run: Run, figures: Sequence[Figures], step: int) -> float:
     return norm
 
 
-def means(run: Run, figures: Sequence[Figures]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+class MeanFigures(NamedTuple):
+    """Figures' means as numbers.
+
+    Args:
+        scores: Raw score by reward label.
+        gradients: Norm of the gradient with respect to the images by reward label.
+        others: `saturated` and `loss`, and `robust_drop` where images were moved.
+    """
+
+    scores: dict[str, float]
+    gradients: dict[str, float]
+    others: dict[str, float]
+
+
+def mean_figures(run: TrainingRun, figures: Sequence[Figures]) -> MeanFigures:
     """The figures' means as numbers; they cross from the device at once.
 
     Args:
@@ -104,8 +118,7 @@ def means(run: Run, figures: Sequence[Figures]) -> tuple[dict[str, float], dict[
         figures: Of one update.
 
     Returns:
-        Raw scores and norms of gradients by the rewards' labels, and `saturated` and `loss`, and `robust_drop` where
-        images were moved.
+        Their means.
     """
     values = torch.stack([each.flat() for each in figures]).mean(0).tolist()
     labels, count = [loaded.term.label for loaded in run.loaded], len(run.loaded)
@@ -113,17 +126,11 @@ def means(run: Run, figures: Sequence[Figures]) -> tuple[dict[str, float], dict[
     others = {"saturated": values[-2], "loss": values[-1]}
     if (drop := mean_drop(figures)) is not None:
         others["robust_drop"] = float(drop)
-    return scores, gradients, others
+    return MeanFigures(scores, gradients, others)
 
 
-def _reward_alone(run: Run) -> Run:
-    """The training as if it maximised the mean reward of its images as they are."""
-    settings = replace(run.settings, loss=LinearLoss(), penalty=PenaltySettings())
-    return replace(run, settings=settings, scorer=replace(run.scorer, robust=RobustSettings()))
-
-
-def _check(norm: float, run: Run, figures: Sequence[Figures], step: int) -> None:
-    scores, gradients, _ = means(run, figures)
+def _check(norm: float, run: TrainingRun, figures: Sequence[Figures], step: int) -> None:
+    scores, gradients, _ = mean_figures(run, figures)
     check_finite(scores, step)
     if step == 0:
         check_start({each.term.label: gradients[each.term.label] for each in run.loaded if each.term.weight})

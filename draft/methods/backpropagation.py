@@ -1,9 +1,8 @@
-"""Methods that hand latents with a gradient to the rewards: roll out, score, one backward pass."""
+"""The rule of methods that hand latents with a gradient to the rewards: roll out, score, one backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,26 +10,30 @@ from torch import Tensor
 from draft.diffusion.linear import linear_form
 from draft.diffusion.lora import lora_norm
 from draft.diffusion.sampling import Output, predict
+from draft.diffusion.schedule import Grid
 from draft.diffusion.surrogate import Denoisers, Group, Surrogate, checkpointed, roll_out, sample_with_plan
 from draft.methods.modules import mathematics
+from draft.methods.run import Batch, Stateless, TrainingRun
+from draft.methods.update import Update, accumulate_and_step
 from draft.methods.values.protocol import MethodValue
 from draft.scoring.backward import Figures, mean_drop, split_backward
-from draft.training.rules.rule import Memoryless
-from draft.training.run import Batch, Run
-from draft.training.update import Descent, descend
 
 
-class Backpropagation(Memoryless):
-    """The rule of every method whose gradient comes from recorded calls under one reward.
+class Backpropagation(Stateless):
+    """The rule of every method whose module defines a `plan` or a `surrogate`.
 
     Args:
         method: The method's value.
         run: The training.
+
+    Raises:
+        DraftError: The method does not fit the model's grid.
     """
 
-    def __init__(self, method: MethodValue, run: Run) -> None:
+    def __init__(self, method: MethodValue, run: TrainingRun) -> None:
         self.method, self.mathematics = method, mathematics(method)
         self.cached = hasattr(self.mathematics, "surrogate")
+        self.grid = run.grid
         # What does not fit the model's grid is refused here, before any work.
         if self.cached:
             self.grid = self.mathematics.call_grid(method, run.model.schedule(run.size, run.grid.steps), run.grid)
@@ -39,18 +42,26 @@ class Backpropagation(Memoryless):
             if not plan.jacobians:
                 linear_form(run.grid, plan.frozen)
 
-    def update(self, run: Run, step: int) -> Descent:
+    def update(self, run: TrainingRun, step: int) -> Update:
         """Make one update."""
-        return descend(run, self._accumulate, step)
+        return accumulate_and_step(run, self.accumulate, step)
 
-    def _accumulate(self, run: Run, scale: float) -> Figures:
-        """Add one batch's gradient to the parameters'."""
+    def accumulate(self, run: TrainingRun, scale: float) -> Figures:
+        """Add the next batch's gradient to the parameters'.
+
+        Args:
+            run: The training.
+            scale: Factor of the loss.
+
+        Returns:
+            The batch's figures.
+        """
         batch, settings = run.next_batch(), run.settings
         share = scale / settings.rollout_reuse
         sink: list[Tensor] = []
-        found = []
-        for surrogate in self._surrogates(run, batch, sink):
-            found.append(
+        figures = []
+        for surrogate in self.surrogates(run, batch, sink):
+            figures.append(
                 split_backward(
                     surrogate.latents,
                     run.scorer,
@@ -62,35 +73,44 @@ class Backpropagation(Memoryless):
                 )
             )
             sink.clear()
-        return _mean(found)
+        return _mean(figures)
 
-    def _surrogates(self, run: Run, batch: Batch, sink: list[Tensor]) -> Iterator[Surrogate]:
-        """One or more differentiable samples of a batch; penalties of their recorded calls go into `sink`."""
+    def surrogates(self, run: TrainingRun, batch: Batch, sink: list[Tensor]) -> Iterator[Surrogate]:
+        """The differentiable samples of a batch, one by one: `rollout_reuse` of a cached rollout, else a single one.
+
+        Args:
+            run: The training.
+            batch: The batch.
+            sink: Gets the penalty of each recorded call, if there is to be any.
+
+        Yields:
+            Latents with the method's graph.
+        """
         if self.cached:
             rollout = roll_out(run.output(batch), run.grid, batch.noise)
             many = self.mathematics.recorded_calls(self.method) > 2
-            denoisers = _denoisers(replace(run, grid=self.grid), batch, sink, checkpointing=many)
+            denoisers = self._denoisers(run, batch, sink, checkpointing=many)
             for _ in range(run.settings.rollout_reuse):
                 yield self.mathematics.surrogate(self.method, denoisers, self.grid, rollout, run.random.method)
             return
         plan = self.mathematics.plan(self.method, run.grid.steps, run.random.method)
-        denoisers = _denoisers(run, batch, sink, checkpointing=plan.recorded_steps > 2)
+        denoisers = self._denoisers(run, batch, sink, checkpointing=plan.recorded_steps > 2)
         copy_noise = run.draw_noise(batch.noise, plan.copies) if plan.copies else None
         latents = sample_with_plan(denoisers, run.grid, plan, batch.noise, fresh=batch.fresh, copy_noise=copy_noise)
         yield Surrogate(latents, (Group(),) * (1 + plan.copies))
 
+    def _denoisers(self, run: TrainingRun, batch: Batch, sink: list[Tensor], *, checkpointing: bool) -> Denoisers:
+        settings = run.settings
+        recorded = run.output(batch, gradient=settings.cfg_gradient, recorded=True, grid=self.grid)
+        if checkpointing if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing:
+            recorded = checkpointed(recorded)
+        if settings.penalty.epsilon:
+            base = run.output(batch, adapted=False, grid=self.grid)
+            recorded = _penalised(recorded, base, self.grid, sink)
+        return Denoisers(no_grad=run.output(batch, grid=self.grid), with_grad=recorded)
 
-def _denoisers(run: Run, batch: Batch, sink: list[Tensor], *, checkpointing: bool) -> Denoisers:
-    settings = run.settings
-    recorded = run.output(batch, gradient=settings.cfg_gradient, recorded=True)
-    if checkpointing if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing:
-        recorded = checkpointed(recorded)
-    if settings.penalty.epsilon:
-        recorded = _penalised(recorded, run.output(batch, adapted=False), run, sink)
-    return Denoisers(no_grad=run.output(batch), with_grad=recorded)
 
-
-def _penalised(recorded: Output, base: Output, run: Run, sink: list[Tensor]) -> Output:
+def _penalised(recorded: Output, base: Output, grid: Grid, sink: list[Tensor]) -> Output:
     """Keep the mean squared difference to the base model's prediction of every recorded call.
 
     mean (e - sg(e_base))^2, both guided (DRaFT+, NVIDIA NeMo-Aligner, megatron_sd_draftp_model.py); in flow matching of
@@ -101,8 +121,8 @@ def _penalised(recorded: Output, base: Output, run: Run, sink: list[Tensor]) -> 
         out = recorded(x, i)
         with torch.no_grad():
             kept = base(x, i)
-        if run.grid.prediction != "flow":
-            out_e, kept = predict(run.grid, x, out, i)[1], predict(run.grid, x.detach(), kept, i)[1]
+        if grid.prediction != "flow":
+            out_e, kept = predict(grid, x, out, i)[1], predict(grid, x.detach(), kept, i)[1]
         else:
             out_e = out
         sink.append((out_e - kept).square().mean())
@@ -111,7 +131,7 @@ def _penalised(recorded: Output, base: Output, run: Run, sink: list[Tensor]) -> 
     return output
 
 
-def _penalty(run: Run, sink: list[Tensor]) -> Tensor | None:
+def _penalty(run: TrainingRun, sink: list[Tensor]) -> Tensor | None:
     penalty = run.settings.penalty
     parts = [penalty.epsilon * torch.stack(sink).mean()] if sink else []
     if penalty.lora_norm:
