@@ -20,8 +20,9 @@ from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid, make_grid
 from draft.progress import Progress
 from draft.rewards.reward import Term
-from draft.scoring.backward import Loaded, Scorer
+from draft.scoring.backward import Scorer
 from draft.scoring.guards import check_sensitivity
+from draft.scoring.rewards import LoadedReward, load_rewards
 from draft.training.base_adapters import FRESH, Foundation, lay_foundation, read_foundation
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
@@ -80,9 +81,9 @@ class Run:
     preview: tuple[Tensor, Tensor] | None = None
 
     @property
-    def loaded(self) -> Sequence[Loaded]:
-        """The rewards."""
-        return self.scorer.terms
+    def rewards(self) -> Sequence[LoadedReward]:
+        """The loaded rewards."""
+        return self.scorer.rewards
 
     def next_batch(self) -> Batch:
         """Draw the next prompts and their noise."""
@@ -168,10 +169,7 @@ def prepare(
     progress.say(
         f"{settings.method.kind}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}"
     )
-    loaded = []
-    for term in terms:
-        place = choose_device(term.device) if term.device else device
-        loaded.append(Loaded(term, term.reward.load(place), place))
+    rewards = load_rewards(terms, device)
     embeddings = loaded_model.encode(prompts).cpu()  # on the CPU: a long prompt file would fill the accelerator
     unconditional = loaded_model.encode([settings.sampler.negative_prompt])
     preview = None
@@ -190,7 +188,7 @@ def prepare(
         fused=device.type == "cuda",
     )
     decode = partial(loaded_model.decode, straight_through=settings.saturation == "straight_through")
-    scorer = Scorer(decode, loaded, settings.micro_batch_size, settings.robust)
+    scorer = Scorer(decode, rewards, settings.micro_batch_size, settings.robust)
     random, prefix = Randomness(seed, len(prompts)), loaded_model.denoise
     if settings.compile:
         prefix = cast("Net", torch.compile(prefix))

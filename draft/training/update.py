@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from draft.scoring.backward import Figures, mean_drop
-from draft.scoring.guards import check_finite, check_gradient_norm, check_start
+from draft.scoring.figures import Figures, check_figures, mean_figures
+from draft.scoring.guards import check_gradient_norm
 from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
 from draft.training.run import Run
 
@@ -96,26 +96,6 @@ def take_step(run: Run, figures: Sequence[Figures], step: int) -> float:
     return norm
 
 
-def means(run: Run, figures: Sequence[Figures]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """The figures' means as numbers; they cross from the device at once.
-
-    Args:
-        run: The training.
-        figures: Of one update.
-
-    Returns:
-        Raw scores and norms of gradients by the rewards' labels, and `saturated` and `loss`, and `robust_drop` where
-        images were moved.
-    """
-    values = torch.stack([each.flat() for each in figures]).mean(0).tolist()
-    labels, count = [loaded.term.label for loaded in run.loaded], len(run.loaded)
-    scores, gradients = dict(zip(labels, values, strict=False)), dict(zip(labels, values[count:], strict=False))
-    others = {"saturated": values[-2], "loss": values[-1]}
-    if (drop := mean_drop(figures)) is not None:
-        others["robust_drop"] = float(drop)
-    return scores, gradients, others
-
-
 def _reward_alone(run: Run) -> Run:
     """The training as if it maximised the mean reward of its images as they are."""
     settings = replace(run.settings, loss=LinearLoss(), penalty=PenaltySettings())
@@ -123,8 +103,6 @@ def _reward_alone(run: Run) -> Run:
 
 
 def _check(norm: float, run: Run, figures: Sequence[Figures], step: int) -> None:
-    scores, gradients, _ = means(run, figures)
-    check_finite(scores, step)
-    if step == 0:
-        check_start({each.term.label: gradients[each.term.label] for each in run.loaded if each.term.weight})
-    check_gradient_norm(norm, [label for label, size in gradients.items() if size - size != 0], step)
+    means = mean_figures(run.rewards, figures)
+    check_figures(run.rewards, means, step)
+    check_gradient_norm(norm, [label for label, size in means.gradients.items() if size - size != 0], step)

@@ -20,7 +20,7 @@ from draft.methods.adjoint_matching import (
     step_mean,
 )
 from draft.methods.values import AdjointMatching
-from draft.scoring.backward import Figures
+from draft.scoring.figures import Figures
 from draft.training.run import Batch, Run
 from draft.training.update import Descent, descend
 

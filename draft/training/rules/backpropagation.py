@@ -15,7 +15,8 @@ from draft.diffusion.surrogate import Group, Networks, Surrogate, checkpointed, 
 from draft.methods.leaps import call_grid, draw_surrogate, recorded_calls
 from draft.methods.plans import Planned, check_steps, draw_plan
 from draft.methods.values.leaps import Cached
-from draft.scoring.backward import Figures, mean_drop, split_backward
+from draft.scoring.backward import split_backward
+from draft.scoring.figures import Figures, mean_drop
 from draft.training.rules.rule import Memoryless
 from draft.training.run import Batch, Run
 from draft.training.update import Descent, descend

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from draft.diffusion.surrogate import Rollout, roll_out
-from draft.scoring.backward import Figures
+from draft.scoring.figures import Figures
 from draft.training.run import Batch, Run
 
 

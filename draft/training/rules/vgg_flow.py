@@ -13,7 +13,7 @@ from draft.diffusion.sampling import predict
 from draft.diffusion.surrogate import roll_out
 from draft.methods.values import VGGFlow
 from draft.methods.vgg_flow import capped, draw_steps, target, velocity_loss
-from draft.scoring.backward import Figures
+from draft.scoring.figures import Figures
 from draft.training.run import Run
 from draft.training.update import Descent, descend
 
