@@ -74,7 +74,7 @@ def write_pipeline(made: Reproduction, output: Path, *, force: bool) -> list[Pat
     Raises:
         ConfigError: One is there, or cannot be written.
     """
-    from draft.pipeline.folders import write_text
+    from draft.files import write_text
 
     texts = {output.with_name(name): text for name, text in made.tables.items()} | {output: made.text()}
     for path in texts:
@@ -142,8 +142,7 @@ def _without_inputs(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digests(files: Sequence[Path]) -> dict[str, str]:
-    from draft.pipeline.cache import sha256
-    from draft.pipeline.header import weights_file
+    from draft.files import sha256, weights_file
 
     found = {}
     for path in files:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from draft.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,7 @@ def write_training_run(run: TrainingRun, file: Path) -> None:
         run: The training.
         file: Where; its folder exists.
     """
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_text(file, json.dumps(asdict(run), indent=1) + "\n")
 
 
 def read_training_run(file: Path) -> TrainingRun | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from draft.diffusion.control.schedules import Constant
+from draft.files import sha256
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline.check import CheckedStage
 from draft.pipeline.graph import parse_reference
@@ -245,12 +246,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def sha256(file: Path) -> str:
-    """The sha256 of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -264,6 +259,7 @@ def _file_identity(source: str) -> str:
         return source
     path = Path(source)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    # Not sha256(path): the fingerprints of earlier runs hold this.
     return "sha256:" + _digest([sha256(file) for file in files])
 
 

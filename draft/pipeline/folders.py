@@ -1,10 +1,11 @@
-"""Folders and files that are whole or not there: written beside, synced to the disk, renamed."""
+"""Folders of results that are complete or not there: written next to their place, synced to the disk, renamed."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
+
+from draft.files import sync
 
 OLD = ".old"
 """The name of a result while the new one takes its place."""
@@ -34,22 +35,3 @@ def settle(final: Path) -> None:
         old.rename(final)
     elif old.exists():
         shutil.rmtree(old)
-
-
-def sync(path: Path) -> None:
-    """Push a file or a folder's list of names to the disk."""
-    if path.is_symlink() or (path.is_dir() and os.name == "nt"):
-        return
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it has its old content or the whole new one."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    sync(new)
-    new.replace(path)

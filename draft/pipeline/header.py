@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from draft.errors import StageError
+from draft.files import WEIGHTS, weights_file
 
 _LARGEST = 100_000_000
-_WEIGHTS = "adapter_model.safetensors"
 _TEXT = ("lora_te", "text_encoder", "base_model.model.text_model", "te1_", "te2_")
 
 
@@ -32,11 +32,6 @@ class Header:
         return bool(self.names) and all(name.startswith(_TEXT) for name in self.names)
 
 
-def weights_file(path: Path) -> Path:
-    """The file with an adapter's numbers: itself, or the one in a peft folder."""
-    return path / _WEIGHTS if path.is_dir() else path
-
-
 def read_header(path: Path) -> Header:
     """Read the header of an adapter file.
 
@@ -51,7 +46,7 @@ def read_header(path: Path) -> Header:
     """
     file = weights_file(path)
     if not file.is_file():
-        what = f"the folder holds no {_WEIGHTS}" if path.is_dir() else "no such adapter file"
+        what = f"the folder holds no {WEIGHTS}" if path.is_dir() else "no such adapter file"
         raise StageError(what, where=str(path))
     try:
         with file.open("rb") as stream:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from draft.errors import StageError
+from draft.files import locked, write_text
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
 from draft.pipeline.check import CheckedStage, Pipeline
 from draft.pipeline.document import dump_yaml
-from draft.pipeline.folders import publish, settle, write_text
+from draft.pipeline.folders import publish, settle
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
 from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
 from draft.pipeline.load import load_pipeline
-from draft.pipeline.lock import locked
 from draft.pipeline.observers import Observers
 from draft.pipeline.plan import BEGUN, PARTIAL, Step, begun, make_plan
 from draft.pipeline.provenance import making
@@ -131,7 +131,7 @@ def run_pipeline(
     except OSError as error:
         what = f"cannot write results there: {error.strerror} (got {str(runs)!r})"
         raise StageError(what, where="--runs-dir", hint="give another --runs-dir") from None
-    with locked(runs), sigterm():
+    with locked(runs, who="run", hint="wait for it, or give this one another --runs-dir"), sigterm():
         for name in pipeline.stages:
             settle(runs / name)
         steps = plan()

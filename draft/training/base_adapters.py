@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from draft.diffusion.families import TextToImage
 from draft.diffusion.lora import add_lora, begin_lora, load_beneath
 from draft.diffusion.settings import LoraSettings
 from draft.errors import DraftError, StageError
+from draft.files import sha256
 from draft.progress import Progress
 
 
@@ -31,8 +31,8 @@ class Foundation:
 
     def identity(self) -> list[list[str | float]]:
         """What each file is for, its content's sha256 and its weight; nothing where there are no files."""
-        init: list[list[str | float]] = [["init", _digest(self.init)]] if self.init else []
-        return init + [["beneath", _digest(path), weight] for path, weight in self.beneath]
+        init: list[list[str | float]] = [["init", sha256(self.init)]] if self.init else []
+        return init + [["beneath", sha256(path), weight] for path, weight in self.beneath]
 
 
 FRESH = Foundation()
@@ -137,12 +137,3 @@ def _double(adapter: Adapter) -> Adapter:
     """The adapter in float64, so that folding its scale in rounds nothing."""
     modules = {name: Factors(f.down.double(), f.up.double(), f.scale) for name, f in adapter.modules.items()}
     return Adapter(modules, adapter.family, adapter.metadata)
-
-
-def _digest(path: Path) -> str:
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from draft.errors import DraftWarning
+from draft.files import replace
 
 _MAGIC = b"draft-checkpoint-1 "
 
@@ -20,7 +20,7 @@ _MAGIC = b"draft-checkpoint-1 "
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     """Write a checkpoint atomically and remove old ones.
 
-    The file is the SHA-256 of the rest, then torch's own format. It is written beside its place, fsynced and renamed.
+    The file is the SHA-256 of the rest, then torch's own format.
 
     Args:
         folder: Folder of checkpoints, made if missing.
@@ -36,13 +36,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     torch.save({"step": step, **state}, buffer)
     payload = buffer.getvalue()
     path = folder / f"step-{step:08d}.ckpt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync_folder(folder)
+    with replace(path) as partial:
+        partial.write_bytes(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
     for old in _checkpoints(folder)[:-keep]:
         old.unlink()
     return path
@@ -85,11 +80,3 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.ckpt"))
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

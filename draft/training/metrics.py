@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from draft.files import write_text
 
 
 def truncate_metrics(path: Path, step: int) -> list[dict[str, float]]:
@@ -28,9 +29,7 @@ def truncate_metrics(path: Path, step: int) -> list[dict[str, float]]:
             if row["step"] > step:
                 break
             kept.append(row)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept
 
 

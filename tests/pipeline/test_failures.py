@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from draft.errors import DraftError, StageError
+from draft.files import locked
 from draft.pipeline.interrupt import resume_command
-from draft.pipeline.lock import locked
 from draft.pipeline.run import run_pipeline
 
 

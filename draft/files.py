@@ -1,0 +1,203 @@
+"""Files: written completely or not at all, digests, locks, and where Draft keeps what it can make again. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from draft.errors import StageError
+
+WEIGHTS = "adapter_model.safetensors"
+"""The file with the numbers in a peft adapter folder."""
+
+
+def weights_file(path: Path) -> Path:
+    """Find the file with an adapter's numbers.
+
+    Args:
+        path: A file, or a peft folder.
+
+    Returns:
+        The file itself, or the one in the folder; it need not exist.
+    """
+    return path / WEIGHTS if path.is_dir() else path
+
+
+@contextmanager
+def replace(path: Path) -> Iterator[Path]:
+    """Write a file atomically: whatever happens, `path` holds its old content or the complete new one.
+
+    The block writes to a temporary neighbour, which is then synced to the disk and renamed. If the block made a folder,
+    each of its files replaces the one of that name in the folder `path`.
+
+    Args:
+        path: The file or folder to write; the folder that holds it exists.
+
+    Yields:
+        The temporary path, with the suffix of `path`; it does not exist yet and is removed if the block fails.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    # A thread's number is unique on its machine, so that neither threads nor processes write to one temporary file.
+    partial = path.with_name(f".{path.stem[:50]}.{threading.get_native_id()}.partial{path.suffix}")
+    _remove(partial)  # a killed process may have left one
+    try:
+        yield partial
+        if partial.is_dir():
+            path.mkdir(exist_ok=True)
+            for file in sorted(partial.iterdir()):
+                sync(file)
+                os.replace(file, path / file.name)
+            sync(path)
+        else:
+            sync(partial)
+            os.replace(partial, path)
+        sync(path.parent)
+    finally:
+        _remove(partial)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8.
+
+    Args:
+        path: The file; its folder exists.
+        text: Its new content.
+    """
+    with replace(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Push a file, or a folder's list of names, to the disk."""
+    windows = os.name == "nt"
+    if path.is_symlink() or (windows and path.is_dir()):
+        return
+    # Windows syncs only what is open for writing.
+    number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sha256(path: Path, *, skip: int = 0) -> str:
+    """Digest the content of a file or of a folder.
+
+    A folder's digest is that of the lines "relative path NUL digest NUL" of all files in it, sorted by path.
+
+    Args:
+        path: The file or folder.
+        skip: Bytes at the start of a file that are left out.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        return hashlib.sha256("".join(f"{name}\0{sha256(path / name)}\0" for name in names).encode()).hexdigest()
+    with path.open("rb") as stream:
+        stream.seek(skip)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path, *, timeout: float = 0, who: str = "process", hint: str = "wait for it") -> Iterator[None]:
+    """Hold a file or a folder for this process; the operating system drops the lock when its process ends, however.
+
+    Args:
+        path: A folder, which then holds the file `.lock`, or a file, which gets a neighbour `NAME.lock`.
+        timeout: How long to wait for another holder, seconds; negative: for as long as it takes.
+        who: What another holder is, for the error.
+        hint: What to do about it, for the error.
+
+    Yields:
+        Nothing; the lock lasts as long as the block.
+
+    Raises:
+        StageError: Another process holds it after `timeout`, or the disk has no locks.
+    """
+    # Here, as the process of an isolated reward has Draft and no filelock.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / ".lock" if path.is_dir() else path.with_name(f"{path.name}.lock"), timeout=timeout)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StageError(f"another {who} is writing to {str(path)!r}", hint=hint) from None
+    except OSError as error:
+        raise StageError(f"cannot lock {str(path)!r} ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def cache_folder() -> Path:
+    """Find where Draft keeps what it can make again.
+
+    `DRAFT_CACHE`, else `draft` in the user's cache folder (`XDG_CACHE_HOME`, on Windows `LOCALAPPDATA`, else
+    `~/.cache`), else, where that cannot be written to, a folder of this user's among the temporary files.
+
+    Returns:
+        An absolute path; only the temporary folder is made.
+    """
+    if chosen := os.environ.get("DRAFT_CACHE"):
+        return absolute(Path.cwd(), chosen)
+    own = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else "") or ".cache"
+    try:
+        folder = absolute(Path.home(), own) / "draft"
+    except RuntimeError:  # a user without a home
+        return _temporary_folder()
+    return folder if _writable(folder) else _temporary_folder()
+
+
+def absolute(base: Path, path: str) -> Path:
+    """Resolve a path that somebody wrote: `~` is their home, a relative one starts at `base`; links stay.
+
+    Args:
+        base: A folder.
+        path: As written.
+
+    Returns:
+        An absolute path.
+    """
+    return Path(os.path.abspath(base / Path(path).expanduser()))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a folder, existing or not, can be written to."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+@cache
+def _temporary_folder() -> Path:
+    """A folder among the temporary files, the same one each time unless another user has taken its name."""
+    user = os.getuid() if hasattr(os, "getuid") else None
+    folder = Path(tempfile.gettempdir()) / ("draft" if user is None else f"draft-{user}")
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        state = folder.lstat()
+        # What lies there is run and read back: nobody else may have put it there.
+        shared = user is not None and (state.st_uid != user or state.st_mode & 0o022)
+        if shared or not stat.S_ISDIR(state.st_mode):
+            return Path(tempfile.mkdtemp(prefix="draft-"))
+    return folder
