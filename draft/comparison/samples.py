@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from draft.comparison.settings import ComparisonSettings, MeasureSettings
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images, seeded_noise
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
 from draft.evaluation.variants import PromptSeeds, seed_prompts
 from draft.scoring.rewards import LoadedReward, finite_mean, score_batches
-from draft.types import Images, Prompts
+from draft.types import Images, Prompts, Size, size_of
 
 REWARD = "reward"
 """The weighted sum of the training's rewards, among the figures of a measurement."""
@@ -27,24 +28,26 @@ REWARD = "reward"
 
 @dataclass(frozen=True)
 class MetricSet:
-    """Prompts with their seeds, ready for a model without its text encoder, and the rewards that score the images.
+    """Prompts with their seeds, ready for a model without its text encoders, and the rewards that score the images.
 
     Args:
         seeded: One prompt and seed per image.
-        embeddings: Each image's prompt, (N, L, D) on the CPU.
-        unconditional: The unconditional prompt's, (1, L, D).
+        conditioning: Each image's prompt's, of length N, on the CPU.
+        unconditional: The negative prompt's, of length 1.
         noise: Each image's start, (N, C, ...) on the CPU.
         sampler: How they are sampled: the comparison's sampler without noise.
+        size: The images' size.
         batch_size: Images sampled at once.
         metrics: The loaded rewards.
         weights: Label to weight in the sum, of those that are trained for.
     """
 
     seeded: PromptSeeds
-    embeddings: Tensor
-    unconditional: Tensor
+    conditioning: Conditioning
+    unconditional: Conditioning
     noise: Tensor
     sampler: SamplerSettings
+    size: Size
     batch_size: int
     metrics: Sequence[LoadedReward]
     weights: Mapping[str, float]
@@ -63,7 +66,7 @@ def make_metric_set(
     """Embed prompts and draw the noise.
 
     Args:
-        model: The base model, with its text encoder.
+        model: The base model, with its text encoders.
         prompts: The prompts.
         metrics: The loaded rewards that score.
         weights: Label to weight, of the rewards that are trained for.
@@ -75,16 +78,18 @@ def make_metric_set(
         The metric set.
     """
     seeded = seed_prompts(prompts, images_per_prompt=measure.images_per_prompt, seed=seed)
+    size = size_of(settings.resolution, model.default_size)
     with torch.no_grad():
         starts = range(0, len(prompts), measure.batch_size)
-        parts = [model.encode(list(prompts[k : k + measure.batch_size])).cpu() for k in starts]
-        unconditional = model.encode([settings.sampler.negative_prompt])
+        parts = [model.encode(list(prompts[k : k + measure.batch_size]), size).to("cpu") for k in starts]
+        unconditional = model.unconditional(settings.sampler.negative_prompt, size)
     return MetricSet(
         seeded=seeded,
-        embeddings=torch.cat(parts)[list(seeded.groups)],
+        conditioning=Conditioning.cat(parts)[list(seeded.groups)],
         unconditional=unconditional,
-        noise=seeded_noise(seeded.seeds, model.latent_shape(settings.resolution)),
+        noise=seeded_noise(seeded.seeds, model.latent_shape(size)),
         sampler=replace(settings.sampler, eta=0.0),
+        size=size,
         batch_size=measure.batch_size,
         metrics=metrics,
         weights=weights,
@@ -128,9 +133,10 @@ def evenly(prompts: Prompts, count: int) -> Prompts:
 def _draw(model: TextToImage, metric_set: MetricSet) -> Iterator[tuple[Prompts, Images]]:
     for start in range(0, len(metric_set.noise), metric_set.batch_size):
         chosen = slice(start, start + metric_set.batch_size)
-        embeddings = metric_set.embeddings[chosen].to(model.device)
-        noise = metric_set.noise[chosen]
-        images = sample_images(model, embeddings, metric_set.unconditional, noise, metric_set.sampler)
+        conditioning, noise = metric_set.conditioning[chosen].to(model.device), metric_set.noise[chosen]
+        images = sample_images(
+            model, conditioning, metric_set.unconditional, noise, metric_set.sampler, metric_set.size
+        )
         if not bool(images.isfinite().all()):
             raise StageError("its samples are not finite")
         yield metric_set.seeded.prompts[chosen], images

@@ -27,7 +27,7 @@ from draft.rewards.reward import Term
 from draft.scoring.backward import Scorer
 from draft.scoring.guards import check_terms
 from draft.scoring.rewards import finite_mean, load_rewards, numbers
-from draft.types import Prompts
+from draft.types import Prompts, size_of
 
 REWARD = "reward"
 """The weighted sum of all rewards, among the scores of an image."""
@@ -92,17 +92,18 @@ def generate_by_reward(
     scorer = Scorer(loaded_model.decode, load_rewards(terms, loaded_model.device), method.micro_batch_size)
     variants = list(adapters) or [BASE]
     record, target = Record(), folder / "images"
+    size = size_of(settings.resolution, loaded_model.default_size)
     progress.start("generate", len(variants) * len(seeded.seeds))
     for variant in variants:
         switch(loaded_model, variant, adapters)
         context = SamplingContext(
             model=loaded_model,
             scorer=scorer,
-            grid=make_grid(loaded_model.schedule, settings.sampler),
+            grid=make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler),
             sampler=settings.sampler,
             schedule=(schedules or {}).get(variant, Constant()),
-            unconditional=loaded_model.encode([settings.sampler.negative_prompt]),
-            shape=loaded_model.latent_shape(settings.resolution),
+            unconditional=loaded_model.unconditional(settings.sampler.negative_prompt, size),
+            size=size,
         )
         _draw_variant(variant, method, context, seeded, settings.batch_size, target, record, progress)
     progress.stop()
