@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.isolation.reward import isolated_reward
+from draft.methods.values.problems import method_problems
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.isolated import read_isolation, written
@@ -22,7 +23,6 @@ from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
 from draft.rewards.terms import build_term
 from draft.training.settings import TrainSettings
-from draft.training.suitability import method_problems
 from draft.types import Prompts
 
 Base: TypeAlias = Callable[[Keys], Path]

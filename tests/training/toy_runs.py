@@ -16,11 +16,13 @@ from draft.diffusion.lora import add_lora, lora_parameters
 from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import Rollout, roll_out
+from draft.methods.run import Batch
 from draft.methods.values import Method
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
-from draft.scoring.backward import Loaded, Scorer
-from draft.training.run import Batch, Run
+from draft.scoring.backward import Scorer
+from draft.scoring.rewards import LoadedReward
+from draft.training.run import Run
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.state import Randomness
 from draft.training.train import train
@@ -97,7 +99,7 @@ def begin(
             parameter.grad = None
     scorer = Scorer(
         model.decode,
-        [Loaded(Term("bright", reward), reward.load(CPU), CPU)],
+        [LoadedReward(Term("bright", reward), reward.load(CPU), CPU)],
         settings.micro_batch_size,
         settings.robust,
     )
@@ -116,7 +118,7 @@ def begin(
         # AdamW's first step is a sign where its eps is small, whatever the gradient's last bits are.
         optimizer=torch.optim.AdamW(parameters, lr=settings.learning_rate, eps=1e-3),
         random=random,
-        prefix=model.denoise,
+        no_grad_denoiser=model.denoise,
     )
 
 
