@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -40,6 +40,11 @@ class Inert:
 
 
 @dataclass(frozen=True)
+class Extends:
+    """The field says how far a stage goes: with another value it goes on from what it has made, as far as that fits."""
+
+
+@dataclass(frozen=True)
 class Layout:
     """The field changes how a page shows the results, and no result."""
 
@@ -64,6 +69,25 @@ class Partly:
     """
 
     of: type[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ByKind:
+    """The field has one of several dataclasses, chosen by its key `kind`.
+
+    They are in a list that may grow, unlike the alternatives of a union: it is read whenever pydantic makes a schema or
+    the keys of a file are listed.
+
+    Args:
+        classes: The dataclasses, each with a field `kind: Literal["name"] = "name"`.
+    """
+
+    classes: list[type[Any]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        """The schema of a discriminated union, in pydantic's own form."""
+        choices = {typing.get_args(hints(each)["kind"])[0]: handler.generate_schema(each) for each in self.classes}
+        return {"type": "tagged-union", "choices": choices, "discriminator": "kind"}
 
 
 @dataclass(frozen=True)
@@ -193,3 +217,23 @@ def plain(value: Any, leave_out: Callable[[Any], bool]) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner, leave_out) for inner in value]
     return value
+
+
+def leaves(value: Any, prefix: str = "", outer: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Walk through the fields of settings that are no dataclasses themselves.
+
+    Args:
+        value: A settings dataclass.
+        prefix: Put in front of the keys, with a dot.
+        outer: Marks of the field that the dataclass is in.
+
+    Yields:
+        Dotted key, plain value, and the marks of the field and of those around it.
+    """
+    for (key, hint), field in zip(hints(type(value)).items(), dataclasses.fields(value), strict=True):
+        name, inner = f"{prefix}.{key}" if prefix else key, getattr(value, field.name)
+        carried = (*outer, *marks(hint))
+        if dataclasses.is_dataclass(inner):
+            yield from leaves(inner, name, carried)
+        else:
+            yield name, plain(inner, lambda mark: False), carried

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from draft.errors import ConfigError
-from draft.rewards.discovery import did_you_mean
+from draft.errors import ConfigError, did_you_mean
+from draft.files import weights_file
 from draft_cli.mix import BOUNDS, CHOICES
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:
     source, target = file.expanduser(), output.expanduser()
     if not source.exists():
         raise ConfigError("no such adapter file", where=str(source))
-    if target.resolve() in (source.resolve(), (source / "adapter_model.safetensors").resolve()):
+    if target.resolve() in (source.resolve(), weights_file(source).resolve()):
         raise ConfigError("the output is also the input", where=str(target), hint="write to another file with -o")
     if target.exists() and not force:
         raise ConfigError(

@@ -36,10 +36,9 @@ def reproduce(
 ) -> None:
     """Write the pipeline that made an adapter, out of its metadata."""
     from draft.adapters.files.header import read_header
-    from draft.files import weights_file
     from draft.pipeline.reproduce import name_of, reproduce
 
-    metadata = read_header(weights_file(adapter)).metadata
+    metadata = read_header(adapter).metadata
     stem = output.stem if output else name_of(adapter)
     try:
         made = reproduce(metadata, name=name_of(adapter), given=_digests(inputs or []), model=_model(model), stem=stem)
@@ -153,7 +152,7 @@ def _digests(files: Sequence[Path]) -> dict[str, str]:
 
 def _model(name: str) -> str:
     """A model as the pipeline may name it from wherever it lies: a folder or file by its absolute path."""
-    from draft.rewards.plugins import named_model
+    from draft.rewards.extensions import named_model
 
     if not name or named_model(name) is not None:
         return name

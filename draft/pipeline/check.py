@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from draft.errors import ConfigError, DraftError, DraftWarning
+from draft.errors import ConfigError, DraftError, DraftWarning, did_you_mean
 from draft.pipeline.checks import find_inputs
 from draft.pipeline.document import Document, Keys
 from draft.pipeline.explain import validate
@@ -20,8 +20,7 @@ from draft.pipeline.kinds import KINDS, kind_of
 from draft.pipeline.kinds.kind import Candidate, CheckedStage
 from draft.pipeline.references import upstream
 from draft.pipeline.rehearsal import Replacement
-from draft.rewards.discovery import did_you_mean
-from draft.rewards.plugins import named_model
+from draft.rewards.extensions import named_model
 from draft.rewards.reward import Term
 
 

@@ -11,16 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from draft.errors import ConfigError, ConfigErrors, DraftError
+from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.isolation.reward import isolated_reward
 from draft.pipeline.document import Document, Keys, put
 from draft.pipeline.fields import walk
 from draft.pipeline.isolated import read_isolation, written
 from draft.pipeline.kinds.kind import HeldFile, Inputs
 from draft.prompts import load_prompts
-from draft.rewards.discovery import did_you_mean
-from draft.rewards.plugins import build_term, model_path, named_model, named_models
+from draft.rewards.extensions import model_path, named_model, named_models
 from draft.rewards.reward import Term
+from draft.rewards.terms import build_term
 from draft.types import Prompts
 
 Base: TypeAlias = Callable[[Keys], Path]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from draft.errors import ConfigError, DraftError
-from draft.marks import Also, Holds, Partly, hints, marks, plain
+from draft.marks import Also, ByKind, Holds, Partly, hints, marks, plain
 from draft.pipeline.document import Document, Keys
 
 INPUTS = ("prompts", "rewards", "model")
@@ -221,7 +221,8 @@ def alternatives(hint: Any) -> Iterator[Any]:
             yield from alternatives(option)
     elif typing.get_origin(hint) is Annotated:
         partly = [mark.of for mark in hint.__metadata__ if isinstance(mark, Partly)]
-        yield from partly or alternatives(hint.__origin__)
+        by_kind = [option for mark in hint.__metadata__ if isinstance(mark, ByKind) for option in mark.classes]
+        yield from partly or by_kind or alternatives(hint.__origin__)
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         for option in typing.get_args(hint):
             yield from alternatives(option)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.document import Document, Keys
 from draft.pipeline.fields import output_at, places_of_files
 from draft.pipeline.kinds import KINDS
 from draft.pipeline.references import mentions, parse_reference, upstream
-from draft.rewards.discovery import did_you_mean
 
 
 def check_references(stages: Mapping[str, Any], document: Document) -> list[DraftError]:

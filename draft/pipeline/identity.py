@@ -17,7 +17,8 @@ from draft.pipeline.isolated import source_files
 from draft.pipeline.kinds.kind import REWARDS, CheckedStage, Kind
 from draft.pipeline.references import parse_reference
 from draft.pipeline.sources import source_digest, weights_digest
-from draft.rewards.plugins import named_models, reward_config
+from draft.rewards.extensions import named_models
+from draft.rewards.terms import reward_config
 from draft.types import Prompts
 
 _PARTS = ("kind", "version", "settings", "rewards", "seed", "sources", "reward_models", "upstream")

@@ -8,14 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from draft.errors import ConfigError, ConfigErrors, DraftError
+from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.pipeline.check import Pipeline, check_document
 from draft.pipeline.document import Document, Keys, parse_document
 from draft.pipeline.fields import use_own_names
 from draft.pipeline.kinds import kind_of
 from draft.pipeline.overrides import apply_overrides
 from draft.pipeline.rehearsal import use_stand_ins
-from draft.rewards.discovery import did_you_mean
 
 
 def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: bool = False) -> Pipeline:

@@ -10,14 +10,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.document import Document, Keys, parse_value, value_at
 from draft.pipeline.fields import is_labelled, keys_at
 from draft.pipeline.inputs import Head
 from draft.pipeline.kinds import kind_of
 from draft.pipeline.rehearsal import Replacement
 from draft.pipeline.resolve import environment_values, first_line, hold, plain_data
-from draft.rewards.discovery import did_you_mean
 
 REHEARSAL = "rehearsal"
 _SHORTEST = {"stages": 3, "vars": 2}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from draft.errors import ConfigError, StageError
+from draft.errors import ConfigError, StageError, did_you_mean
 from draft.pipeline.cache import StageRecord, damage, read_record
 from draft.pipeline.check import Pipeline
 from draft.pipeline.identity import differences, fingerprint, identity, settled
@@ -22,7 +22,6 @@ from draft.pipeline.partial import (
     read_begun,
 )
 from draft.pipeline.references import parse_reference
-from draft.rewards.discovery import did_you_mean
 
 
 @dataclass(frozen=True)

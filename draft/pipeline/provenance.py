@@ -16,7 +16,7 @@ from draft.pipeline.document import Keys
 from draft.pipeline.identity import fingerprint
 from draft.pipeline.kinds.kind import CheckedStage
 from draft.pipeline.sources import weights_digest
-from draft.rewards.plugins import named_model
+from draft.rewards.extensions import named_model
 
 MISSING = "???"
 """Stands for what a file may not say; a pipeline with it is told by `draft check` what must be given."""
@@ -139,7 +139,7 @@ def _model(stage: CheckedStage) -> dict[str, Any]:
 
 def _input(path: Path) -> dict[str, Any]:
     """A file that went in: its digest, and its own story where it has one."""
-    metadata = read_header(weights_file(path)).metadata
+    metadata = read_header(path).metadata
     own = {name: parsed(metadata.get(f"draft.{name}")) for name in ("recipe", "pipeline")}
     return {"sha256": sha256(weights_file(path)), **{name: value for name, value in own.items() if value}}
 

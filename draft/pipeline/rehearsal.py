@@ -17,7 +17,7 @@ from draft.pipeline.isolated import reward_class
 from draft.pipeline.kinds import kind_of
 from draft.pipeline.references import parse_reference
 from draft.pipeline.sizes import sizes
-from draft.rewards.plugins import part_options
+from draft.rewards.parts import part_options
 from draft.rewards.reward import MODEL_OPTIONS, Reward
 
 SUFFIX = "-rehearsal"

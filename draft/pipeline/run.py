@@ -29,7 +29,7 @@ from draft.pipeline.provenance import adapter_metadata
 from draft.pipeline.rehearsal import listing
 from draft.pipeline.resolve import escaped
 from draft.progress import Progress, Silent, duration
-from draft.rewards.plugins import each_reward
+from draft.rewards.parts import each_reward
 
 
 @dataclass(frozen=True)

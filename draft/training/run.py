@@ -1,50 +1,35 @@
-"""A training in progress: what stays fixed, the few things that change, and what every rule needs of them."""
+"""A training in progress: what stays fixed, the few things that change, and what every method needs of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.generate import seeded_noise
-from draft.diffusion.guidance import GuidanceGradient, Net, guide
+from draft.diffusion.guidance import GuidanceGradient, Net, guide, has_two_branches, without_guidance
 from draft.diffusion.lora import lora_off, lora_parameters
 from draft.diffusion.memory import check_fits
 from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid, make_grid
+from draft.methods.run import Batch
 from draft.progress import Progress
 from draft.rewards.reward import Term
-from draft.scoring.backward import Loaded, Scorer
+from draft.scoring.backward import Scorer
 from draft.scoring.guards import check_sensitivity
+from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
+from draft.scoring.rewards import LoadedReward, load_rewards
 from draft.training.base_adapters import FRESH, Foundation, lay_foundation, read_foundation
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
-from draft.types import Prompts
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one rollout works on.
-
-    Args:
-        prompts: B prompts.
-        indices: Their numbers in the training's prompts.
-        embeddings: Theirs, (B, L, D).
-        noise: Standard normal noise to start from, (B, C, ...).
-        fresh: Standard normal noise of each of the T steps; None where the sampler is deterministic.
-    """
-
-    prompts: Prompts
-    indices: list[int]
-    embeddings: Tensor
-    noise: Tensor
-    fresh: list[Tensor] | None
+from draft.types import Prompts, Size, size_of
 
 
 @dataclass
@@ -57,13 +42,13 @@ class Run:
         prompts: All training prompts.
         scorer: Decoder and rewards.
         grid: The sampling grid.
-        embeddings: Those of all prompts, on the CPU, (P, L, D).
-        unconditional: The unconditional prompt's, (1, L, D).
+        conditioning: That of all P prompts, on the CPU.
+        unconditional: The negative prompt's, of length 1.
         parameters: What learns.
         optimizer: AdamW on it.
         random: All randomness.
-        prefix: The denoiser for calls without gradient, compiled if the settings say so.
-        preview: (embeddings, noise) of the grid of progress pictures; None: there is none.
+        no_grad_denoiser: The denoiser for calls without gradient, compiled if the settings say so.
+        preview: (conditioning, noise) of the grid of progress pictures; None: there is none.
     """
 
     settings: TrainSettings
@@ -71,27 +56,37 @@ class Run:
     prompts: Prompts
     scorer: Scorer
     grid: Grid
-    embeddings: Tensor
-    unconditional: Tensor
+    conditioning: Conditioning
+    unconditional: Conditioning
     parameters: list[nn.Parameter]
     optimizer: torch.optim.AdamW
     random: Randomness
-    prefix: Net
-    preview: tuple[Tensor, Tensor] | None = None
+    no_grad_denoiser: Net
+    preview: tuple[Conditioning, Tensor] | None = None
 
     @property
-    def loaded(self) -> Sequence[Loaded]:
-        """The rewards."""
-        return self.scorer.terms
+    def rewards(self) -> Sequence[LoadedReward]:
+        """The loaded rewards."""
+        return self.scorer.rewards
+
+    @property
+    def size(self) -> Size:
+        """The size of the images."""
+        return size_of(self.settings.resolution, self.model.default_size)
+
+    @property
+    def has_two_branches(self) -> bool:
+        """Whether guidance also calls the network with the negative prompt."""
+        return has_two_branches(self.model.family.guidance, self.settings.sampler.guidance_scale)
 
     def next_batch(self) -> Batch:
         """Draw the next prompts and their noise."""
-        shape = (self.settings.batch_size, *self.model.latent_shape(self.settings.resolution))
+        shape = (self.settings.batch_size, *self.model.latent_shape(self.size))
         device = self.model.device
         indices = self.random.indices(shape[0])
         noise = self.random.noise(*shape).to(device)
         fresh = [z.to(device) for z in self.random.fresh(self.grid.steps, *shape)] if self.grid.stochastic else None
-        return Batch(self.prompts.take(indices), indices, self.embeddings[indices].to(device), noise, fresh)
+        return Batch(self.prompts.take(indices), indices, self.conditioning[indices].to(device), noise, fresh)
 
     def output(
         self,
@@ -101,27 +96,39 @@ class Run:
         guided: bool = True,
         gradient: GuidanceGradient = "both",
         recorded: bool = False,
+        grid: Grid | None = None,
     ) -> Output:
         """The network's output as a function of (latents, step).
 
         Args:
             batch: Whose prompts it follows.
             adapted: Whether the adapter that learns is on; off is the base model, with the adapters beneath.
-            guided: Whether with classifier-free guidance.
+            guided: Whether with guidance.
             gradient: What guidance does in calls that carry gradient.
             recorded: Whether calls may carry gradient; others may be compiled.
+            grid: Whose steps they are; None: the sampling grid's.
 
         Returns:
             The output.
         """
-        scale = self.settings.sampler.guidance_scale if guided else 1.0
-        net = self.model.denoise if recorded else self.prefix
-        plain = guide(net, self.grid, batch.embeddings, self.unconditional, scale, gradient=gradient)
+        family = self.model.family
+        scale = self.settings.sampler.guidance_scale if guided else without_guidance(family.guidance)
+        net = self.model.denoise if recorded else self.no_grad_denoiser
+        plain = guide(
+            net,
+            grid or self.grid,
+            batch.conditioning,
+            self.unconditional,
+            scale,
+            rule=family.guidance,
+            patch=family.patch,
+            gradient=gradient,
+        )
         if adapted:
             return plain
 
         def base(x: Tensor, i: int) -> Tensor:
-            with lora_off(self.model.unet):
+            with lora_off(self.model.network):
                 return plain(x, i)
 
         return base
@@ -130,6 +137,11 @@ class Run:
         """Standard normal noise from the method's own generator, (copies * B, C, ...) for latents (B, C, ...)."""
         shape = (copies * like.shape[0], *like.shape[1:])
         return torch.randn(shape, generator=self.random.method).to(like)
+
+    def for_reward_alone(self) -> Run:
+        """The training as if it maximised the mean reward of its images as they are."""
+        settings = replace(self.settings, loss=LinearLoss(), penalty=PenaltySettings())
+        return replace(self, settings=settings, scorer=replace(self.scorer, robust=RobustSettings()))
 
 
 def prepare(
@@ -141,7 +153,7 @@ def prepare(
     progress: Progress,
     foundation: Foundation = FRESH,
 ) -> Run:
-    """Load everything, embed all prompts, drop the text encoder, and put the LoRA that learns on the model.
+    """Load everything, embed all prompts, drop the text encoders, and put the LoRA that learns on the model.
 
     Args:
         settings: The training's settings.
@@ -163,25 +175,24 @@ def prepare(
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     check_fits(model, settings.device)
     loaded_model = load_text_to_image(model, device=device, dtype=dtype)
-    grid = make_grid(loaded_model.schedule, settings.sampler)
-    shape = loaded_model.latent_shape(settings.resolution)
+    size = size_of(settings.resolution, loaded_model.default_size)
+    grid = make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler)
+    shape = loaded_model.latent_shape(size)
     progress.say(
         f"{settings.method.kind}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}"
     )
-    loaded = []
-    for term in terms:
-        place = choose_device(term.device) if term.device else device
-        loaded.append(Loaded(term, term.reward.load(place), place))
-    embeddings = loaded_model.encode(prompts).cpu()  # on the CPU: a long prompt file would fill the accelerator
-    unconditional = loaded_model.encode([settings.sampler.negative_prompt])
+    rewards = load_rewards(terms, device)
+    # On the CPU: a long prompt file would fill the accelerator.
+    conditioning = loaded_model.encode(prompts, size).to("cpu")
+    unconditional = loaded_model.unconditional(settings.sampler.negative_prompt, size)
     preview = None
     if settings.preview.every:
         shown = settings.preview.prompts or tuple(prompts)[: settings.preview.count]
         seeds = [settings.preview.seed + k for k in range(len(shown))]
-        preview = (loaded_model.encode(shown), seeded_noise(seeds, shape))
-    loaded_model.drop_text_encoder()
+        preview = (loaded_model.encode(shown, size), seeded_noise(seeds, shape))
+    loaded_model.drop_encoders()
     lay_foundation(footing, loaded_model, settings.lora, seed=seed)
-    parameters = lora_parameters(loaded_model.unet)
+    parameters = lora_parameters(loaded_model.network)
     optimizer = torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate,
@@ -190,11 +201,11 @@ def prepare(
         fused=device.type == "cuda",
     )
     decode = partial(loaded_model.decode, straight_through=settings.saturation == "straight_through")
-    scorer = Scorer(decode, loaded, settings.micro_batch_size, settings.robust)
-    random, prefix = Randomness(seed, len(prompts)), loaded_model.denoise
+    scorer = Scorer(decode, rewards, settings.micro_batch_size, settings.robust)
+    random, no_grad_denoiser = Randomness(seed, len(prompts)), loaded_model.denoise
     if settings.compile:
-        prefix = cast("Net", torch.compile(prefix))
+        no_grad_denoiser = cast("Net", torch.compile(no_grad_denoiser))
     return Run(
-        settings, loaded_model, prompts, scorer, grid, embeddings, unconditional, parameters, optimizer, random, prefix,
-        preview,
+        settings, loaded_model, prompts, scorer, grid, conditioning, unconditional, parameters, optimizer, random,
+        no_grad_denoiser, preview,
     )  # fmt: skip

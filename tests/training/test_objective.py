@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.guidance import guide
 from draft.diffusion.lora import add_lora, lora_norm, lora_off, lora_parameters
@@ -18,10 +19,11 @@ from draft.diffusion.sampling import predict, step
 from draft.diffusion.schedule import FlowSchedule, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import Group, roll_out
+from draft.methods.backpropagation import Backpropagation
+from draft.methods.update import accumulate_and_step
 from draft.methods.values import DraftK, DraftLV, Method
 from draft.rewards.reward import Reward, Term
-from draft.scoring.backward import Loaded, Scorer, split_backward
-from draft.scoring.loss import loss_slope, loss_value
+from draft.scoring.backward import Scorer, split_backward
 from draft.scoring.objective import (
     ClippedLoss,
     DistanceLoss,
@@ -31,11 +33,10 @@ from draft.scoring.objective import (
     PenaltySettings,
     RobustSettings,
 )
-from draft.training.rules.backpropagation import Backpropagation
+from draft.scoring.rewards import LoadedReward
 from draft.training.run import Run
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
-from draft.training.update import descend
 from draft.types import Prompts
 
 CPU = torch.device("cpu")
@@ -56,8 +57,8 @@ class Wave(Reward):
         return score
 
 
-def _terms(*weights: float) -> list[Loaded]:
-    return [Loaded(Term(f"wave{k}", Wave(), weight), Wave().load(CPU), CPU) for k, weight in enumerate(weights)]
+def _terms(*weights: float) -> list[LoadedReward]:
+    return [LoadedReward(Term(f"wave{k}", Wave(), weight), Wave().load(CPU), CPU) for k, weight in enumerate(weights)]
 
 
 def _decode(latents: Tensor) -> Tensor:
@@ -82,15 +83,15 @@ def make_run(tiny_model: Path) -> Callable[..., Run]:
         )
         model = load_text_to_image(str(tiny_model), device=CPU, dtype=torch.float64)
         prompts = Prompts(["a cat", "a dog"])
-        embeddings, unconditional = model.encode(prompts), model.encode([""])
-        add_lora(model.unet, chosen.lora, seed=0)
-        parameters = lora_parameters(model.unet)
+        conditioning, unconditional = model.encode(prompts, model.default_size), model.encode([""], model.default_size)
+        add_lora(model.network, chosen.lora, seed=0)
+        parameters = lora_parameters(model.network)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in parameters[1::2]:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
         optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-        grid = make_grid(model.schedule, chosen.sampler)
+        grid = make_grid(model.schedule(model.default_size, chosen.sampler.num_inference_steps), chosen.sampler)
         scorer = Scorer(model.decode, _terms(1.0), 0, chosen.robust)
         random = Randomness(5, 2)
         random.noise = lambda *shape: torch.randn(shape, generator=random._noise, dtype=torch.float64)  # type: ignore[method-assign]
@@ -100,7 +101,7 @@ def make_run(tiny_model: Path) -> Callable[..., Run]:
             prompts,
             scorer,
             grid,
-            embeddings,
+            conditioning,
             unconditional,
             parameters,
             optimizer,
@@ -115,7 +116,7 @@ def _gradient(run: Run) -> list[Tensor]:
     """The gradient of one batch, at the weights as they are."""
     run.optimizer.zero_grad(set_to_none=True)
     draws = run.random.state()
-    Backpropagation(run.settings.method, run)._accumulate(run, 1.0)  # type: ignore[arg-type]
+    Backpropagation(run.settings.method, run).accumulate(run, 1.0)  # type: ignore[arg-type]
     run.random.restore(draws)
     return [parameter.grad.clone() for parameter in run.parameters if parameter.grad is not None]
 
@@ -123,10 +124,10 @@ def _gradient(run: Run) -> list[Tensor]:
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
 def test_the_slope_of_a_loss_is_its_derivative(loss: Loss) -> None:
     rewards = torch.tensor([-0.3, 0.1, 0.35, 0.45, 0.9], dtype=torch.float64, requires_grad=True)
-    loss_value(loss, rewards).sum().backward()
-    torch.testing.assert_close(loss_slope(loss, rewards.detach()), rewards.grad)
-    assert loss_value(HingeLoss(margin=2), torch.tensor([1.5, 2.5])).tolist() == [0.5, 0.0]
-    assert loss_value(ClippedLoss(low=0, high=1), torch.tensor([-1.0, 3.0])).tolist() == [0.0, -1.0]
+    loss.value(rewards).sum().backward()
+    torch.testing.assert_close(loss.slope(rewards.detach()), rewards.grad)
+    assert HingeLoss(margin=2).value(torch.tensor([1.5, 2.5])).tolist() == [0.5, 0.0]
+    assert ClippedLoss(low=0, high=1).value(torch.tensor([-1.0, 3.0])).tolist() == [0.0, -1.0]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
@@ -141,7 +142,7 @@ def test_any_loss_weight_and_view_splits_into_micro_batches(loss: Loss, micro: i
     images = _decode(plain)
     wave = (3 * images).sin().mean(dim=(1, 2, 3))
     rewards = 0.5 * torch.cat([wave[:3], 1.2 * 3 * wave[3:] - 0.7 * wave[3:]])
-    (0.5 * (torch.cat([weights, torch.ones(3)]) * loss_value(loss, rewards)).mean()).backward()
+    (0.5 * (torch.cat([weights, torch.ones(3)]) * loss.value(rewards)).mean()).backward()
     torch.testing.assert_close(latents.grad, plain.grad, rtol=1e-6, atol=1e-9)
 
 
@@ -180,7 +181,7 @@ def test_a_robust_gradient_penalises_the_norm_of_the_gradient() -> None:
         def load(self, device: torch.device) -> Any:
             return lambda images, prompts: 0.5 * (images.flatten(1) @ matrix * images.flatten(1)).sum(1)
 
-    term = Loaded(Term("quadratic", Quadratic()), Quadratic().load(CPU), CPU)
+    term = LoadedReward(Term("quadratic", Quadratic()), Quadratic().load(CPU), CPU)
     scorer = Scorer(lambda z: z.reshape(-1, 3, 2, 2), [term], 0, RobustSettings(image_radius=rho, image_norm="total"))
     found = scorer.reward_gradient(x, Prompts(["1"])).gradient
     slope = x @ matrix
@@ -230,7 +231,7 @@ def test_the_rollout_of_a_robust_update_is_the_same_in_both_passes(make_run) -> 
 def test_the_epsilon_penalty_agrees_with_central_differences(make_run, checkpointing: bool) -> None:
     beta = 3.0
     run = make_run(DraftK(k=2), penalty=PenaltySettings(epsilon=beta), gradient_checkpointing=checkpointing)
-    run.scorer.terms[0] = replace(run.loaded[0], term=Term("wave0", Wave(), 0.0))
+    run.scorer.rewards[0] = replace(run.rewards[0], term=Term("wave0", Wave(), 0.0))
     gradient = _gradient(run)
     draws = run.random.state()
     batch = run.next_batch()
@@ -269,7 +270,7 @@ def test_the_penalties_vanish_at_the_base_model(make_run) -> None:
                 parameter.zero_()
     for a, b in zip(_gradient(plain), _gradient(kept), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-15)
-    assert float(lora_norm(kept.model.unet).detach()) == 0
+    assert float(lora_norm(kept.model.network).detach()) == 0
 
 
 def test_the_lora_norm_is_that_of_the_products(make_run) -> None:
@@ -277,7 +278,7 @@ def test_the_lora_norm_is_that_of_the_products(make_run) -> None:
     pairs = list(zip(run.parameters[::2], run.parameters[1::2], strict=True))
     plain = make_run(DraftK(k=1))
     expected = sum((b @ a).square().sum() for a, b in pairs)
-    torch.testing.assert_close(lora_norm(run.model.unet), expected)
+    torch.testing.assert_close(lora_norm(run.model.network), expected)
     slopes = torch.autograd.grad(0.3 * expected, run.parameters)
     for with_penalty, without, slope in zip(_gradient(run), _gradient(plain), slopes, strict=True):
         torch.testing.assert_close(with_penalty, without + slope, rtol=1e-7, atol=1e-10)
@@ -286,25 +287,25 @@ def test_the_lora_norm_is_that_of_the_products(make_run) -> None:
 def test_guidance_multiplies_what_both_branches_share_only_where_one_is_detached() -> None:
     """d out = g d o_c - (g - 1) d o_u: a change common to both has factor 1, and g where o_u is detached."""
     theta = torch.ones((), dtype=torch.float64, requires_grad=True)
-    embeddings = torch.ones(2, 1, 1, dtype=torch.float64)
+    conditioning = Conditioning({"text": torch.ones(2, 1, 1, dtype=torch.float64)})
     grid = make_grid(FlowSchedule(), SamplerSettings(num_inference_steps=2))
     calls: list[int] = []
 
-    def net(x: Tensor, time: Tensor, c: Tensor) -> Tensor:
+    def net(x: Tensor, time: Tensor, c: Conditioning) -> Tensor:
         calls.append(len(x))
         return theta * x
 
     slopes = {}
     for policy in ("both", "detached", "off"):
         for scale in (1.0, 3.0, 7.0):
-            output = guide(net, grid, embeddings, embeddings[:1], scale, gradient=policy)  # type: ignore[arg-type]
+            output = guide(net, grid, conditioning, conditioning[:1], scale, gradient=policy)  # type: ignore[arg-type]
             (slope,) = torch.autograd.grad(output(torch.ones(2, 1, dtype=torch.float64), 0).sum(), theta)
             slopes[policy, scale] = float(slope) / 2
     assert [slopes["both", g] for g in (1.0, 3.0, 7.0)] == [1, 1, 1]
     assert [slopes["detached", g] for g in (1.0, 3.0, 7.0)] == [1, 3, 7]
     assert [slopes["off", g] for g in (1.0, 3.0, 7.0)] == [1, 1, 1]
     calls.clear()
-    guide(net, grid, embeddings, embeddings[:1], 3.0, gradient="off")(torch.ones(2, 1, dtype=torch.float64), 0)
+    guide(net, grid, conditioning, conditioning[:1], 3.0, gradient="off")(torch.ones(2, 1, dtype=torch.float64), 0)
     assert calls == [2]
 
 
@@ -327,18 +328,18 @@ def test_the_base_model_is_one_context_away_and_comes_back(make_run) -> None:
         for parameter in run.parameters[1::2]:
             parameter.zero_()
     torch.testing.assert_close(run.output(batch)(batch.noise, 0), base, rtol=0, atol=0)
-    with lora_off(run.model.unet):
-        assert not any(parameter.requires_grad for parameter in run.model.unet.parameters())
+    with lora_off(run.model.network):
+        assert not any(parameter.requires_grad for parameter in run.model.network.parameters())
     assert all(parameter.requires_grad for parameter in run.parameters)
 
 
 def test_accumulated_batches_are_averaged(make_run) -> None:
     run, once = make_run(DraftK(k=1), gradient_accumulation_steps=2), make_run(DraftK(k=1))
-    descend(run, Backpropagation(run.settings.method, run)._accumulate, 1)
+    accumulate_and_step(run, Backpropagation(run.settings.method, run).accumulate, 1)
     first = Backpropagation(once.settings.method, once)
     once.optimizer.zero_grad(set_to_none=True)
     for _ in range(2):
-        first._accumulate(once, 0.5)
+        first.accumulate(once, 0.5)
     for a, b in zip(run.parameters, once.parameters, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -348,7 +349,7 @@ def test_a_compiled_rollout_leaves_the_gradient_unchanged(make_run) -> None:
     plain, compiled = make_run(DraftLV(copies=1)), make_run(DraftLV(copies=1))
     calls: list[bool] = []
     prefix = torch.compile(compiled.model.denoise)
-    compiled.prefix = lambda x, t, c: calls.append(torch.is_grad_enabled()) or prefix(x, t, c)  # type: ignore[func-returns-value]
+    compiled.no_grad_denoiser = lambda x, t, c: calls.append(torch.is_grad_enabled()) or prefix(x, t, c)  # type: ignore[func-returns-value]
     for a, b in zip(_gradient(plain), _gradient(compiled), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
     assert calls == [False] * (STEPS - 1)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
@@ -102,11 +102,11 @@ def test_the_reward_rises_under_every_method(run, tiny_model: Path, tmp_path: Pa
     keys = {"step", "loss", "reward", "bright", "red", "grad_norm", "lr", "saturated", "seconds"}
     assert set(rows[0]) == keys | {"evaluations", "optimizer_steps"}
     model = load_text_to_image(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32)
-    factors = unet_factors(read_adapter(tmp_path / "out" / "adapter.safetensors"))
-    load_lora(model.unet, factors, name="trained")
+    factors = denoiser_factors(read_adapter(tmp_path / "out" / "adapter.safetensors"))
+    load_lora(model.network, factors, name="trained")
 
     def brightness(name: str | None) -> float:
-        use_lora(model.unet, name)
+        use_lora(model.network, name)
         return float(torch.cat(list(generate_images(model, ["a cat"] * 8, range(8), settings.sampler))).mean())
 
     assert brightness("trained") > brightness(None) + 0.003
@@ -115,7 +115,7 @@ def test_the_reward_rises_under_every_method(run, tiny_model: Path, tmp_path: Pa
     assert set(figures) == {"loss", "reward", "bright", "red"}
     tensors = load_file(tmp_path / "out" / "adapter.safetensors")
     assert any(key.endswith("lora_up.weight") and tensor.abs().max() > 0 for key, tensor in tensors.items())
-    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000020.ckpt"]
 
 
 def test_the_same_seed_gives_the_same_bytes(run, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, tiny_model: Pat
 def test_a_checkpoint_of_other_settings_is_not_continued(run, tiny_model: Path, tmp_path: Path) -> None:
     _interrupted(tiny_model, tmp_path / "cut", 5)
     other = replace(SETTINGS, learning_rate=2e-2)
-    with pytest.warns(UserWarning, match="belongs to other settings and is not used"):
+    with pytest.warns(UserWarning, match=r"of other settings.* are kept in .*checkpoints\.kept-1"):
         run(other, folder="cut")
     run(other, folder="fresh")
     assert (tmp_path / "cut" / "adapter.safetensors").read_bytes() == (

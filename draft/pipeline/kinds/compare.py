@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 from pydantic import Field
 
-from draft.comparison.settings import ComparisonSettings, Contender, MeasureSettings
+from draft.comparison.settings import ComparisonSettings, MeasureSettings, MethodConfig
 from draft.errors import DraftError
 from draft.isolation.reward import ending_processes
 from draft.marks import Partly, hints
@@ -40,7 +40,7 @@ class Measure(MeasureSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparedMethod(Contender):
+class ComparedMethod(MethodConfig):
     """A method of a comparison, merged with what the stage says for all of them.
 
     Args:
@@ -48,7 +48,7 @@ class ComparedMethod(Contender):
         loss: The loss of an image as a function of its weighted sum of rewards R.
     """
 
-    method: Annotated[Method, Field(discriminator="kind")]  # pyright: ignore[reportGeneralTypeIssues]
+    method: Method  # pyright: ignore[reportGeneralTypeIssues]
     loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
 
 
@@ -91,15 +91,15 @@ class CompleteStage(CompareStage):
 
 def run(job: Job) -> Mapping[str, float]:
     """Compare methods under one budget and write tables, curves and the page."""
-    from draft.comparison.attempt import Ground
     from draft.comparison.compare import compare
+    from draft.comparison.training import TrainingInputs
 
     stage = job.stage
     with ending_processes(stage.every_term):
         return compare(
             stage.config,
             stage.config.methods,
-            ground=Ground(model=stage.model, prompts=stage.prompts, terms=stage.terms),
+            inputs=TrainingInputs(model=stage.model, prompts=stage.prompts, terms=stage.terms),
             measure=stage.config.measure,
             held_out=stage.inputs.prompts[HELD_OUT],
             measures=stage.inputs.terms.get(MEASURED, ()),

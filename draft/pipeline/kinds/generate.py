@@ -16,7 +16,7 @@ from draft.isolation.reward import ending_processes
 from draft.pipeline.inputs import Label, Model, PromptSource, Rewards, ScheduledAdapter, Seed
 from draft.pipeline.kinds.evaluate import schedule_problems
 from draft.pipeline.kinds.kind import Candidate, Job, Kind
-from draft.rewards.plugins import without_gradient
+from draft.rewards.parts import without_gradient
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from draft.pipeline.inputs import AdapterInput, Model, PromptSource, Rewards, Se
 from draft.pipeline.kinds.kind import Candidate, Job, Kind
 from draft.pipeline.kinds.train import weight_problems
 from draft.probe.settings import ProbeSettings
-from draft.rewards.plugins import without_gradient
+from draft.rewards.parts import without_gradient
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,18 +12,15 @@ from annotated_types import MinLen
 from pydantic import Field
 
 from draft.adapters.files.header import read_header
-from draft.errors import DraftError
-from draft.files import weights_file
+from draft.errors import DraftError, did_you_mean
 from draft.isolation.reward import ending_processes
-from draft.methods.values import DraftLV, Method
+from draft.methods.values.problems import method_problems
 from draft.pipeline.inputs import AdapterFile, AdapterInput, Model, PromptSource, Rewards, Seed
 from draft.pipeline.kinds.kind import Candidate, HeldFile, Job, Kind
-from draft.rewards.discovery import did_you_mean
-from draft.rewards.plugins import without_gradient
+from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
 from draft.scoring.objective import LinearLoss, Loss
 from draft.training.settings import TrainSettings
-from draft.training.suitability import method_problems
 
 TRACKERS: Mapping[str, tuple[str, ...]] = {
     "aim": ("aim",),
@@ -59,7 +56,6 @@ class TrainStage(TrainSettings):
     model: Model
     prompts: PromptSource
     rewards: Annotated[Rewards, MinLen(1)]
-    method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=DraftLV)
     loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
     init_adapter: AdapterFile | None = None
     base_adapters: tuple[AdapterInput, ...] = ()
@@ -176,7 +172,7 @@ def _adapter_problems(candidate: Candidate) -> Iterator[DraftError]:
         if file.reference:
             continue
         try:
-            names = read_header(weights_file(Path(file.source))).tensors
+            names = read_header(Path(file.source)).tensors
         except DraftError as error:
             yield candidate.error(f"{key}: {error.what} (got {file.source!r})", *file.keys, hint=error.hint)
             continue
