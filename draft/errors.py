@@ -1,5 +1,9 @@
 """The errors a user can cause, each with its place and a way out."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 
 class DraftError(Exception):
     """Something the user can mend; shown without a traceback, exit code 2.
@@ -85,9 +89,24 @@ class ConfigErrors(ConfigError):
         errors: The errors, in the order in which a reader meets them in the file.
     """
 
-    def __init__(self, errors: "list[DraftError]") -> None:
+    def __init__(self, errors: list[DraftError]) -> None:
         super().__init__(f"{len(errors)} errors")
         self.errors = errors
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A setting that cannot be as it is, found by whoever declares it; a pipeline's check adds the place in the file.
+
+    Args:
+        keys: Where it is, from the settings that were asked about.
+        what: What is wrong, beginning with its key.
+        hint: What to do.
+    """
+
+    keys: tuple[str, ...]
+    what: str
+    hint: str = ""

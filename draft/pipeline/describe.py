@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from draft.errors import DraftError
 from draft.isolation.settings import Isolation
+from draft.marks import ByKind
 from draft.pipeline.document import Path
 from draft.pipeline.schema import KINDS, OUTPUTS, AdapterInput, Head, PipelineFile
 from draft.rewards.plugins import find_reward, reward_entries
@@ -223,7 +224,8 @@ def _tag(cls: Any) -> str | None:
 
 def _alternatives(hint: Any) -> Iterator[Any]:
     if typing.get_origin(hint) is Annotated:
-        yield from _alternatives(hint.__origin__)
+        chosen = next((mark.classes for mark in hint.__metadata__ if isinstance(mark, ByKind)), None)
+        yield from _alternatives(hint.__origin__) if chosen is None else chosen
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         for option in typing.get_args(hint):
             yield from _alternatives(option)

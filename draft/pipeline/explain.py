@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from draft.errors import ConfigError, DraftError
+from draft.methods.values import METHODS
 from draft.pipeline.describe import keys_at, kinds_at
 from draft.pipeline.document import Document, Path, value_at
 from draft.rewards.discovery import did_you_mean
@@ -44,8 +45,8 @@ _BOUNDS = {
 
 
 @lru_cache(maxsize=32)
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(kind: Any, methods: tuple[Any, ...]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # a method that joined the list has another schema
 
 
 def validate(kind: Any, data: Any, path: Path, document: Document) -> tuple[Any, list[DraftError]]:
@@ -62,7 +63,7 @@ def validate(kind: Any, data: Any, path: Path, document: Document) -> tuple[Any,
     """
     try:
         # In JSON mode strictness still lets a list become a tuple and an integer a float.
-        return _adapter(kind).validate_json(json.dumps(data), strict=True), []
+        return _adapter(kind, tuple(METHODS)).validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
         return None, list(_explain(error, data, kind, path, document))
 

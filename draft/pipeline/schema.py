@@ -14,7 +14,7 @@ from draft.comparison.settings import ComparisonSettings, MeasureSettings, Metho
 from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.diffusion.control.values import SamplingMethod
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
-from draft.methods.values import DraftLV, Method
+from draft.methods.values import Method
 from draft.probe.settings import ProbeSettings
 from draft.scoring.objective import LinearLoss, Loss
 from draft.strips.settings import StripSettings
@@ -103,7 +103,6 @@ class TrainStage(TrainSettings):
     model: Text
     prompts: PromptSource
     rewards: Annotated[Rewards, MinLen(1)]
-    method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=DraftLV)
     loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
     init_adapter: Text | None = None
     base_adapters: tuple[BaseAdapter, ...] = ()
@@ -193,7 +192,7 @@ class ComparedMethod(MethodConfig):
         loss: The loss of an image as a function of its weighted sum of rewards R.
     """
 
-    method: Annotated[Method, Field(discriminator="kind")]  # pyright: ignore[reportGeneralTypeIssues]
+    method: Method  # pyright: ignore[reportGeneralTypeIssues]
     loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
 
 

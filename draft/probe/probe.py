@@ -12,7 +12,7 @@ from torch import Tensor
 
 from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.lora import adapter_parameters, load_lora, use_lora
-from draft.diffusion.probe import agreement, cosines, take_apart
+from draft.diffusion.probe import agreement, cosines, decompose_gradient
 from draft.diffusion.schedule import make_grid, step_sensitivities
 from draft.diffusion.settings import SamplerSettings
 from draft.diffusion.surrogate import roll_out
@@ -153,7 +153,7 @@ def _measure(
         assert scored.gradient is not None
         check_figures(run.rewards, mean_figures(run.rewards, [scored.figures]), 0)
         figures.append(scored.figures)
-        chain = take_apart(
+        chain = decompose_gradient(
             run.output(batch, gradient=run.settings.cfg_gradient, recorded=True),
             run.grid,
             rollout,

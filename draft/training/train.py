@@ -18,6 +18,9 @@ from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images
 from draft.diffusion.lora import lora_factors
 from draft.errors import DivergedError, StageError
+from draft.methods.rules import make_rule
+from draft.methods.run import Rule
+from draft.methods.values.problems import check_method
 from draft.progress import Progress
 from draft.report.pictures import contact_sheet, to_picture
 from draft.rewards.reward import Term
@@ -36,11 +39,9 @@ from draft.training.checkpoint import (
 from draft.training.identity import Identity, identity
 from draft.training.metrics import append_metrics, truncate_metrics
 from draft.training.resume import Branch, Continued, branch_off, go_on
-from draft.training.rules.rule import Rule, make_rule
 from draft.training.run import Run, prepare
 from draft.training.schedule import learning_rate_factor
 from draft.training.settings import TrainSettings
-from draft.training.suitability import check_method
 from draft.types import Prompts
 
 _CLOSING = 10

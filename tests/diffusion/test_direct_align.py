@@ -11,7 +11,7 @@ from torch import Tensor
 
 from draft.diffusion.sampling import predict, renoise
 from draft.diffusion.surrogate import Rollout
-from draft.methods.direct_align import direct_align, draw_levels, level_grid, recover
+from draft.methods.direct_align import draw_levels, level_grid, recover, surrogate
 from draft.methods.values import DirectAlign
 
 predictions = pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
@@ -100,7 +100,7 @@ def test_both_branches_push_the_network_the_same_way(toys: Any, case: Any, predi
         positive=("Real",), negative=("Flat",), branches="both", recovery=recovery,  # type: ignore[arg-type]
         positive_bonus=(0, 0), negative_bonus=(0, 0),
     )  # fmt: skip
-    made = direct_align(method, networks, grid, Rollout((z, y), (z,)), torch.Generator().manual_seed(0))
+    made = surrogate(method, networks, grid, Rollout((z, y), (z,)), torch.Generator().manual_seed(0))
     gradients = []
     for latents, group in zip(made.latents.chunk(2), made.groups, strict=True):
         total = torch.as_tensor(0.0) + sum(
@@ -117,7 +117,7 @@ def test_a_relative_reward_of_two_equal_texts_without_bonus_is_nothing(toys: Any
     method = DirectAlign(
         positive=("Real",), negative=("Flat",), branches="both", positive_bonus=(0, 0), negative_bonus=(0, 0)
     )
-    made = direct_align(method, toys.both(perfect(grid, y, z)), grid, Rollout((z, y), (z,)), torch.Generator())
+    made = surrogate(method, toys.both(perfect(grid, y, z)), grid, Rollout((z, y), (z,)), torch.Generator())
     assert all(sum(coefficient for _, coefficient in group.views) == 0 for group in made.groups)
 
 
@@ -131,7 +131,7 @@ def test_srpo_scores_the_branches_with_swapped_words_and_the_levels_bonus(toys: 
     for seed in range(40):
         source = torch.Generator().manual_seed(seed)
         share = draw_levels(method, grid.steps, torch.Generator().manual_seed(seed)).share
-        denoise, inversion = direct_align(method, networks, grid, rollout, source).groups
+        denoise, inversion = surrogate(method, networks, grid, rollout, source).groups
         word = denoise.views[0][0]
         seen.add(word)
         assert [prefix for prefix, _ in denoise.views] == [word, "Flat. "]
@@ -150,13 +150,13 @@ def test_without_words_a_sample_counts_less_at_cleaner_levels_and_inversion_turn
     method = DirectAlign(branches="both", levels=(0.1, 0.9))
     for seed in range(20):
         share = draw_levels(method, grid.steps, torch.Generator().manual_seed(seed)).share
-        groups = direct_align(method, networks, grid, rollout, torch.Generator().manual_seed(seed)).groups
+        groups = surrogate(method, networks, grid, rollout, torch.Generator().manual_seed(seed)).groups
         assert [group.views for group in groups] == [(("", 1.0),), (("", -1.0),)]
         for group in groups:
             assert group.weights is not None
             assert group.weights.tolist() == pytest.approx([0.2 + 0.8 * share] * 2)
     for branch, count in (("denoise", 1), ("inversion", 1), ("both", 2)):
-        made = direct_align(replace(method, branches=branch), networks, grid, rollout, torch.Generator())  # type: ignore[arg-type]
+        made = surrogate(replace(method, branches=branch), networks, grid, rollout, torch.Generator())  # type: ignore[arg-type]
         assert made.latents.shape == (2 * count, 5) and len(made.groups) == count
 
 
@@ -196,7 +196,7 @@ def test_latents_of_any_rank_are_recovered(toys: Any, prediction: str, shape: tu
     y, z = toys.noise(*shape), toys.noise(*shape, seed=1)
     rollout = Rollout((z, y), (z,))
     method = DirectAlign(branches="both")
-    made = direct_align(method, toys.both(lambda x, i: (x * scale).tanh()), grid, rollout, torch.Generator())
+    made = surrogate(method, toys.both(lambda x, i: (x * scale).tanh()), grid, rollout, torch.Generator())
     assert made.latents.shape == (4, *shape[1:])
     made.latents.sum().backward()
     assert scale.grad is not None and scale.grad != 0

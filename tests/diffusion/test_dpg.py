@@ -12,8 +12,8 @@ from draft.diffusion.sampling import step
 from draft.diffusion.surrogate import roll_out, sample_with_plan
 from draft.errors import DraftError
 from draft.methods.dpg import Critic, actor_loss
-from draft.methods.plans import Planned, draw_plan
-from draft.methods.values import Draft, DraftK
+from draft.methods.modules import draw_plan
+from draft.methods.values import Draft, DraftK, Method
 
 GRIDS = ["epsilon", "v_prediction", "flow"]
 
@@ -22,7 +22,7 @@ def _reward(x: Tensor) -> Tensor:
     return x.sin().sum(1) + x.square().mean(1)
 
 
-def _planned(toys, method: Planned, grid) -> list[Tensor | None]:
+def _planned(toys, method: Method, grid) -> list[Tensor | None]:
     net = toys.Linear(3, grid.steps, nonlinear=True)
     plan = draw_plan(method, grid.steps, torch.Generator())
     (-_reward(sample_with_plan(toys.both(net), grid, plan, toys.noise(2, 3)))).sum().backward()

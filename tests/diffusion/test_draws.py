@@ -7,9 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
-from draft.methods.draws import draw_active, draw_pair, split_budget
-from draft.methods.values import FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
-from draft.methods.values.leaps import DirectAlign, misfit, tail_length
+from draft.diffusion.settings import SamplerSettings
+from draft.methods.random_steps import draw_active, draw_pair, split_budget
+from draft.methods.values import DirectAlign, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign, Method
+from draft.methods.values.steps import tail_length
+from draft.training.settings import TrainSettings
 
 DRAWS = 4000
 
@@ -82,21 +84,21 @@ def test_a_tail_is_rounded_up_without_the_rounding_of_floats() -> None:
 @pytest.mark.parametrize(
     ("method", "steps", "message"),
     [
-        (FlowBPSparse(k=6), 5, "k: must be at most 5, the sampling steps (got 6)"),
-        (FlowBPSparse(k=6, tail=0.5), 10, "k: must be at most 5, the 5 steps of method.tail (got 6)"),
-        (FlowBPBridge(k=5), 4, "k: must be at most 4, the sampling steps (got 5)"),
-        (LeapAlign(), 1, "pairs: 'uniform' needs at least 2 steps to draw from (got 1)"),
-        (FlowBPLagrange(), 2, "pairs: 'dirichlet' needs at least 3 steps to draw from (got 2)"),
-        (FlowBPLagrange(j_tail=0.05), 20, "j_tail: must leave at least 2 of 20 steps for 'dirichlet' pairs (got 0.05)"),
-        (DirectAlign(levels=(0.5, 0.1)), 9, "levels: must rise, noisier level first (got [0.5, 0.1])"),
-        (DirectAlign(positive=("Real",)), 9, "negative: must have words where the other side has (got none)"),
-        (DirectAlign(negative=("Flat",)), 9, "positive: must have words where the other side has (got none)"),
+        (FlowBPSparse(k=6), 5, "k must be at most sampler.num_inference_steps, 5 (got 6)"),
+        (FlowBPSparse(k=6, tail=0.5), 10, "k must be at most 5, the 5 steps of method.tail (got 6)"),
+        (FlowBPBridge(k=5), 4, "k must be at most sampler.num_inference_steps, 4 (got 5)"),
+        (LeapAlign(), 1, "pairs 'uniform' needs at least 2 steps to draw from (got 1)"),
+        (FlowBPLagrange(), 2, "pairs 'dirichlet' needs at least 3 steps to draw from (got 2)"),
+        (FlowBPLagrange(j_tail=0.05), 20, "j_tail must leave at least 2 of 20 steps for 'dirichlet' pairs (got 0.05)"),
+        (DirectAlign(levels=(0.5, 0.1)), 9, "levels must rise, noisier level first (got [0.5, 0.1])"),
+        (DirectAlign(positive=("Real",)), 9, "negative must have words where the other side has (got none)"),
+        (DirectAlign(negative=("Flat",)), 9, "positive must have words where the other side has (got none)"),
         (LeapAlign(), 2, None),
         (FlowBPBridge(k=2), 2, None),
         (FlowBPSparse(k=1), 1, None),
         (DirectAlign(), 1, None),
     ],
 )
-def test_what_a_rollout_does_not_have_is_named(method: object, steps: int, message: str | None) -> None:
-    found = misfit(method, steps)  # type: ignore[arg-type]
-    assert (found and f"{found.key}: {found.what}") == message
+def test_what_a_rollout_does_not_have_is_named(method: Method, steps: int, message: str | None) -> None:
+    settings = TrainSettings(method=method, sampler=SamplerSettings(num_inference_steps=steps))
+    assert [each.what for each in method.problems(settings)] == ([f"method.{message}"] if message else [])

@@ -17,14 +17,14 @@ from draft.diffusion.sampling import sample
 from draft.diffusion.schedule import FlowSchedule
 from draft.diffusion.settings import LoraSettings
 from draft.diffusion.straight_through import scaled, st
-from draft.diffusion.surrogate import Networks, Rollout, checkpointed, roll_out, sample_with_plan
-from draft.methods import flow_bp, leap_align
-from draft.methods.flow_bp import bridge, integral_weights, lagrange, rescaling, sparse, supports
+from draft.diffusion.surrogate import Denoisers, Rollout, Surrogate, checkpointed, roll_out, sample_with_plan
+from draft.methods import flow_bp_bridge, flow_bp_lagrange, flow_bp_sparse, leap_align
+from draft.methods.flow_bp_bridge import bridge
+from draft.methods.flow_bp_lagrange import integral_weights, lagrange, supports
+from draft.methods.flow_bp_sparse import rescaling, sparse
 from draft.methods.leap_align import first_step, two_leaps
-from draft.methods.leaps import call_grid, draw_surrogate, recorded_calls
-from draft.methods.plans import draw_plan
-from draft.methods.values import DRTune, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
-from draft.methods.values.leaps import DirectAlign
+from draft.methods.modules import draw_plan, mathematics
+from draft.methods.values import DirectAlign, DRTune, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
 
 STEPS = 8
 LEAPS: list[Any] = [
@@ -41,6 +41,11 @@ forms = pytest.mark.parametrize(("prediction", "frozen"), FORMS)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def gradient_of(method: Any, *rollout: Any) -> Surrogate:
+    """One gradient of a method, as its module draws it."""
+    return mathematics(method).surrogate(method, *rollout)
 
 
 def gradient(net: Any, value: Tensor) -> list[Tensor]:
@@ -91,7 +96,7 @@ def test_the_value_is_the_rollouts_bit_for_bit_in_latents_of_any_rank(
     scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     rollout = roll_out(net := lambda x, i: (x * scale + 0.1 * i).tanh(), grid, toys.noise(*shape))
     for seed in range(5):
-        made = draw_surrogate(with_frozen(method, frozen), toys.both(net), grid, rollout, generator(seed))
+        made = gradient_of(with_frozen(method, frozen), toys.both(net), grid, rollout, generator(seed))
         assert torch.equal(made.latents, sample(net, grid, toys.noise(*shape)))
         (slope,) = torch.autograd.grad(made.latents.sin().sum(), scale)
         assert slope.isfinite() and slope != 0
@@ -105,9 +110,9 @@ class Tape:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kept: list[Tensor] = []
         self.place, self.recording = 0, True
-        for module in (leap_align, flow_bp):
+        for module in (leap_align, flow_bp_sparse, flow_bp_bridge, flow_bp_lagrange):
             monkeypatch.setattr(module, "scaled", self.scaled)
-            monkeypatch.setattr(module, "st", self.st)
+            monkeypatch.setattr(module, "st", self.st, raising=False)
 
     def first(self, x: Tensor) -> Tensor:
         if self.recording:
@@ -156,14 +161,14 @@ def test_the_lora_gradient_agrees_with_central_differences_of_the_surrogate(
         for seed, parameter in enumerate(parameters[1::2]):  # B: at B = 0 the gradient of A vanishes
             parameter.copy_(0.3 * toys.noise(*parameter.shape, seed=seed))
     sampler_grid = toys.toy_grid(STEPS, prediction)
-    grid = call_grid(method, model.noise, sampler_grid)
+    grid = mathematics(method).call_grid(method, model.noise, sampler_grid)
     texts, nothing = model.encode(["a cat", "two dogs"], model.default_size), model.encode([""], model.default_size)
     rollout = roll_out(guide(model.denoise, sampler_grid, texts, nothing, 3.0), sampler_grid, toys.noise(2, 4, 8, 8))
     networks = toys.both(guide(model.denoise, grid, texts, nothing, 3.0))
     pattern = toys.noise(3, 16, 16)
 
     def value() -> Tensor:
-        made = draw_surrogate(method, networks, grid, rollout, generator())
+        made = gradient_of(method, networks, grid, rollout, generator())
         images = model.decode(made.latents)
         return ((images * pattern).sum(dim=(1, 2, 3)) + images.square().mean(dim=(1, 2, 3)).sin()).mean()
 
@@ -175,11 +180,13 @@ def test_on_a_flow_the_gradient_agrees_with_central_differences_of_the_surrogate
     path: Any, toys: Any, monkeypatch: pytest.MonkeyPatch, method: Any
 ) -> None:
     method, (net, _, form, rollout) = with_frozen(method, "velocity"), path("flow", "velocity")
-    grid = call_grid(method, FlowSchedule(shift=3.0), form.grid)  # with levels of its own for direct_align
+    grid = mathematics(method).call_grid(
+        method, FlowSchedule(shift=3.0), form.grid
+    )  # with levels of its own for direct_align
     networks = toys.both(lambda x, i: net(x, i % STEPS))
 
     def value() -> Tensor:
-        return draw_surrogate(method, networks, grid, rollout, generator()).latents.sin().sum()
+        return gradient_of(method, networks, grid, rollout, generator()).latents.sin().sum()
 
     assert_differences_agree(toys, monkeypatch, value, list(net.parameters()))
 
@@ -192,8 +199,8 @@ def test_checkpointing_changes_nothing(toys: Any, method: Any, prediction: str, 
     rollout = roll_out(net, grid, toys.noise(2, 4))
     found = []
     for recorded in (net, checkpointed(net)):
-        networks = Networks(value=net, recorded=recorded)
-        made = draw_surrogate(with_frozen(method, frozen), networks, grid, rollout, generator(2))
+        networks = Denoisers(no_grad=net, with_grad=recorded)
+        made = gradient_of(with_frozen(method, frozen), networks, grid, rollout, generator(2))
         found.append(gradient(net, made.latents.sin().sum()))
     equal(*found, tolerance=0)
 
@@ -243,8 +250,8 @@ def test_the_slope_e_held_fixed_forbids_leaps_from_the_noisiest_levels(path: Any
     with pytest.raises(
         Exception, match=r"method.leap_cap must leave at least 2 of 20 steps \(got 0.01, which leaves 0\)"
     ):
-        call_grid(LeapAlign(leap_cap=0.01), None, form.grid)  # type: ignore[arg-type]
-    assert call_grid(LeapAlign(leap_cap=0.01, frozen="velocity"), None, form.grid) is form.grid  # type: ignore[arg-type]
+        leap_align.call_grid(LeapAlign(leap_cap=0.01), None, form.grid)  # type: ignore[arg-type]
+    assert leap_align.call_grid(LeapAlign(leap_cap=0.01, frozen="velocity"), None, form.grid) is form.grid  # type: ignore[arg-type]
 
 
 @forms
@@ -407,7 +414,7 @@ def test_the_number_of_recorded_calls_is_that_of_the_calls(toys: Any) -> None:
         most = 0
         for seed in range(30):
             calls = []
-            networks = Networks(value=net, recorded=lambda x, i, calls=calls: calls.append(i) or net(x, i))
-            draw_surrogate(method, networks, grid, rollout, generator(seed))
+            networks = Denoisers(no_grad=net, with_grad=lambda x, i, calls=calls: calls.append(i) or net(x, i))
+            gradient_of(method, networks, grid, rollout, generator(seed))
             most = max(most, len(calls))
-        assert most == recorded_calls(method), method
+        assert most == mathematics(method).recorded_calls(method), method

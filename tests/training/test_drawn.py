@@ -15,10 +15,10 @@ from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
-from draft.methods.plans import draw_plan
+from draft.methods.modules import draw_plan
+from draft.methods.rules import make_rule
 from draft.methods.values import AlignProp, DRTune, ReFL
 from draft.scoring.objective import PenaltySettings, RobustSettings
-from draft.training.rules.rule import make_rule
 from draft.training.run import Run
 from draft.training.settings import CheckpointSettings
 

@@ -18,11 +18,11 @@ from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import DraftError
+from draft.methods.rules import make_rule
 from draft.methods.values import DirectAlign, FlowBPBridge, FlowBPLagrange, FlowBPSparse, LeapAlign
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.scoring.objective import PenaltySettings, RobustSettings
-from draft.training.rules.rule import make_rule
 from draft.training.run import Run, prepare
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.train import train

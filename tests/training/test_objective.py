@@ -19,6 +19,8 @@ from draft.diffusion.sampling import predict, step
 from draft.diffusion.schedule import FlowSchedule, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import Group, roll_out
+from draft.methods.backpropagation import Backpropagation
+from draft.methods.update import accumulate_and_step
 from draft.methods.values import DraftK, DraftLV, Method
 from draft.rewards.reward import Reward, Term
 from draft.scoring.backward import Scorer, split_backward
@@ -32,11 +34,9 @@ from draft.scoring.objective import (
     RobustSettings,
 )
 from draft.scoring.rewards import LoadedReward
-from draft.training.rules.backpropagation import Backpropagation
 from draft.training.run import Run
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
-from draft.training.update import descend
 from draft.types import Prompts
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def _gradient(run: Run) -> list[Tensor]:
     """The gradient of one batch, at the weights as they are."""
     run.optimizer.zero_grad(set_to_none=True)
     draws = run.random.state()
-    Backpropagation(run.settings.method, run)._accumulate(run, 1.0)  # type: ignore[arg-type]
+    Backpropagation(run.settings.method, run).accumulate(run, 1.0)  # type: ignore[arg-type]
     run.random.restore(draws)
     return [parameter.grad.clone() for parameter in run.parameters if parameter.grad is not None]
 
@@ -335,11 +335,11 @@ def test_the_base_model_is_one_context_away_and_comes_back(make_run) -> None:
 
 def test_accumulated_batches_are_averaged(make_run) -> None:
     run, once = make_run(DraftK(k=1), gradient_accumulation_steps=2), make_run(DraftK(k=1))
-    descend(run, Backpropagation(run.settings.method, run)._accumulate, 1)
+    accumulate_and_step(run, Backpropagation(run.settings.method, run).accumulate, 1)
     first = Backpropagation(once.settings.method, once)
     once.optimizer.zero_grad(set_to_none=True)
     for _ in range(2):
-        first._accumulate(once, 0.5)
+        first.accumulate(once, 0.5)
     for a, b in zip(run.parameters, once.parameters, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -349,7 +349,7 @@ def test_a_compiled_rollout_leaves_the_gradient_unchanged(make_run) -> None:
     plain, compiled = make_run(DraftLV(copies=1)), make_run(DraftLV(copies=1))
     calls: list[bool] = []
     prefix = torch.compile(compiled.model.denoise)
-    compiled.prefix = lambda x, t, c: calls.append(torch.is_grad_enabled()) or prefix(x, t, c)  # type: ignore[func-returns-value]
+    compiled.no_grad_denoiser = lambda x, t, c: calls.append(torch.is_grad_enabled()) or prefix(x, t, c)  # type: ignore[func-returns-value]
     for a, b in zip(_gradient(plain), _gradient(compiled), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
     assert calls == [False] * (STEPS - 1)

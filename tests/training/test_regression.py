@@ -17,14 +17,14 @@ from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import roll_out
 from draft.errors import DraftError
 from draft.methods import adjoint_matching, vgg_flow
+from draft.methods.rules import make_rule
 from draft.methods.values import AdjointMatching, VGGFlow
+from draft.methods.values.problems import method_problems
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.scoring.objective import HingeLoss
-from draft.training.rules.rule import make_rule
 from draft.training.run import Run, prepare
 from draft.training.settings import CheckpointSettings, TrainSettings
-from draft.training.suitability import method_problems
 from draft.training.train import train
 from draft.types import Prompts
 

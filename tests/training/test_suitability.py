@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,13 @@ import pytest
 
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
-from draft.methods.values import DDPO, AlignProp, Method, ReFL
+from draft.methods.values import DDPO, METHODS, AlignProp, ReFL
+from draft.methods.values.problems import method_problems
 from draft.progress import Silent
 from draft.scoring.objective import HingeLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
-from draft.training.suitability import method_problems
 from draft.training.train import train
 from draft.types import Prompts
-
-METHODS: tuple[type[Any], ...] = typing.get_args(Method)
 
 
 def _problems(method: Any, *, eta: float = 0.0, steps: int = 10, **settings: Any) -> list[str]:

@@ -16,12 +16,13 @@ from draft.diffusion.lora import add_lora, lora_parameters
 from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import Rollout, roll_out
+from draft.methods.run import Batch
 from draft.methods.values import Method
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.scoring.backward import Scorer
 from draft.scoring.rewards import LoadedReward
-from draft.training.run import Batch, Run
+from draft.training.run import Run
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.state import Randomness
 from draft.training.train import train
@@ -117,7 +118,7 @@ def begin(
         # AdamW's first step is a sign where its eps is small, whatever the gradient's last bits are.
         optimizer=torch.optim.AdamW(parameters, lr=settings.learning_rate, eps=1e-3),
         random=random,
-        prefix=model.denoise,
+        no_grad_denoiser=model.denoise,
     )
 
 

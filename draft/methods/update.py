@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from draft.methods.run import TrainingRun
 from draft.scoring.figures import Figures, check_figures, mean_figures
 from draft.scoring.guards import check_gradient_norm
-from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
-from draft.training.run import Run
 
 
 @dataclass(frozen=True)
-class Descent:
+class Update:
     """What an update did.
 
     Args:
@@ -31,7 +30,7 @@ class Descent:
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
-def descend(run: Run, accumulate: Callable[[Run, float], Figures], step: int) -> Descent:
+def accumulate_and_step(run: TrainingRun, accumulate: Callable[[TrainingRun, float], Figures], step: int) -> Update:
     """Add up the gradients of `gradient_accumulation_steps` batches and take one step.
 
     With a weight radius rho_w (RSA-FT; sharpness-aware minimisation, arXiv 2010.01412): the gradient G of the mean
@@ -52,16 +51,16 @@ def descend(run: Run, accumulate: Callable[[Run, float], Figures], step: int) ->
     """
     count = run.settings.gradient_accumulation_steps
 
-    def passed(run: Run) -> list[Figures]:
+    def passed(run: TrainingRun) -> list[Figures]:
         run.optimizer.zero_grad(set_to_none=True)
         return [accumulate(run, 1 / count) for _ in range(count)]
 
     radius = run.settings.robust.weight_radius
     if not radius:
         figures = passed(run)
-        return Descent(figures, take_step(run, figures, step))
+        return Update(figures, take_step(run, figures, step))
     draws, weights = run.random.state(), [parameter.detach().clone() for parameter in run.parameters]
-    first = passed(_reward_alone(run))
+    first = passed(run.for_reward_alone())
     norm = nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None])
     _check(float(norm), run, first, step)
     with torch.no_grad():
@@ -73,10 +72,10 @@ def descend(run: Run, accumulate: Callable[[Run, float], Figures], step: int) ->
     with torch.no_grad():
         for parameter, weight in zip(run.parameters, weights, strict=True):
             parameter.copy_(weight)
-    return Descent([*first, *second], take_step(run, second, step))
+    return Update([*first, *second], take_step(run, second, step))
 
 
-def take_step(run: Run, figures: Sequence[Figures], step: int) -> float:
+def take_step(run: TrainingRun, figures: Sequence[Figures], step: int) -> float:
     """Clip the gradients that are there, check them, and take one step of the optimiser.
 
     Args:
@@ -96,13 +95,7 @@ def take_step(run: Run, figures: Sequence[Figures], step: int) -> float:
     return norm
 
 
-def _reward_alone(run: Run) -> Run:
-    """The training as if it maximised the mean reward of its images as they are."""
-    settings = replace(run.settings, loss=LinearLoss(), penalty=PenaltySettings())
-    return replace(run, settings=settings, scorer=replace(run.scorer, robust=RobustSettings()))
-
-
-def _check(norm: float, run: Run, figures: Sequence[Figures], step: int) -> None:
+def _check(norm: float, run: TrainingRun, figures: Sequence[Figures], step: int) -> None:
     means = mean_figures(run.rewards, figures)
     check_figures(run.rewards, means, step)
     check_gradient_norm(norm, [label for label, size in means.gradients.items() if size - size != 0], step)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.surrogate import Rollout, roll_out
+from draft.methods.run import Batch, TrainingRun
 from draft.scoring.figures import Figures
-from draft.training.run import Batch, Run
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Round:
         )
 
 
-def collect(run: Run, *, samples: int = 1, path: bool = True) -> Round:
+def collect(run: TrainingRun, *, samples: int = 1, path: bool = True) -> Round:
     """Sample `gradient_accumulation_steps` batches of prompts without gradient, and score what comes out.
 
     Args:
@@ -103,7 +103,7 @@ def minibatches(count: int, *, passes: int, parts: int, generator: torch.Generat
         yield from torch.randperm(count, generator=generator).tensor_split(min(parts, count))
 
 
-def _again(run: Run, batch: Batch) -> Batch:
+def _again(run: TrainingRun, batch: Batch) -> Batch:
     """The same prompts with other noise."""
     fresh = None if batch.fresh is None else [run.draw_noise(z) for z in batch.fresh]
     return replace(batch, noise=run.draw_noise(batch.noise), fresh=fresh)

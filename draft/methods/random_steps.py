@@ -1,9 +1,14 @@
-"""What a method draws at random from a rollout's steps."""
+"""Random steps of a rollout: one, a pair, several with a bias."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+
+
+def uniform(low: int, high: int, generator: torch.Generator) -> int:
+    """One of low .. high, both included, each with the same chance."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def draw_pair(
@@ -38,8 +43,8 @@ def draw_pair(
         if near == count:
             k, j = sorted((first + torch.randperm(count, generator=generator)[:2]).tolist())
             return k, j
-        j = _uniform(max(steps - near, first + 1), steps - 1, generator)
-        return _uniform(first, j - 1, generator), j
+        j = uniform(max(steps - near, first + 1), steps - 1, generator)
+        return uniform(first, j - 1, generator), j
     # numpy has the Dirichlet distribution with a generator of its own; the seed comes from ours.
     seed = int(torch.randint(2**31, (), generator=generator))
     parts = np.random.default_rng(seed).dirichlet(shares)
@@ -87,7 +92,3 @@ def split_budget(count: int, before: int, after: int) -> tuple[int, int]:
     """
     first = min(max(round(count * before / (before + after)), 1, count - after), before, count - 1)
     return first, count - first
-
-
-def _uniform(low: int, high: int, generator: torch.Generator) -> int:
-    return int(torch.randint(low, high + 1, (), generator=generator))
