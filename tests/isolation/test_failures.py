@@ -132,7 +132,7 @@ def test_wrong_options_and_unknown_rewards_are_told_by_the_environment(room) -> 
     with pytest.raises(ConfigErrors) as raised:
         room.reward("glow", {"amount": 3, "amuont": 1})
     assert [(error.where, error.what, error.hint) for error in raised.value.errors] == [
-        ("stages.train.rewards.mine.amount", "must be at most 2.0 (got 3)", ""),
+        ("stages.train.rewards.mine.amount", "must be at most 2 (got 3)", ""),
         ("stages.train.rewards.mine.amuont", "reward 'glow' has no option 'amuont'", "did you mean 'amount'?"),
     ]
     with pytest.raises(
