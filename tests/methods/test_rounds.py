@@ -31,11 +31,11 @@ def _part(run: Run, whole: Batch, some: Tensor) -> Batch:
     return Batch(run.prompts.take(indices), indices, run.conditioning[indices], whole.noise[some], None)
 
 
-def _ddpo_by_hand(toys: Any, run: Run, memory: dict[int, list[float]]) -> Tensor:
+def _ddpo_by_hand(toy_runs: Any, run: Run, memory: dict[int, list[float]]) -> Tensor:
     """An update of DDPO with each minibatch's loss as a whole; the ratios of all its steps."""
     method = run.settings.method
     assert isinstance(method, DDPO)
-    batch, rollout, found = toys.all_at_once(run)
+    batch, rollout, found = toy_runs.all_at_once(run)
     rewards = (found + torch.tensor([float(value) for value in batch.prompts.column("value")])).float().tolist()
     for prompt, reward in zip(batch.indices, rewards, strict=True):
         memory.setdefault(prompt, []).append(reward)
@@ -52,7 +52,7 @@ def _ddpo_by_hand(toys: Any, run: Run, memory: dict[int, list[float]]) -> Tensor
         part, found = _part(run, batch, some), []
         for i in range(run.grid.steps - 1):  # the last step lands on the clean image
             x, x_next = rollout.states[i][some], rollout.states[i + 1][some]
-            mean = toys.mean_of_step(run, x, run.output(part, recorded=True)(x, i), i)
+            mean = toy_runs.mean_of_step(run, x, run.output(part, recorded=True)(x, i), i)
             found.append(Normal(mean, run.grid.std[i]).log_prob(x_next).flatten(1).mean(1))
         return torch.stack(found)
 
@@ -78,13 +78,13 @@ def _ddpo_by_hand(toys: Any, run: Run, memory: dict[int, list[float]]) -> Tensor
     ],
     ids=["all_prompts", "each_prompt", "minibatches"],
 )
-def test_an_update_of_ddpo_is_that_of_its_whole_loss(toys, make_run, method: DDPO) -> None:
+def test_an_update_of_ddpo_is_that_of_its_whole_loss(toy_runs, make_run, method: DDPO) -> None:
     made, again = make_run(method, valued=True), make_run(method)
     rule, memory = make_rule(method, made), {}
     for update in range(2 if method.prompt_buffer else 1):  # a prompt has three rewards in the second one only
         descent = rule.update(made, update)
-        ratios = _ddpo_by_hand(toys, again, memory)
-        toys.assert_same(made, again)
+        ratios = _ddpo_by_hand(toy_runs, again, memory)
+        toy_runs.assert_same(made, again)
         steps = method.inner_epochs * method.minibatches
         assert descent.optimizer_steps == steps
         assert descent.extra["ratio"] == pytest.approx(float(ratios.mean()), abs=1e-6)
@@ -98,12 +98,12 @@ def test_an_update_of_ddpo_is_that_of_its_whole_loss(toys, make_run, method: DDP
     assert rule.state() == {"rewards": {prompt: pytest.approx(rewards, rel=1e-7) for prompt, rewards in kept.items()}}
 
 
-def test_kl_pulls_ddpo_to_the_base_model_as_its_formula_says(toys, make_run) -> None:
+def test_kl_pulls_ddpo_to_the_base_model_as_its_formula_says(toy_runs, make_run) -> None:
     kl = 0.5
     plain, held, again = (make_run(DDPO(prompt_buffer=0, kl=each), valued=True) for each in (0.0, kl, kl))
     make_rule(plain.settings.method, plain).update(plain, 0)
     descent = make_rule(held.settings.method, held).update(held, 0)
-    batch, rollout, _ = toys.all_at_once(again)
+    batch, rollout, _ = toy_runs.all_at_once(again)
     now, base, parts = again.output(batch, recorded=True), again.output(batch, adapted=False), []
     for i in range(again.grid.steps - 1):
         x = rollout.states[i]
@@ -117,7 +117,7 @@ def test_kl_pulls_ddpo_to_the_base_model_as_its_formula_says(toys, make_run) -> 
         torch.testing.assert_close(with_kl.grad - without.grad, pull, rtol=1e-6, atol=1e-7 * size)
 
 
-def _best_of_n_by_hand(toys: Any, run: Run) -> float:
+def _best_of_n_by_hand(toy_runs: Any, run: Run) -> float:
     """An update with one step of the optimiser, its loss as a whole; returns that loss."""
     method, settings = run.settings.method, run.settings
     assert isinstance(method, BestOfN)
@@ -130,10 +130,10 @@ def _best_of_n_by_hand(toys: Any, run: Run) -> float:
     whole = Batch(run.prompts.take(indices), indices, run.conditioning[indices], torch.cat(noises), None)
     clean = roll_out(run.output(whole), run.grid, whole.noise).states[-1]
     with torch.no_grad():
-        rewards = toys.brightness(run, clean).float().tolist()
+        rewards = toy_runs.brightness(run, clean).float().tolist()
     images = list(range(len(rewards)))
     weights = dict.fromkeys(images, 0.0)
-    groups = [[n for n in images if indices[n] == prompt] for prompt in range(len(toys.PROMPTS))]
+    groups = [[n for n in images if indices[n] == prompt] for prompt in range(len(toy_runs.PROMPTS))]
     if method.selection == "weighted":
         powers = (method.sharpness * torch.tensor(rewards, dtype=torch.float64)).exp()
         weights = dict(zip(images, (len(images) * powers / powers.sum()).tolist(), strict=True))
@@ -174,12 +174,12 @@ BEST: list[Any] = [
 
 
 @pytest.mark.parametrize("method", BEST, ids=["weighted", "sampler", "top", "per_prompt", "best"])
-def test_an_update_of_best_of_n_is_that_of_its_whole_loss(toys, make_run, method: BestOfN) -> None:
+def test_an_update_of_best_of_n_is_that_of_its_whole_loss(toy_runs, make_run, method: BestOfN) -> None:
     method = replace(method, inner_epochs=1)
     made, again = (make_run(method, gradient_accumulation_steps=2) for _ in range(2))
     descent = make_rule(method, made).update(made, 0)
-    loss = _best_of_n_by_hand(toys, again)
-    toys.assert_same(made, again)
+    loss = _best_of_n_by_hand(toy_runs, again)
+    toy_runs.assert_same(made, again)
     assert descent.extra["denoising_loss"] == pytest.approx(loss, rel=1e-5)
     # Of 12 images; one prompt has 6 of them, the others 3 each.
     kept = {"weighted": 12, "top": 3 + 2 + 2 if method.per_prompt else 4, "best": 3}[method.selection]
@@ -195,7 +195,7 @@ def test_best_of_n_makes_a_step_for_each_part_of_each_pass(make_run) -> None:
     assert all(not torch.equal(a[0], b[0]) for a, b in pairwise(steps))
 
 
-def test_each_sample_keeps_its_prompt_its_noise_its_path_and_its_reward(toys, make_run) -> None:
+def test_each_sample_keeps_its_prompt_its_noise_its_path_and_its_reward(toy_runs, make_run) -> None:
     run = make_run(DDPO(), valued=True)
     taken = collect(run, samples=3)
     batch, states = taken.batch, taken.rollout.states
@@ -203,17 +203,17 @@ def test_each_sample_keeps_its_prompt_its_noise_its_path_and_its_reward(toys, ma
     pairs = [batch.indices[n : n + 2] for n in range(0, 18, 2)]
     assert pairs[0] == pairs[1] == pairs[2] and pairs[3] == pairs[4] == pairs[5] and pairs[6] == pairs[7] == pairs[8]
     assert sorted(batch.indices) == [0] * 6 + [1] * 6 + [2] * 6 != batch.indices
-    assert list(batch.prompts) == [toys.PROMPTS[index] for index in batch.indices]
+    assert list(batch.prompts) == [toy_runs.PROMPTS[index] for index in batch.indices]
     assert torch.equal(batch.conditioning.tensors["text"], run.conditioning[batch.indices].tensors["text"])
     assert torch.equal(states[0], batch.noise) and len(batch.noise.flatten(1).unique(dim=0)) == 18
     with torch.no_grad():
-        worth = torch.tensor([float(toys.PROMPTS.column("value")[index]) for index in batch.indices])
-        torch.testing.assert_close(taken.rewards, (worth + toys.brightness(run, states[-1])).float())
+        worth = torch.tensor([float(toy_runs.PROMPTS.column("value")[index]) for index in batch.indices])
+        torch.testing.assert_close(taken.rewards, (worth + toy_runs.brightness(run, states[-1])).float())
         output = run.output(batch)
         for i in range(run.grid.steps):
             out = output(states[i], i)
             torch.testing.assert_close(taken.rollout.outs[i], out, rtol=1e-9, atol=1e-9)
-            fresh = states[i + 1] - toys.mean_of_step(run, states[i], out, i)
+            fresh = states[i + 1] - toy_runs.mean_of_step(run, states[i], out, i)
             if run.grid.std[i]:
                 assert 0.9 < float((fresh / run.grid.std[i]).std()) < 1.1
                 assert len((fresh / run.grid.std[i]).round(decimals=6).flatten(1).unique(dim=0)) == 18
@@ -222,8 +222,8 @@ def test_each_sample_keeps_its_prompt_its_noise_its_path_and_its_reward(toys, ma
     order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
     some = taken.take(order)
     assert some.indices == [batch.indices[n] for n in order.tolist()]
-    assert list(some.prompts) == [toys.PROMPTS[index] for index in some.indices]
-    assert some.prompts.column("value") == [toys.PROMPTS.column("value")[index] for index in some.indices]
+    assert list(some.prompts) == [toy_runs.PROMPTS[index] for index in some.indices]
+    assert some.prompts.column("value") == [toy_runs.PROMPTS.column("value")[index] for index in some.indices]
     assert torch.equal(some.conditioning.tensors["text"], run.conditioning[some.indices].tensors["text"])
     assert torch.equal(some.noise, batch.noise[order])
     last = collect(make_run(DDPO(), valued=True), samples=3, path=False)
@@ -234,10 +234,10 @@ def test_each_sample_keeps_its_prompt_its_noise_its_path_and_its_reward(toys, ma
 class CriticByHand:
     """DPG with every loss as a whole, beginning where the rule's critic begins."""
 
-    def __init__(self, toys: Any, run: Run) -> None:
+    def __init__(self, toy_runs: Any, run: Run) -> None:
         method = run.settings.method
         assert isinstance(method, DPG)
-        self.toys, self.method = toys, method
+        self.toy_runs, self.method = toy_runs, method
         width, generator = method.critic_width, run.random.method
         self.critic = Critic(rank=2, channels=4, text=16, width=width, generator=generator).double()
         self.adam = torch.optim.Adam(self.critic.parameters(), lr=method.critic_learning_rate)
@@ -246,7 +246,7 @@ class CriticByHand:
     def update(self, run: Run) -> tuple[float, float]:
         """One update; returns the critic's loss and its guess of the steps' means."""
         method, grid, draws = self.method, run.grid, run.random.method
-        batch, rollout, found = self.toys.all_at_once(run)
+        batch, rollout, found = self.toy_runs.all_at_once(run)
         self.rewards += found.float().tolist()
         goals = (found.float().double() - statistics.fmean(self.rewards)) / statistics.pstdev(self.rewards)
         levels = torch.tensor(list(zip(grid.next_alpha, grid.next_sigma, strict=True)))
@@ -268,7 +268,7 @@ class CriticByHand:
         guesses = []
         for i in torch.randperm(grid.steps, generator=draws)[:count].tolist():
             x = rollout.states[i]
-            mean = self.toys.mean_of_step(run, x, run.output(batch, recorded=True)(x, i), i)
+            mean = self.toy_runs.mean_of_step(run, x, run.output(batch, recorded=True)(x, i), i)
             guesses.append(self.critic(mean, levels[i].expand(IMAGES, 2), batch.conditioning.vector(mean.dtype)))
         value = torch.stack(guesses).mean()
         run.optimizer.zero_grad()
@@ -278,16 +278,16 @@ class CriticByHand:
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_an_update_of_dpg_is_that_of_its_whole_losses(toys, make_run, share: float) -> None:
+def test_an_update_of_dpg_is_that_of_its_whole_losses(toy_runs, make_run, share: float) -> None:
     method = DPG(share=share, critic_width=8, critic_batch=16, critic_steps=5, critic_learning_rate=1e-2)
     made, again = make_run(method, micro_batch_size=1), make_run(method, micro_batch_size=0)
-    rule, hand = make_rule(method, made), CriticByHand(toys, again)
+    rule, hand = make_rule(method, made), CriticByHand(toy_runs, again)
     assert isinstance(rule, Rule)
     rule.critic.double()
     for update in range(2):  # the second one has the first one's rewards in its statistics
         descent = rule.update(made, update)
         critic_loss, value = hand.update(again)
-        toys.assert_same(made, again)
+        toy_runs.assert_same(made, again)
         for one, other in zip(rule.critic.parameters(), hand.critic.parameters(), strict=True):
             assert one.requires_grad
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
@@ -319,12 +319,14 @@ class Copy(Silent):
     ],
     ids=lambda method: method.kind,
 )
-def test_an_interrupted_training_ends_with_the_same_bytes(toys, tiny_model: Path, tmp_path: Path, method: Any) -> None:
-    settings = replace(toys.SETTINGS, method=method, gradient_accumulation_steps=1)
-    whole = toys.trained(settings, tiny_model, tmp_path / "whole", Copy(tmp_path / "whole", tmp_path / "cut"))
+def test_an_interrupted_training_ends_with_the_same_bytes(
+    toy_runs, tiny_model: Path, tmp_path: Path, method: Any
+) -> None:
+    settings = replace(toy_runs.SETTINGS, method=method, gradient_accumulation_steps=1)
+    whole = toy_runs.trained(settings, tiny_model, tmp_path / "whole", Copy(tmp_path / "whole", tmp_path / "cut"))
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000001.ckpt"]
     assert not (tmp_path / "cut" / "adapter.safetensors").exists()
-    cut = toys.trained(settings, tiny_model, tmp_path / "cut")
+    cut = toy_runs.trained(settings, tiny_model, tmp_path / "cut")
     adapters = [(tmp_path / name / "adapter.safetensors").read_bytes() for name in ("whole", "cut")]
     assert adapters[0] == adapters[1]
     assert [row | {"seconds": 0} for row in cut] == [row | {"seconds": 0} for row in whole]

@@ -26,17 +26,19 @@ DRAWN: list[Any] = [ReFL(window=3), AlignProp(), DRTune(k=2, stop=0.67)]
 
 
 @pytest.mark.parametrize("method", [ReFL(window=2), *DRAWN[1:]], ids=lambda method: method.kind)
-def test_the_reward_rises_and_against_its_weight_it_falls(toys, tiny_model: Path, tmp_path: Path, method: Any) -> None:
+def test_the_reward_rises_and_against_its_weight_it_falls(
+    toy_runs, tiny_model: Path, tmp_path: Path, method: Any
+) -> None:
     settings = replace(
-        toys.SETTINGS, method=method, learning_rate=0.05, weight_decay=0.0, gradient_accumulation_steps=1, max_steps=8,
+        toy_runs.SETTINGS, method=method, learning_rate=0.05, weight_decay=0.0, gradient_accumulation_steps=1, max_steps=8,
         checkpoint=CheckpointSettings(every=0),
     )  # fmt: skip
-    base = load_text_to_image(str(tiny_model), device=toys.CPU, dtype=torch.float32)
+    base = load_text_to_image(str(tiny_model), device=toy_runs.CPU, dtype=torch.float32)
 
     def brightness(weight: float) -> float:
         model, folder = copy.deepcopy(base), tmp_path / str(weight)
         if weight:
-            toys.trained(settings, tiny_model, folder, weight=weight)
+            toy_runs.trained(settings, tiny_model, folder, weight=weight)
             load_lora(model.network, denoiser_factors(read_adapter(folder / "adapter.safetensors")), name="trained")
         return float(torch.cat(list(generate_images(model, ["a cat"] * 8, range(8), settings.sampler))).square().mean())
 
@@ -123,7 +125,7 @@ def test_a_gradient_through_drawn_steps_is_that_of_the_loss_written_out(
 
 
 @pytest.mark.parametrize("method", DRAWN, ids=lambda method: method.kind)
-def test_the_gradient_at_the_worst_weights_nearby_is_applied_where_they_stood(toys, make_run, method: Any) -> None:
+def test_the_gradient_at_the_worst_weights_nearby_is_applied_where_they_stood(toy_runs, make_run, method: Any) -> None:
     radius, once = 0.5, {"gradient_accumulation_steps": 1}
     made, again = make_run(method, robust=RobustSettings(weight_radius=radius), **once), make_run(method, **once)
     stood = [parameter.detach().clone() for parameter in again.parameters]
@@ -142,4 +144,4 @@ def test_the_gradient_at_the_worst_weights_nearby_is_applied_where_they_stood(to
             parameter.copy_(weight)
             parameter.grad = slope
     again.optimizer.step()
-    toys.assert_same(made, again)
+    toy_runs.assert_same(made, again)
