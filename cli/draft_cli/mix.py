@@ -134,7 +134,7 @@ def mix_settings(command: str, **values: Any) -> MixSettings:
 
     Args:
         command: The command, for errors.
-        values: Settings by name; what is left out has its default.
+        **values: Settings by name; what is left out has its default.
 
     Returns:
         The settings.
