@@ -235,7 +235,7 @@ def check_another_device(subject: Subject) -> str:
     if not waits:
         return ""
     place, _ = waits.most_common(1)[0]
-    return f"the host reads from it {waits.total()} times a batch, most often ({place.what}) at {place.line}"
+    return f"reads by the host: {waits.total()} a batch, most at {place.line.partition(' ')[0]}"
 
 
 def check_gradient(subject: Subject) -> str:
