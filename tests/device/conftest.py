@@ -28,7 +28,11 @@ def draft(*words: str) -> tuple[int, str]:
     printed, before = io.StringIO(), sys.argv
     sys.argv = ["draft", *words]
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), pytest.raises(SystemExit) as stop:
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            pytest.raises(SystemExit) as stop,
+        ):
             main()
     finally:
         sys.argv = before
@@ -66,9 +70,14 @@ class Bench:
 
     def run(self, device: str, stages: Mapping[str, Any], *words: str) -> Path:
         """Run stages on a device of this process; returns their folder."""
-        code, printed = draft("run", str(self.write(device, stages)), "--runs-dir", str(self.folder), *words)
-        assert code == 0, printed
+        self.draft("run", str(self.write(device, stages)), "--runs-dir", str(self.folder), *words)
         return self.folder / self.name(device)
+
+    def draft(self, *words: str) -> str:
+        """Call `draft`, which must succeed; returns what it printed."""
+        code, printed = draft(*words)
+        assert code == 0, printed
+        return printed
 
     def write(self, device: str, stages: Mapping[str, Any]) -> Path:
         """Write a pipeline; JSON is YAML."""

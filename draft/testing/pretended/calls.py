@@ -11,7 +11,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from draft.testing.pretended.tensor import Call, DeviceTensor, Pretence, on_device, tensors_among
+from draft.testing.pretended.tensor import (
+    Call,
+    DeviceTensor,
+    Pretence,
+    is_placeless,
+    mark_placeless,
+    on_device,
+    tensors_among,
+)
 
 _FAKE = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -45,14 +53,15 @@ class Factories(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on the device if it has to do with it, else as it is."""
         options = kwargs or {}
-        asked, call = options.get("device"), self.pretence.call
-        beside = call.beside and asked is not None
-        if beside or on_device(asked) or any(isinstance(each, DeviceTensor) for each in tensors_among(args, options)):
+        asked, call, tensors = options.get("device"), self.pretence.call, list(tensors_among(args, options))
+        if on_device(asked) or (call.beside and asked is not None):
+            return self.pretence.run(func, args, options)
+        if any(isinstance(each, DeviceTensor) for each in tensors):
             return self.pretence.run(func, args, options)
         out = func(*args, **options)
-        if call.autograd and asked is not None and isinstance(out, Tensor):
-            # Zeros of autograd, for a tensor of either device: whoever uses them decides.
-            out._placeless = True  # pyright: ignore[reportAttributeAccessIssue]
+        made = call.autograd and asked is not None
+        if isinstance(out, Tensor) and (made or (tensors and all(map(is_placeless, tensors)))):
+            mark_placeless(out)
         return out
 
 

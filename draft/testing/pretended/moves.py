@@ -137,7 +137,9 @@ def moving(pretence: Pretence, calls: Calls) -> Iterator[None]:
         return move(self, Target(other.device, other.dtype, {}), pretence)
 
     def new_tensor(self: Tensor, data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
-        return torch.tensor(data, dtype=dtype or self.dtype, device=self.device if device is None else device, **options)
+        return torch.tensor(
+            data, dtype=dtype or self.dtype, device=self.device if device is None else device, **options
+        )
 
     def tensor(data: Any, *, device: Any = None, requires_grad: bool = False, **options: Any) -> Tensor:
         made = torch.tensor(data, **options)

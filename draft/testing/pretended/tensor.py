@@ -132,7 +132,7 @@ class Pretence:
             if kwargs["generator"].device.type != "cpu":
                 raise NotPretended(f"the pretended device has no generators at {asking_line()}")
             raise RuntimeError(f"expected a 'cuda' device type for generator but found 'cpu' at {asking_line()}")
-        strange = [each for each in outside if not getattr(each, "_placeless", False)]
+        strange = [each for each in outside if not is_placeless(each)]
         if not inside or self.call.autograd or not (bad := mixed(func, name, args, strange)):
             return
         raise DeviceMismatch(
@@ -280,6 +280,22 @@ def on_device(device: Any) -> bool:
     if chosen.index not in (None, DEVICE.index):
         raise RuntimeError(f"invalid device ordinal: {chosen} (there is one pretended device, {DEVICE})")
     return True
+
+
+def mark_placeless(tensor: Tensor) -> None:
+    """Note of a tensor of the CPU that it may be used on either device.
+
+    Autograd makes zeros in C++, which cannot tell the devices apart, and hands them on as gradients.
+
+    Args:
+        tensor: The tensor.
+    """
+    tensor._draft_placeless = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_placeless(tensor: Tensor) -> bool:
+    """Whether a tensor of the CPU may be used on either device; see `mark_placeless`."""
+    return hasattr(tensor, "_draft_placeless")
 
 
 def tensors_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
