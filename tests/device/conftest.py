@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,6 +99,14 @@ class Bench:
             return on_cpu, self.run("cuda:0", stages)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def distributions() -> Iterator[None]:
+    """Which module is of which distribution is read once: it would be half of what a small stage takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "packages_distributions", cache(importlib.metadata.packages_distributions))
+        yield
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
 def family_model(request: pytest.FixtureRequest, tiny_module: ModuleType, tmp_path_factory: Any) -> Path:
     """The folder of a tiny model of each family."""
@@ -127,6 +137,14 @@ def accelerator() -> Iterator[Counts]:
 def command() -> Callable[..., tuple[int, str]]:
     """Calls `draft` with words; returns the exit code and all that it printed."""
     return draft
+
+
+@pytest.fixture(scope="session")
+def schema() -> dict[str, Any]:
+    """The JSON schema of pipeline files."""
+    code, printed = draft("schema")
+    assert code == 0, printed
+    return json.loads(printed)
 
 
 @pytest.fixture(scope="session")

@@ -75,12 +75,11 @@ def figures(found: Any, name: str = "") -> Iterator[tuple[str, float]]:
         yield name, float(found)
 
 
-def test_every_kind_of_the_schema_is_here(command: Any, module_bench: Any) -> None:
-    defined = json.loads(command("schema")[1])
-    (of_stages,) = defined["properties"]["stages"]["patternProperties"].values()
+def test_every_kind_of_the_schema_is_here(schema: dict[str, Any], module_bench: Any) -> None:
+    (of_stages,) = schema["properties"]["stages"]["patternProperties"].values()
     here = stages(module_bench)
     assert {stage["kind"] for stage in here.values()} == set(of_stages["discriminator"]["mapping"])
-    sampling = defined["$defs"]["GenerateStage"]["properties"]["method"]["anyOf"][0]["discriminator"]["mapping"]
+    sampling = schema["$defs"]["GenerateStage"]["properties"]["method"]["anyOf"][0]["discriminator"]["mapping"]
     assert set(SAMPLING) == set(sampling)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -298,21 +298,23 @@ def is_placeless(tensor: Tensor) -> bool:
     return hasattr(tensor, "_draft_placeless")
 
 
-def tensors_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors among the arguments of an operator, which holds them in lists or not at all.
+def tensors_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among arguments, which are in lists or tuples at most.
 
     Args:
         args: Arguments by position.
         kwargs: The others.
 
-    Yields:
+    Returns:
         Each tensor.
     """
-    for value in (*args, *kwargs.values()):
+    found = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, list | tuple):
-            yield from (each for each in value if isinstance(each, Tensor))
+            found += [each for each in value if isinstance(each, Tensor)]
+    return found
 
 
 def _replaced(value: Any, kind: type[Tensor], change: Callable[[Any], Any]) -> Any:
