@@ -201,18 +201,19 @@ def use_lora(network: nn.Module, name: str | None, scale: float = 1.0) -> None:
     use_loras(network, {} if name is None else {name: scale})
 
 
-def use_loras(network: nn.Module, scales: Mapping[str, float]) -> None:
+def use_loras(network: nn.Module, scales: Mapping[str, float], *, missing: bool = False) -> None:
     """Switch to a sum of adapters, W + sum_i s_i B_i A_i; all others are off.
 
     Args:
         network: The network.
         scales: Adapter's name to the factor of its effect. One at 0 is switched off, so that without any other the
             network is the base model, bit for bit.
+        missing: Whether an adapter that the network does not have is passed over.
 
     Raises:
         DraftError: There is no adapter of a name.
     """
-    for name in scales:
+    for name in () if missing else scales:
         if not _layers(network, _key(name)):
             raise DraftError(f"there is no adapter {name!r} on this model")
     _activate(network, {_key(name): scale for name, scale in scales.items() if scale})

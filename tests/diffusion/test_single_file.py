@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from draft.diffusion.families import TextToImage, load_text_to_image, single_file
-from draft.diffusion.families.architectures import configuration
+from draft.diffusion.families.architectures import PADDING, configuration
 from draft.diffusion.generate import generate_images
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import DraftError
@@ -149,7 +149,7 @@ def test_two_vocabulary_files_beside_the_checkpoint_are_a_tokenizer(
     (tmp_path / "model" / "tokenizer").mkdir()
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tiny_folders["epsilon"] / name, tmp_path / "model" / "tokenizer")
-    tokenizer: Any = single_file._tokenizer(file, tmp_path / "model" / "tokenizer", "1")
+    tokenizer: Any = single_file.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding=PADDING["1"])
     assert tokenizer.model_max_length == 77 and tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer("ab").input_ids == load(tiny_folders["epsilon"]).tokenizer("ab").input_ids  # type: ignore[attr-defined]
     assert single_file._tokenizer(file, tmp_path / "model" / "tokenizer", "2").pad_token == "!"

@@ -27,7 +27,7 @@ __all__ = [
     "Guidance",
     "Load",
     "TextToImage",
-    "denoiser_parameters",
+    "count_parameters",
     "families",
     "family_of",
     "load_text_to_image",
@@ -151,18 +151,25 @@ def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) 
     return load(model, device=device, dtype=dtype)
 
 
-def denoiser_parameters(model: str) -> int | None:
-    """Count the parameters of a model's denoiser before its weights are read; None: not known.
+def count_parameters(model: str) -> dict[str, int]:
+    """Count the parameters of a model's denoiser and text encoders before its weights are read.
 
     Args:
-        model: A folder in diffusers' format, a `.safetensors` checkpoint, or an id on the Hugging Face hub.
+        model: A folder in diffusers' format, a `.safetensors` checkpoint, or an id on the Hugging Face hub, of which
+            only configurations are downloaded.
 
     Returns:
-        Their number, or None.
+        Component to parameters; of a checkpoint all text encoders count as the first. What cannot be known, or is of no
+        family that can be trained, is left out: loading reports it.
     """
-    from draft.diffusion.families.size import count_parameters  # diffusers takes seconds to import
+    from draft.diffusion.families import size  # diffusers takes seconds to import
 
-    return count_parameters(model)
+    try:
+        family = _family(model)
+        path = Path(model)
+        return size.count_in_checkpoint(path, family) if path.is_file() else size.count_in_pipeline(model, family)
+    except DraftError:
+        return {}
 
 
 def _family(model: str) -> Family:

@@ -14,7 +14,6 @@ import torch
 import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -140,8 +139,9 @@ def precision(dtype: torch.dtype, kind: Any) -> dict[str, torch.dtype]:
     Returns:
         The option by its name.
     """
-    library, since = (transformers, "5") if kind.__module__.startswith("transformers.") else (diffusers, "0.42")
-    return {"dtype" if Version(library.__version__) >= Version(since) else "torch_dtype": dtype}
+    library, since = (transformers, (5, 0)) if kind.__module__.startswith("transformers.") else (diffusers, (0, 42))
+    installed = tuple(int(number) for number in library.__version__.split(".")[:2])
+    return {"dtype" if installed >= since else "torch_dtype": dtype}
 
 
 @contextmanager
