@@ -58,9 +58,10 @@ def walk(hint: Any, value: Any, keys: Keys = ()) -> Iterator[Place]:
         The places.
     """
     for key, inner, item in _items(hint, value):
-        here = (*keys, key)
-        yield Place(here, marks(inner), item)
-        yield from walk(inner, item, here)
+        place = Place((*keys, key), marks(inner), item)
+        yield place
+        if place.holds not in INPUTS:  # of which there may be a million
+            yield from walk(inner, item, place.keys)
 
 
 def output_at(hint: Any, keys: Keys) -> str:

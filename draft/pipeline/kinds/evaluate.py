@@ -41,11 +41,11 @@ class EvaluateStage(EvaluateSettings):
 
 def run(job: Job) -> Mapping[str, float]:
     """Compare adapters with the base model and write the page."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.evaluation.evaluate import evaluate
 
     stage = job.stage
-    with told_memory(), ending_processes(stage.terms):
+    with explain_out_of_memory(), ending_processes(stage.terms):
         return evaluate(
             stage.config,
             model=stage.model,

@@ -44,14 +44,14 @@ class GenerateStage(GenerateSettings):
 
 def run(job: Job) -> Mapping[str, float]:
     """Make images, by a method that raises rewards where there is one."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.evaluation.generate import generate
     from draft.generation.generate import generate_by_reward
 
     stage = job.stage
     method = stage.config.method
     made = generate if method is None else partial(generate_by_reward, method=method, terms=stage.terms)
-    with told_memory(), ending_processes(stage.terms):
+    with explain_out_of_memory(), ending_processes(stage.terms):
         return made(
             stage.config,
             model=stage.model,

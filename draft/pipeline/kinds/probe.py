@@ -41,11 +41,11 @@ class ProbeStage(ProbeSettings):
 
 def run(job: Job) -> Mapping[str, float]:
     """Measure the gradient through all sampling steps, and write tables and the page."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.probe.probe import probe
 
     stage, adapter = job.stage, job.stage.config.adapter
-    with told_memory(), ending_processes(stage.terms):
+    with explain_out_of_memory(), ending_processes(stage.terms):
         return probe(
             stage.config,
             model=stage.model,

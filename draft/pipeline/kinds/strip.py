@@ -50,11 +50,11 @@ class StripStage(StripSettings):
 
 def run(job: Job) -> Mapping[str, float]:
     """Draw adapters over their scales."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.strips.strip import draw_strip
 
     stage = job.stage
-    with told_memory(), ending_processes(stage.terms):
+    with explain_out_of_memory(), ending_processes(stage.terms):
         return draw_strip(
             stage.config,
             model=stage.model,

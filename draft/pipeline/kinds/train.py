@@ -64,7 +64,7 @@ class TrainStage(TrainSettings):
 
 def run(job: Job) -> Mapping[str, float]:
     """Train an adapter."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.training.base_adapters import Foundation
     from draft.training.train import train
 
@@ -73,7 +73,7 @@ def run(job: Job) -> Mapping[str, float]:
         (job.files["base_adapters", index, "from"], adapter.weight)
         for index, adapter in enumerate(stage.config.base_adapters)
     ]
-    with told_memory(), ending_processes(stage.terms):
+    with explain_out_of_memory(), ending_processes(stage.terms):
         return train(
             stage.config,
             model=stage.model,
