@@ -38,8 +38,8 @@ from draft.methods.values import (
 )
 from draft.progress import Silent
 from draft.rewards.extensions import model_path
-from draft.rewards.plugins import build_reward
 from draft.rewards.reward import Term
+from draft.rewards.terms import build_reward
 from draft.training.run import Run, prepare
 from draft.training.settings import TrainSettings
 from draft.types import Prompts

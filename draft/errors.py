@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 
 class DraftError(Exception):
@@ -110,3 +111,22 @@ class Problem:
     keys: tuple[str, ...]
     what: str
     hint: str = ""
+
+
+def did_you_mean(value: str, known: list[str], *, otherwise: str = "") -> str:
+    """A hint for a misspelt name: the closest known one, or else `otherwise`.
+
+    Args:
+        value: The name as the user wrote it.
+        known: All names there are.
+        otherwise: The hint where none is close.
+
+    Returns:
+        The hint.
+
+    Example:
+        >>> did_you_mean("jepg", ["jpeg", "clip_score"])
+        "did you mean 'jpeg'?"
+    """
+    close = get_close_matches(value, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else otherwise

@@ -20,7 +20,7 @@ from draft.errors import DraftError
 from draft.methods.run import Batch, TrainingRun
 from draft.methods.update import Update, accumulate_and_step
 from draft.methods.values import AdjointMatching
-from draft.scoring.backward import Figures
+from draft.scoring.figures import Figures
 
 DECAY = 0.9
 """Of the running mean of the terms' quantile, as in the authors' code."""

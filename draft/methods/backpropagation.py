@@ -16,7 +16,8 @@ from draft.methods.modules import mathematics
 from draft.methods.run import Batch, Stateless, TrainingRun
 from draft.methods.update import Update, accumulate_and_step
 from draft.methods.values.protocol import MethodValue
-from draft.scoring.backward import Figures, mean_drop, split_backward
+from draft.scoring.backward import split_backward
+from draft.scoring.figures import Figures, mean_drop
 
 
 class Backpropagation(Stateless):

@@ -11,7 +11,7 @@ from torch import Tensor
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.surrogate import Rollout, roll_out
 from draft.methods.run import Batch, TrainingRun
-from draft.scoring.backward import Figures
+from draft.scoring.figures import Figures
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from draft.diffusion.guidance import GuidanceGradient
 from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid
 from draft.methods.values.protocol import TrainingSettings
-from draft.scoring.backward import Loaded, Scorer
+from draft.scoring.backward import Scorer
+from draft.scoring.rewards import LoadedReward
 from draft.types import Prompts, Size
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class TrainingRun(Protocol):
         ...
 
     @property
-    def loaded(self) -> Sequence[Loaded]:
-        """The rewards."""
+    def rewards(self) -> Sequence[LoadedReward]:
+        """The loaded rewards."""
         ...
 
     @property

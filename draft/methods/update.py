@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from draft.methods.run import TrainingRun
-from draft.scoring.backward import Figures, mean_drop
-from draft.scoring.guards import check_finite, check_gradient_norm, check_start
+from draft.scoring.figures import Figures, check_figures, mean_figures
+from draft.scoring.guards import check_gradient_norm
 
 
 @dataclass(frozen=True)
@@ -96,42 +95,7 @@ def take_step(run: TrainingRun, figures: Sequence[Figures], step: int) -> float:
     return norm
 
 
-class MeanFigures(NamedTuple):
-    """Figures' means as numbers.
-
-    Args:
-        scores: Raw score by reward label.
-        gradients: Norm of the gradient with respect to the images by reward label.
-        others: `saturated` and `loss`, and `robust_drop` where images were moved.
-    """
-
-    scores: dict[str, float]
-    gradients: dict[str, float]
-    others: dict[str, float]
-
-
-def mean_figures(run: TrainingRun, figures: Sequence[Figures]) -> MeanFigures:
-    """The figures' means as numbers; they cross from the device at once.
-
-    Args:
-        run: The training.
-        figures: Of one update.
-
-    Returns:
-        Their means.
-    """
-    values = torch.stack([each.flat() for each in figures]).mean(0).tolist()
-    labels, count = [loaded.term.label for loaded in run.loaded], len(run.loaded)
-    scores, gradients = dict(zip(labels, values, strict=False)), dict(zip(labels, values[count:], strict=False))
-    others = {"saturated": values[-2], "loss": values[-1]}
-    if (drop := mean_drop(figures)) is not None:
-        others["robust_drop"] = float(drop)
-    return MeanFigures(scores, gradients, others)
-
-
 def _check(norm: float, run: TrainingRun, figures: Sequence[Figures], step: int) -> None:
-    scores, gradients, _ = mean_figures(run, figures)
-    check_finite(scores, step)
-    if step == 0:
-        check_start({each.term.label: gradients[each.term.label] for each in run.loaded if each.term.weight})
-    check_gradient_norm(norm, [label for label, size in gradients.items() if size - size != 0], step)
+    means = mean_figures(run.rewards, figures)
+    check_figures(run.rewards, means, step)
+    check_gradient_norm(norm, [label for label, size in means.gradients.items() if size - size != 0], step)

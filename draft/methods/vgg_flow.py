@@ -20,7 +20,7 @@ from draft.diffusion.surrogate import roll_out
 from draft.methods.run import TrainingRun
 from draft.methods.update import Update, accumulate_and_step
 from draft.methods.values import VGGFlow
-from draft.scoring.backward import Figures
+from draft.scoring.figures import Figures
 
 
 def draw_steps(method: VGGFlow, steps: int, generator: torch.Generator) -> tuple[int, ...]:

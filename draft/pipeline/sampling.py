@@ -11,7 +11,7 @@ from draft.errors import ConfigError, DraftError, Problem
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.schema import EvaluateStage, GenerateStage, Stage
-from draft.rewards.plugins import without_gradient
+from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
 
 

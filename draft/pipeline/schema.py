@@ -10,7 +10,7 @@ from annotated_types import MinLen
 from pydantic import Discriminator, Field, Tag
 
 from draft.adapters.settings import MixSettings
-from draft.comparison.settings import ComparisonSettings, Contender, MeasureSettings
+from draft.comparison.settings import ComparisonSettings, MeasureSettings, MethodConfig
 from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.diffusion.control.values import SamplingMethod
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
@@ -184,7 +184,7 @@ class Measure(MeasureSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparedMethod(Contender):
+class ComparedMethod(MethodConfig):
     """A method of a comparison, merged with what the stage says for all of them.
 
     Args:

@@ -22,9 +22,10 @@ from draft.diffusion.schedule import Grid, make_grid
 from draft.methods.run import Batch
 from draft.progress import Progress
 from draft.rewards.reward import Term
-from draft.scoring.backward import Loaded, Scorer
+from draft.scoring.backward import Scorer
 from draft.scoring.guards import check_sensitivity
 from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
+from draft.scoring.rewards import LoadedReward, load_rewards
 from draft.training.base_adapters import FRESH, Foundation, lay_foundation, read_foundation
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
@@ -64,9 +65,9 @@ class Run:
     preview: tuple[Conditioning, Tensor] | None = None
 
     @property
-    def loaded(self) -> Sequence[Loaded]:
-        """The rewards."""
-        return self.scorer.terms
+    def rewards(self) -> Sequence[LoadedReward]:
+        """The loaded rewards."""
+        return self.scorer.rewards
 
     @property
     def size(self) -> Size:
@@ -180,10 +181,7 @@ def prepare(
     progress.say(
         f"{settings.method.kind}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}"
     )
-    loaded = []
-    for term in terms:
-        place = choose_device(term.device) if term.device else device
-        loaded.append(Loaded(term, term.reward.load(place), place))
+    rewards = load_rewards(terms, device)
     # On the CPU: a long prompt file would fill the accelerator.
     conditioning = loaded_model.encode(prompts, size).to("cpu")
     unconditional = loaded_model.unconditional(settings.sampler.negative_prompt, size)
@@ -203,7 +201,7 @@ def prepare(
         fused=device.type == "cuda",
     )
     decode = partial(loaded_model.decode, straight_through=settings.saturation == "straight_through")
-    scorer = Scorer(decode, loaded, settings.micro_batch_size, settings.robust)
+    scorer = Scorer(decode, rewards, settings.micro_batch_size, settings.robust)
     random, no_grad_denoiser = Randomness(seed, len(prompts)), loaded_model.denoise
     if settings.compile:
         no_grad_denoiser = cast("Net", torch.compile(no_grad_denoiser))

@@ -20,7 +20,8 @@ from draft.methods.run import Batch
 from draft.methods.values import Method
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
-from draft.scoring.backward import Loaded, Scorer
+from draft.scoring.backward import Scorer
+from draft.scoring.rewards import LoadedReward
 from draft.training.run import Run
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.state import Randomness
@@ -98,7 +99,7 @@ def begin(
             parameter.grad = None
     scorer = Scorer(
         model.decode,
-        [Loaded(Term("bright", reward), reward.load(CPU), CPU)],
+        [LoadedReward(Term("bright", reward), reward.load(CPU), CPU)],
         settings.micro_batch_size,
         settings.robust,
     )

@@ -23,8 +23,7 @@ from draft.methods.backpropagation import Backpropagation
 from draft.methods.update import accumulate_and_step
 from draft.methods.values import DraftK, DraftLV, Method
 from draft.rewards.reward import Reward, Term
-from draft.scoring.backward import Loaded, Scorer, split_backward
-from draft.scoring.loss import loss_slope, loss_value
+from draft.scoring.backward import Scorer, split_backward
 from draft.scoring.objective import (
     ClippedLoss,
     DistanceLoss,
@@ -34,6 +33,7 @@ from draft.scoring.objective import (
     PenaltySettings,
     RobustSettings,
 )
+from draft.scoring.rewards import LoadedReward
 from draft.training.run import Run
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
@@ -57,8 +57,8 @@ class Wave(Reward):
         return score
 
 
-def _terms(*weights: float) -> list[Loaded]:
-    return [Loaded(Term(f"wave{k}", Wave(), weight), Wave().load(CPU), CPU) for k, weight in enumerate(weights)]
+def _terms(*weights: float) -> list[LoadedReward]:
+    return [LoadedReward(Term(f"wave{k}", Wave(), weight), Wave().load(CPU), CPU) for k, weight in enumerate(weights)]
 
 
 def _decode(latents: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ def _gradient(run: Run) -> list[Tensor]:
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
 def test_the_slope_of_a_loss_is_its_derivative(loss: Loss) -> None:
     rewards = torch.tensor([-0.3, 0.1, 0.35, 0.45, 0.9], dtype=torch.float64, requires_grad=True)
-    loss_value(loss, rewards).sum().backward()
-    torch.testing.assert_close(loss_slope(loss, rewards.detach()), rewards.grad)
-    assert loss_value(HingeLoss(margin=2), torch.tensor([1.5, 2.5])).tolist() == [0.5, 0.0]
-    assert loss_value(ClippedLoss(low=0, high=1), torch.tensor([-1.0, 3.0])).tolist() == [0.0, -1.0]
+    loss.value(rewards).sum().backward()
+    torch.testing.assert_close(loss.slope(rewards.detach()), rewards.grad)
+    assert HingeLoss(margin=2).value(torch.tensor([1.5, 2.5])).tolist() == [0.5, 0.0]
+    assert ClippedLoss(low=0, high=1).value(torch.tensor([-1.0, 3.0])).tolist() == [0.0, -1.0]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
@@ -142,7 +142,7 @@ def test_any_loss_weight_and_view_splits_into_micro_batches(loss: Loss, micro: i
     images = _decode(plain)
     wave = (3 * images).sin().mean(dim=(1, 2, 3))
     rewards = 0.5 * torch.cat([wave[:3], 1.2 * 3 * wave[3:] - 0.7 * wave[3:]])
-    (0.5 * (torch.cat([weights, torch.ones(3)]) * loss_value(loss, rewards)).mean()).backward()
+    (0.5 * (torch.cat([weights, torch.ones(3)]) * loss.value(rewards)).mean()).backward()
     torch.testing.assert_close(latents.grad, plain.grad, rtol=1e-6, atol=1e-9)
 
 
@@ -181,7 +181,7 @@ def test_a_robust_gradient_penalises_the_norm_of_the_gradient() -> None:
         def load(self, device: torch.device) -> Any:
             return lambda images, prompts: 0.5 * (images.flatten(1) @ matrix * images.flatten(1)).sum(1)
 
-    term = Loaded(Term("quadratic", Quadratic()), Quadratic().load(CPU), CPU)
+    term = LoadedReward(Term("quadratic", Quadratic()), Quadratic().load(CPU), CPU)
     scorer = Scorer(lambda z: z.reshape(-1, 3, 2, 2), [term], 0, RobustSettings(image_radius=rho, image_norm="total"))
     found = scorer.reward_gradient(x, Prompts(["1"])).gradient
     slope = x @ matrix
@@ -231,7 +231,7 @@ def test_the_rollout_of_a_robust_update_is_the_same_in_both_passes(make_run) -> 
 def test_the_epsilon_penalty_agrees_with_central_differences(make_run, checkpointing: bool) -> None:
     beta = 3.0
     run = make_run(DraftK(k=2), penalty=PenaltySettings(epsilon=beta), gradient_checkpointing=checkpointing)
-    run.scorer.terms[0] = replace(run.loaded[0], term=Term("wave0", Wave(), 0.0))
+    run.scorer.rewards[0] = replace(run.rewards[0], term=Term("wave0", Wave(), 0.0))
     gradient = _gradient(run)
     draws = run.random.state()
     batch = run.next_batch()

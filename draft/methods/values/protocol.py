@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import Problem
@@ -20,6 +20,7 @@ class MethodValue(Protocol):
         kind: Its name in a pipeline file, a field `kind: Literal["name"] = "name"`.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     traits: ClassVar[Traits]
     module: ClassVar[str]
 

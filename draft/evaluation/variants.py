@@ -1,4 +1,4 @@
-"""The arms of a comparison: one loaded model that turns into base and every adapter without being loaded again."""
+"""The variants of a model: loaded once, it becomes the base or any of its adapters, and draws pictures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.control.schedules import AdapterSchedule, Constant
@@ -20,6 +18,7 @@ from draft.diffusion.memory import check_fits
 from draft.errors import ConfigError, StageError
 from draft.evaluation.settings import DrawSettings
 from draft.progress import Progress
+from draft.report.pictures import save_pictures, to_picture
 from draft.types import Images, Prompts, size_of
 
 BASE = "base"
@@ -27,8 +26,8 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
-class Shots:
-    """What is drawn: every prompt with each of its seeds, the same for all arms.
+class PromptSeeds:
+    """What is drawn: every prompt with each of its seeds, the same for all variants.
 
     Args:
         prompts: One per image, repeated for every seed of a prompt.
@@ -41,7 +40,7 @@ class Shots:
     groups: tuple[int, ...]
 
 
-def plan_shots(prompts: Prompts, *, images_per_prompt: int, seed: int) -> Shots:
+def seed_prompts(prompts: Prompts, *, images_per_prompt: int, seed: int) -> PromptSeeds:
     """Give every prompt its seeds: image i, counted prompt by prompt, has seed `seed + i`.
 
     Args:
@@ -50,7 +49,7 @@ def plan_shots(prompts: Prompts, *, images_per_prompt: int, seed: int) -> Shots:
         seed: The first image's seed.
 
     Returns:
-        The shots.
+        Prompts, seeds and groups, one per image.
 
     Raises:
         ConfigError: There are no prompts.
@@ -58,22 +57,22 @@ def plan_shots(prompts: Prompts, *, images_per_prompt: int, seed: int) -> Shots:
     if not prompts:
         raise ConfigError("no prompts to draw (got 0)")
     groups = tuple(index for index in range(len(prompts)) for _ in range(images_per_prompt))
-    return Shots(prompts.take(groups), tuple(seed + i for i in range(len(groups))), groups)
+    return PromptSeeds(prompts.take(groups), tuple(seed + i for i in range(len(groups))), groups)
 
 
-def load_arms(
+def load_model_with_adapters(
     model: str, adapters: Mapping[str, tuple[Path, float]], settings: DrawSettings, progress: Progress
 ) -> TextToImage:
-    """Load a model once and all adapters beside it, none of them active.
+    """Load a model once, and all adapters onto it, none of them active.
 
     Args:
         model: Folder, hub id or single file.
         adapters: Adapter file and weight by label.
         settings: Device and precision.
-        progress: Told about parts of an adapter that cannot be applied.
+        progress: Reports parts of an adapter that cannot be applied.
 
     Returns:
-        The model; `switch` activates an arm.
+        The model; `switch` activates a variant.
 
     Raises:
         DraftError: A label that is taken, or a model or adapter that cannot be loaded.
@@ -83,28 +82,29 @@ def load_arms(
     loaded = {label: read_adapter(path) for label, (path, _) in adapters.items()}
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     check_fits(model, settings.device)
-    pipeline = load_text_to_image(model, device=choose_device(settings.device), dtype=dtype)
+    loaded_model = load_text_to_image(model, device=choose_device(settings.device), dtype=dtype)
     for index, (label, adapter) in enumerate(loaded.items()):
-        if adapter.family != pipeline.family.name:
+        if adapter.family != loaded_model.family.name:
             raise StageError(
-                f"the adapter is for another family of models, {adapter.family}; this model is {pipeline.family.name}",
+                f"the adapter is for another family of models, {adapter.family}; "
+                f"this model is {loaded_model.family.name}",
                 where=label,
             )
         factors = denoiser_factors(adapter)
-        load_lora(pipeline.network, factors, name=_slot(index))
+        load_lora(loaded_model.network, factors, name=_slot(index))
         if others := len(adapter.modules) - len(factors):
             progress.say(f"adapter {label!r}: its {others} text-encoder modules are not applied, only the UNet's are")
-    use_lora(pipeline.network, None)
-    return pipeline
+    use_lora(loaded_model.network, None)
+    return loaded_model
 
 
 def switch(model: TextToImage, label: str, adapters: Mapping[str, tuple[Path, float]]) -> None:
-    """Turn the model into one arm.
+    """Turn the model into one variant.
 
     Args:
-        model: As loaded by `load_arms`.
+        model: As loaded by `load_model_with_adapters`.
         label: `base` or an adapter's label.
-        adapters: As given to `load_arms`.
+        adapters: The same mapping as then.
     """
     if label == BASE:
         use_lora(model.network, None)
@@ -116,23 +116,23 @@ def blend(model: TextToImage, scales: Mapping[str, float], labels: Sequence[str]
     """Turn the model into a sum of adapters, each at its scale; at 0 an adapter is off.
 
     Args:
-        model: As loaded by `load_arms`.
-        scales: Adapter's label to its scale, whatever weight it was given to `load_arms` with.
-        labels: The labels of all adapters, in the order in which `load_arms` got them.
+        model: As loaded by `load_model_with_adapters`.
+        scales: Adapter's label to its scale, whatever weight it was loaded with.
+        labels: The labels of all adapters, in the order in which they were loaded.
     """
     use_loras(model.network, {_slot(labels.index(label)): scale for label, scale in scales.items()})
 
 
 def draw(
-    model: TextToImage, shots: Shots, settings: DrawSettings, schedule: AdapterSchedule | None = None
+    model: TextToImage, seeded: PromptSeeds, settings: DrawSettings, schedule: AdapterSchedule | None = None
 ) -> Iterator[tuple[Prompts, Images]]:
-    """Draw all shots with the model as it stands, batch by batch.
+    """Draw all images with the model as it is, batch by batch.
 
     Args:
-        model: The model, switched to an arm.
-        shots: What to draw.
+        model: The model, switched to a variant.
+        seeded: What to draw.
         settings: Sampler, resolution, batch size.
-        schedule: In which steps the arm's adapter takes part; None: in all.
+        schedule: In which steps the variant's adapter takes part; None: in all.
 
     Yields:
         The prompts of a batch and its images, CPU float32 (B, 3, H, W) in [0, 1].
@@ -140,59 +140,28 @@ def draw(
     start = 0
     batches = generate_images(
         model,
-        list(shots.prompts),
-        shots.seeds,
+        list(seeded.prompts),
+        seeded.seeds,
         settings.sampler,
         schedule=schedule or Constant(),
         size=size_of(settings.resolution, model.default_size),
         batch_size=settings.batch_size,
     )
     for images in batches:
-        yield shots.prompts[start : start + len(images)], images
+        yield seeded.prompts[start : start + len(images)], images
         start += len(images)
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """An 8-bit picture of one image.
-
-    Args:
-        image: Float, shape (3, H, W), sRGB in [0, 1].
-
-    Returns:
-        The RGB picture, rounded to the nearest of 256 levels.
-    """
-    levels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    return Image.fromarray(levels.cpu().numpy())
-
-
-def save_pictures(pictures: Sequence[Image.Image], folder: Path, *, start: int = 0) -> list[Path]:
-    """Save pictures losslessly as `0000.png`, `0001.png`, ...
-
-    Args:
-        pictures: In order.
-        folder: Made if need be.
-        start: The first one's number.
-
-    Returns:
-        The files.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{start + index:04d}.png" for index in range(len(pictures))]
-    for picture, file in zip(pictures, files, strict=True):
-        picture.save(file, optimize=False)
-    return files
 
 
 def keep_pictures(
     batches: Iterable[tuple[Prompts, Images]], folder: Path, files: list[Path], progress: Progress
 ) -> Iterator[tuple[Prompts, Images]]:
-    """Pass batches on to the scores and save each one's pictures on the way.
+    """Save the pictures of batches and pass them on.
 
     Args:
         batches: Prompts and images, in order.
         folder: Receives the pictures.
         files: Gets their files.
-        progress: Told of each batch.
+        progress: Counts the images.
 
     Yields:
         The batches.
@@ -205,4 +174,4 @@ def keep_pictures(
 
 def _slot(index: int) -> str:
     # peft keeps adapters in a ModuleDict, whose keys may hold no dots; labels may.
-    return f"arm_{index}"
+    return f"variant_{index}"

@@ -1,4 +1,4 @@
-"""One training of one method, looked at from outside: proper samples on the way and where a budget is spent."""
+"""One training of one method, evaluated on proper samples on the way and when a budget is spent."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from draft.comparison.memory import held_memory, peak_memory, restart_peak
-from draft.comparison.record import Attempt, Point, read_attempt, write_attempt
-from draft.comparison.samples import Panel, measure_panel
-from draft.comparison.settings import Contender
+from draft.comparison.record import Point, TrainingRun, read_training_run, write_training_run
+from draft.comparison.samples import MetricSet, measure_metrics
+from draft.comparison.settings import MethodConfig
 from draft.diffusion.device import choose_device
 from draft.diffusion.memory import told_memory
 from draft.errors import ResourceError, StageError
@@ -26,27 +26,27 @@ _ENDLESS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """How a training is looked at, and when it ends.
+class EvaluationPlan:
+    """When a training is evaluated, on what, and when it ends.
 
     Args:
         budget: Axis to what may be spent; the training ends when all of it is.
         cap: Seconds of training after which it ends in any case.
         every: Updates between two points of the curve; 0: no curve.
         curve: What a point of the curve is measured by.
-        final: What is measured where a budget is spent.
+        final: What is measured when a budget is spent.
     """
 
     budget: Mapping[str, float]
     cap: float
     every: int
-    curve: Panel
-    final: Panel
+    curve: MetricSet
+    final: MetricSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
-    """What all trainings have in common.
+class TrainingInputs:
+    """What all trainings of a comparison share.
 
     Args:
         model: Folder, checkpoint file or hub id.
@@ -59,60 +59,60 @@ class Ground:
     terms: Sequence[Term]
 
 
-def attempt(
-    contender: Contender,
-    ground: Ground,
-    inspection: Inspection,
+def run_training(
+    config: MethodConfig,
+    inputs: TrainingInputs,
+    plan: EvaluationPlan,
     *,
     rate: float,
     seed: int,
     folder: Path,
-    tell: Callable[[float, Mapping[str, float]], None],
-) -> Attempt:
-    """Train until the budget is spent; goes on where an interrupted one was, and does a finished one not again.
+    report: Callable[[float, Mapping[str, float]], None],
+) -> TrainingRun:
+    """Train until the budget is spent; an interrupted training is resumed, a finished one read from its file.
 
     Args:
-        contender: The method and the settings of its trainings.
-        ground: Model, prompts, rewards.
-        inspection: What is looked at, and when it ends.
+        config: The method and the settings of its trainings.
+        inputs: Model, prompts, rewards.
+        plan: When it is evaluated, and when it ends.
         rate: The learning rate.
         seed: The training's seed.
         folder: Gets what `train` writes, the adapter at each spent budget, and `done.json`.
-        tell: Told after every update how much of the training is over, 0 to 1, and its line of metrics.
+        report: Called after every update with the share of the training that is over, 0 to 1, and its line of metrics.
 
     Returns:
-        What it came to. A training that breaks off after its first update, or for want of memory, is a failure that
-        is told, not an error.
+        What it came to. A training that breaks off after its first update, or for lack of memory, is a result with a
+        `failure`, not an error.
 
     Raises:
         DraftError: It cannot even begin.
     """
     done, notes = folder / "done.json", folder / "notes.json"
-    if (finished := read_attempt(done)) is not None:
+    if (finished := read_training_run(done)) is not None:
         return finished
     folder.mkdir(parents=True, exist_ok=True)
-    state = read_attempt(notes) or Attempt(rate=rate, seed=seed)
-    device = choose_device(contender.device)
+    state = read_training_run(notes) or TrainingRun(rate=rate, seed=seed)
+    device = choose_device(config.device)
     held = held_memory(device)
 
     def after(progressed: Progressed) -> bool:
         nonlocal state
         state = replace(state, memory=_most(state.memory, peak_memory(device), held))
-        state = _look(state, progressed, inspection, folder)
-        write_attempt(state, notes)
-        share = _share(state.spending, inspection)
-        tell(share, progressed.row)
-        restart_peak(device)  # what was looked at is no part of the training's memory
+        state = _evaluate(state, progressed, plan, folder)
+        write_training_run(state, notes)
+        share = _share(state.spending, plan)
+        report(share, progressed.row)
+        restart_peak(device)  # the evaluation is no part of the training's memory
         return share >= 1
 
     restart_peak(device)
     try:
-        with told_memory(), ending_processes(ground.terms):
+        with told_memory(), ending_processes(inputs.terms):
             train(
-                replace(contender, learning_rate=rate, max_steps=_ENDLESS),
-                model=ground.model,
-                prompts=ground.prompts,
-                terms=ground.terms,
+                replace(config, learning_rate=rate, max_steps=_ENDLESS),
+                model=inputs.model,
+                prompts=inputs.prompts,
+                terms=inputs.terms,
                 seed=seed,
                 folder=folder,
                 progress=Silent(),
@@ -122,34 +122,34 @@ def attempt(
         if not _own_failure(error, folder):
             raise
         state = replace(state, failure=error.what)
-    write_attempt(state, done)
+    write_training_run(state, done)
     notes.unlink(missing_ok=True)
     return state
 
 
-def _look(state: Attempt, progressed: Progressed, inspection: Inspection, folder: Path) -> Attempt:
-    """Add what is to be seen after an update."""
+def _evaluate(state: TrainingRun, progressed: Progressed, plan: EvaluationPlan, folder: Path) -> TrainingRun:
+    """Add the points of the curve and of the budgets that an update reaches."""
     now, model = dict(progressed.totals), progressed.model
 
-    def before(point: Point) -> bool:  # a training that was interrupted makes its last updates again
+    def before(point: Point) -> bool:  # a training that was interrupted repeats its last updates
         return point.spending["updates"] < now["updates"]
 
     curve = tuple(filter(before, state.curve))
     spent = {axis: point for axis, point in state.spent.items() if before(point)}
-    if inspection.every and progressed.step % inspection.every == 0:
-        curve += (Point(spending=now, figures=measure_panel(model, inspection.curve)),)
-    newly = [axis for axis, limit in inspection.budget.items() if axis not in spent and now[axis] >= limit]
+    if plan.every and progressed.step % plan.every == 0:
+        curve += (Point(spending=now, figures=measure_metrics(model, plan.curve)),)
+    newly = [axis for axis, limit in plan.budget.items() if axis not in spent and now[axis] >= limit]
     if newly:
-        point = Point(spending=now, figures=measure_panel(model, inspection.final))
+        point = Point(spending=now, figures=measure_metrics(model, plan.final))
         spent |= dict.fromkeys(newly, point)
     for axis in newly:
         progressed.save(folder / f"{axis}.safetensors")
     return replace(state, curve=curve, spent=spent, spending=now)
 
 
-def _share(spending: Mapping[str, float], inspection: Inspection) -> float:
-    slowest = min(spending[axis] / limit for axis, limit in inspection.budget.items())
-    return min(1.0, max(slowest, spending["seconds"] / inspection.cap))
+def _share(spending: Mapping[str, float], plan: EvaluationPlan) -> float:
+    slowest = min(spending[axis] / limit for axis, limit in plan.budget.items())
+    return min(1.0, max(slowest, spending["seconds"] / plan.cap))
 
 
 def _own_failure(error: StageError, folder: Path) -> bool:
