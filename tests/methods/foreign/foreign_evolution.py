@@ -14,8 +14,8 @@ from draft.diffusion.settings import STEPS
 from draft.diffusion.surrogate import roll_out
 from draft.errors import Problem
 from draft.marks import AtMost
-from draft.methods.run import TrainingRun
-from draft.methods.update import Update, take_step
+from draft.methods.run import TrainingRun, Update
+from draft.methods.update import take_step
 from draft.methods.values.protocol import TrainingSettings
 from draft.methods.values.traits import Traits
 
