@@ -19,7 +19,6 @@ from draft.training.settings import TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
 
-
 ROOT = Path(__file__).parents[2]
 DEFAULTS = {"draft/training/settings.py": {"DraftLV"}, "draft/probe/probe.py": {"Draft"}}
 """Where a method is made, not asked for: the default one, and the one that a probe measures."""
