@@ -19,8 +19,8 @@ from draft.diffusion.sampling import move, predict
 from draft.diffusion.schedule import Grid
 from draft.errors import DraftError
 from draft.methods.rounds import Round, collect
-from draft.methods.run import TrainingRun
-from draft.methods.update import Update, take_step
+from draft.methods.run import TrainingRun, Update
+from draft.methods.update import take_step
 from draft.methods.values import DPG
 
 Value = Callable[[Tensor], Tensor]
