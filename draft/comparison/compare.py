@@ -10,7 +10,7 @@ import torch
 
 from draft.comparison.page import write_page
 from draft.comparison.plot import save_plot
-from draft.comparison.record import TrainingRun
+from draft.comparison.record import TrainingRecord
 from draft.comparison.results import Comparison, MethodResult, json_text, spread
 from draft.comparison.samples import REWARD, MetricSet, evenly, make_metric_set, measure_metrics
 from draft.comparison.search import AXIS, find_rate
@@ -85,7 +85,7 @@ def compare(
     searches = sum(len(set(one.learning_rates)) for one in methods.values() if len(one.learning_rates) > 1)
     progress.start("compare", _STEPS * (searches + len(methods) * len(settings.seeds)))
 
-    def run(label: str, plan: EvaluationPlan, *, rate: float, seed: int, place: str) -> TrainingRun:
+    def run(label: str, plan: EvaluationPlan, *, rate: float, seed: int, place: str) -> TrainingRecord:
         counted = 0
 
         def report(share: float, row: Mapping[str, float]) -> None:
@@ -116,7 +116,7 @@ def compare(
         )
         chosen = rates[label]
         progress.say(f"{label}: every learning rate failed" if chosen is None else f"{label}: learning rate {chosen:g}")
-    runs: dict[str, list[TrainingRun]] = {label: [] for label in methods}
+    runs: dict[str, list[TrainingRecord]] = {label: [] for label in methods}
     for one in settings.seeds:  # seed by seed, so that a machine that slows down does so for all methods
         for label, rate in rates.items():
             if rate is None:

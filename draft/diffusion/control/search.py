@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+
+class _Rewarded(Protocol):
+    __dataclass_fields__: Any
+
+    @property
+    def rewards(self) -> Tensor: ...
+
+
+Samples = TypeVar("Samples", bound=_Rewarded)
 
 
 @dataclass(frozen=True)
@@ -39,21 +50,31 @@ def best_of(candidates: Iterable[Tensor], reward: Callable[[Tensor], Tensor]) ->
     """
     best: Best | None = None
     for number, latents in enumerate(candidates):
-        found = reward(latents)
-        new = Best(latents, found, torch.full_like(found, number))
-        if best is None:
-            best = new
-            continue
-        wins = found > best.rewards
-        like = wins.reshape(-1, *[1] * (latents.dim() - 1))
-        best = Best(
-            torch.where(like, latents, best.latents),
-            torch.where(wins, found, best.rewards),
-            torch.where(wins, new.chosen, best.chosen),
-        )
+        rewards = reward(latents)
+        best = keep_better(best, Best(latents, rewards, torch.full_like(rewards, number)))
     if best is None:
         raise ValueError("there is no candidate")
     return best
+
+
+def keep_better(best: Samples | None, new: Samples) -> Samples:
+    """Keep each image's sample of the higher reward; of equals the old one.
+
+    Args:
+        best: A dataclass of tensors with an entry per image, (B, ...), among them `rewards`, (B,); None: nothing yet.
+        new: Another one of its class.
+
+    Returns:
+        Each image's entries of one of the two.
+    """
+    if best is None:
+        return new
+    wins = new.rewards > best.rewards
+    entries = {}
+    for field in fields(best):
+        old, other = getattr(best, field.name), getattr(new, field.name)
+        entries[field.name] = torch.where(wins.reshape(-1, *[1] * (old.dim() - 1)), other, old)
+    return type(best)(**entries)
 
 
 def modified(prompt: str, modifier: str) -> str:
