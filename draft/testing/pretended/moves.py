@@ -158,10 +158,10 @@ def moving(pretence: Pretence, calls: Calls) -> Iterator[None]:
         return move(made, Target(None if device is None else torch.device(device), dtype, {}), pretence)
 
     def load(f: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
-        if not isinstance(map_location, str | int | torch.device) or not on_device(map_location):
-            return plain_load(f, map_location, *args, **options)
-        loaded = plain_load(f, CPU, *args, **options)
-        return tree_map_only((Tensor, torch.nn.Module), lambda each: each.to(DEVICE), loaded)
+        here = isinstance(map_location, str | int | torch.device) and on_device(map_location)
+        place: Any = CPU if here else map_location
+        loaded = plain_load(f, place, *args, **options)
+        return tree_map_only((Tensor, torch.nn.Module), lambda each: each.to(DEVICE), loaded) if here else loaded
 
     def load_script(f: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
         if on_device(map_location):
