@@ -13,7 +13,7 @@ from draft.comparison.record import Point, TrainingRecord, read_training_record,
 from draft.comparison.samples import MetricSet, measure_metrics
 from draft.comparison.settings import MethodConfig
 from draft.diffusion.device import choose_device
-from draft.diffusion.memory import told_memory
+from draft.diffusion.memory import explain_out_of_memory
 from draft.errors import ResourceError, StageError
 from draft.isolation.reward import ending_processes
 from draft.progress import Silent
@@ -107,7 +107,7 @@ def run_training(
 
     restart_peak(device)
     try:
-        with told_memory(), ending_processes(inputs.terms):
+        with explain_out_of_memory(), ending_processes(inputs.terms):
             train(
                 replace(config, learning_rate=rate, max_steps=_ENDLESS),
                 model=inputs.model,

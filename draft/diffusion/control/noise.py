@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draft.diffusion.control.search import keep_better
+from draft.diffusion.control.search import Samples, keep_better
 from draft.diffusion.control.values import NoiseOpt
 from draft.diffusion.linear import linear_form
 from draft.diffusion.sampling import Output, check_fresh, step
@@ -20,19 +20,15 @@ RewardGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Optimised:
+class Optimised(Samples):
     """The best sample of each optimisation.
 
     Args:
-        latents: Final latents, (B, C, ...).
         noise: What they were sampled from, like `latents`.
-        rewards: R of each, (B,).
         iterations: When each was found, from 0, (B,).
     """
 
-    latents: Tensor
     noise: Tensor
-    rewards: Tensor
     iterations: Tensor
 
 
@@ -81,7 +77,7 @@ def optimise_noise(
         with torch.set_grad_enabled(start.requires_grad):
             final = _run(checkpointed(output) if start.requires_grad else output, grid, start, cut, grid.steps, fresh)
         rewards, q = reward(final.detach())
-        best = keep_better(best, Optimised(final.detach(), z, rewards, torch.full_like(rewards, iteration)))
+        best = keep_better(best, Optimised(final.detach(), rewards, z, torch.full_like(rewards, iteration)))
         if not start.requires_grad:
             break
         g = -carry * torch.autograd.grad(final, start, q)[0]

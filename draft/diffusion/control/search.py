@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 
-class _Rewarded(Protocol):
-    __dataclass_fields__: Any
-
-    @property
-    def rewards(self) -> Tensor: ...
-
-
-Samples = TypeVar("Samples", bound=_Rewarded)
-
-
 @dataclass(frozen=True)
-class Best:
-    """Each image's best candidate.
+class Samples:
+    """Samples with their rewards.
 
     Args:
         latents: Final latents, (B, C, ...).
         rewards: R of each, (B,).
-        chosen: The candidate's number, (B,).
     """
 
     latents: Tensor
     rewards: Tensor
+
+
+S = TypeVar("S", bound=Samples)
+
+
+@dataclass(frozen=True)
+class Best(Samples):
+    """Each image's best candidate.
+
+    Args:
+        chosen: The candidate's number, (B,).
+    """
+
     chosen: Tensor
 
 
@@ -57,11 +59,11 @@ def best_of(candidates: Iterable[Tensor], reward: Callable[[Tensor], Tensor]) ->
     return best
 
 
-def keep_better(best: Samples | None, new: Samples) -> Samples:
+def keep_better(best: S | None, new: S) -> S:
     """Keep each image's sample of the higher reward; of equals the old one.
 
     Args:
-        best: A dataclass of tensors with an entry per image, (B, ...), among them `rewards`, (B,); None: nothing yet.
+        best: Tensors with an entry per image, (B, ...); None: nothing yet.
         new: Another one of its class.
 
     Returns:
