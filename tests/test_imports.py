@@ -43,9 +43,12 @@ LIGHT = (
 )
 HEAVY = (
     "draft.testing.checks",
+    "draft.testing.elsewhere",
+    "draft.testing.subject",
     "draft.testing.pretended.answers",
     "draft.testing.pretended.calls",
     "draft.testing.pretended.moves",
+    "draft.testing.pretended.pretence",
     "draft.testing.pretended.rules",
     "draft.testing.pretended.tensor",
     "draft.isolation.remote",
