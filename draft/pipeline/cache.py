@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from draft.diffusion.control.schedules import Constant
-from draft.files import sha256
+from draft.files import sha256, weights_digest
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline.check import CheckedStage
 from draft.pipeline.graph import parse_reference
 from draft.pipeline.isolated import source_files
 from draft.pipeline.schema import VERSIONS, MixStage
-from draft.pipeline.sources import source_digest, weights_digest
+from draft.pipeline.sources import source_digest
 from draft.rewards.extensions import named_models
 from draft.rewards.terms import reward_config
 from draft.types import Prompts

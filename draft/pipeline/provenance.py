@@ -12,9 +12,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from draft.adapters.files.header import read_header
-from draft.files import sha256, weights_file
+from draft.files import sha256, weights_digest, weights_file
 from draft.pipeline.check import CheckedStage
-from draft.pipeline.sources import weights_digest
 from draft.rewards.extensions import named_model
 
 MISSING = "???"
