@@ -21,6 +21,12 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What Draft keeps on disk goes into a folder of the tests, in this process and in those that it starts."""
+    os.environ["DRAFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def pytest_report_header() -> str:
     """The versions that decide what a number comes out as."""
     names = ("torch", "diffusers", "transformers", "peft", "kornia", "pydantic", "omegaconf")

@@ -21,6 +21,7 @@ LIGHT = (
     "draft.processes",
     "draft.types",
     "draft.prompts",
+    "draft.shelves",
     "draft.progress",
     "draft.rewards",
     "draft.isolation",

@@ -123,7 +123,7 @@ class Rule:
         self.critic = Critic(
             rank=len(space),
             channels=channels,
-            text=run.conditioning[:1].vector(torch.float32).shape[-1],
+            text=run.unconditional.vector(torch.float32).shape[-1],
             width=method.critic_width,
             generator=run.random.method,
         ).to(run.model.device)

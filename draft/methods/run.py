@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import TextToImage
 from draft.diffusion.guidance import GuidanceGradient
+from draft.diffusion.prompt_store import PromptStore
 from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid
 from draft.methods.values.protocol import TrainingSettings
@@ -73,8 +74,8 @@ class TrainingRun(Protocol):
         ...
 
     @property
-    def conditioning(self) -> Conditioning:
-        """That of all prompts, on the CPU."""
+    def conditioning(self) -> PromptStore | Conditioning:
+        """That of the prompts, by their numbers, on the CPU."""
         ...
 
     @property

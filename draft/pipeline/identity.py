@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from draft.files import sha256
+from draft.files import sha256, weights_digest
 from draft.isolation.reward import IsolatedReward
 from draft.marks import Holds, Inert, hints, plain
 from draft.pipeline.document import put
@@ -16,7 +16,7 @@ from draft.pipeline.fields import INPUTS, completed
 from draft.pipeline.isolated import source_files
 from draft.pipeline.kinds.kind import REWARDS, CheckedStage, Kind
 from draft.pipeline.references import parse_reference
-from draft.pipeline.sources import source_digest, weights_digest
+from draft.pipeline.sources import source_digest
 from draft.rewards.extensions import named_models
 from draft.rewards.terms import reward_config
 from draft.types import Prompts
