@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
@@ -133,13 +132,11 @@ def run_evaluate(job: Job) -> Mapping[str, float]:
 def run_generate(job: Job) -> Mapping[str, float]:
     """Make images, by a method that raises rewards where there is one."""
     from draft.diffusion.memory import explain_out_of_memory
-    from draft.evaluation.generate import generate
-    from draft.generation.generate import generate_by_reward
+    from draft.generation.generate import generate
 
     stage = _expect(job, GenerateStage)
-    made = generate if stage.method is None else partial(generate_by_reward, method=stage.method, terms=job.stage.terms)
     with explain_out_of_memory(), ending_processes(job.stage.terms):
-        return made(
+        return generate(
             stage,
             model=job.stage.model,
             adapters=job.adapters(),
@@ -148,6 +145,8 @@ def run_generate(job: Job) -> Mapping[str, float]:
             folder=job.folder,
             progress=job.progress,
             schedules=job.schedules(),
+            method=stage.method,
+            terms=job.stage.terms,
         )
 
 
