@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -33,6 +34,18 @@ def weights_file(path: Path) -> Path:
         The file itself, or the one in the folder; it need not exist.
     """
     return path / WEIGHTS if os.path.isdir(path) else path
+
+
+def safe_name(label: str) -> str:
+    """Make a folder name of a label: other characters than letters, digits, `.`, `-`, `_` become `_`.
+
+    Args:
+        label: Any label.
+
+    Returns:
+        A name that every file system takes.
+    """
+    return re.sub(r"[^\w.-]", "_", label).strip(".") or "_"
 
 
 @contextmanager

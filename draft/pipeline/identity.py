@@ -17,9 +17,9 @@ from draft.pipeline.isolated import source_files
 from draft.pipeline.kinds.kind import REWARDS, CheckedStage, Kind
 from draft.pipeline.references import parse_reference
 from draft.pipeline.sources import source_digest
+from draft.prompts import prompts_digest
 from draft.rewards.extensions import named_models
 from draft.rewards.terms import reward_config
-from draft.types import Prompts
 
 _PARTS = ("kind", "version", "settings", "rewards", "seed", "sources", "reward_models", "upstream")
 """The parts of an identity that every stage may have; any other is a digest, or the labels of what is measured."""
@@ -54,7 +54,7 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
     }
     if "seed" in hints(type(stage.config)) and stage.kind.seeded(stage.config):
         found["seed"] = stage.seed
-    found |= {".".join(map(str, keys)): _prompts_digest(prompts) for keys, prompts in stage.inputs.prompts.items()}
+    found |= {".".join(map(str, keys)): prompts_digest(prompts) for keys, prompts in stage.inputs.prompts.items()}
     for keys, terms in stage.inputs.terms.items():
         if keys != REWARDS:
             found[".".join(map(str, keys))] = [term.label for term in terms]
@@ -152,10 +152,6 @@ def _is_file(value: Any) -> bool:
 
 def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _prompts_digest(prompts: Prompts) -> str:
-    return _digest({"prompts": list(prompts), "columns": {name: prompts.column(name) for name in prompts.columns}})
 
 
 def _file_identity(source: str) -> str:
