@@ -75,7 +75,7 @@ class LearningSettings:
         micro_batch_size: Images decoded and scored at once in the split backward pass; 0: the whole batch.
         saturation: What the gradient does at pixel values that were decoded outside [0, 1] and clipped: with `clip` it
             is 0 there, with `straight_through` it passes as if nothing had been clipped. The images are the same.
-        resolution: Side of the square images in pixels; None: the model's own.
+        resolution: Side of square images, or [height, width], in pixels; None: the model's own.
         device: Where to train; `auto` is the first accelerator, else the CPU.
     """
 
