@@ -18,7 +18,7 @@ from draft.pipeline.graph import parse_reference
 from draft.pipeline.isolated import source_files
 from draft.pipeline.schema import VERSIONS, MixStage
 from draft.pipeline.sources import source_digest, weights_digest
-from draft.rewards.plugins import named_models, reward_config
+from draft.rewards.plugins import derived_model, named_models, reward_config
 from draft.types import Prompts
 
 RECORD = "stage.json"
@@ -264,7 +264,12 @@ def _file_identity(source: str) -> str:
 
 
 def _model_identity(path: str) -> str:
-    """A hub id, or a local model by its weights, so that it may move and must not change."""
+    """A hub id, or a local model by its weights, so that it may move and must not change.
+
+    A derived model counts by its folder's name, which stands for its weights before they are made.
+    """
+    if (derived := derived_model(path)) is not None:
+        return f"derived:{derived.path.name}"
     return f"sha256:{weights_digest(Path(path))}" if Path(path).exists() else path
 
 

@@ -18,7 +18,7 @@ from draft.pipeline.document import Path as Keys
 from draft.pipeline.isolated import read_isolation, written
 from draft.prompts import load_prompts
 from draft.rewards.discovery import did_you_mean
-from draft.rewards.plugins import build_term, model_path, named_models, without_gradient
+from draft.rewards.plugins import build_term, derived_model, model_place, named_models, without_gradient
 from draft.rewards.reward import Term
 from draft.training.settings import TrainSettings
 from draft.training.suitability import method_problems
@@ -131,9 +131,9 @@ def check_model(data: dict[str, Any], keys: Keys, document: Document, base: Base
     place = document.place(here)
     path = base(here) / Path(name).expanduser()
     try:
-        found = model_path(name)
+        found = model_place(name)
         if found != name:
-            if not Path(found).exists():
+            if not Path(found).exists() and derived_model(found) is None:
                 raise ConfigError(f"the model {name!r} has no weights (nothing at {found!r})")
             return found
         if path.exists():
