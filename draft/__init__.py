@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from draft.errors import DraftError
+from draft.family import Family
 from draft.rewards.hookspecs import NamedModel, hookimpl
 from draft.rewards.plugins import model_path
 from draft.rewards.reward import Reward, Score
@@ -25,6 +26,7 @@ from draft.types import Prompts, per_prompt
 
 __all__ = [
     "DraftError",
+    "Family",
     "Field",
     "NamedModel",
     "Prompts",

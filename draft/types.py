@@ -40,6 +40,26 @@ class Size:
         return f"{self.height} x {self.width}" + (f" x {self.frames} frames" if self.frames > 1 else "")
 
 
+def size_of(resolution: int | tuple[int, int] | None, default: Size) -> Size:
+    """The size that a setting means.
+
+    Args:
+        resolution: A square image's side or (height, width), in pixels; None: the default.
+        default: The model's own size.
+
+    Returns:
+        The size.
+
+    Example:
+        >>> size_of((768, 1344), Size(512, 512)), size_of(None, Size(512, 512))
+        (Size(height=768, width=1344, frames=1), Size(height=512, width=512, frames=1))
+    """
+    if resolution is None:
+        return default
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return Size(height, width)
+
+
 class Prompts(Sequence[str]):
     """A batch of prompts together with the other columns of the file they came from.
 

@@ -16,6 +16,7 @@ PACKAGES = {"draft": "draft", "draft_cli": "cli/draft_cli", "draft_rewards": "pl
 LIGHT = (
     "draft",
     "draft.errors",
+    "draft.marks",
     "draft.types",
     "draft.prompts",
     "draft.progress",

@@ -15,8 +15,7 @@ from draft.authoring.ascent import Budget, Frame, climb
 from draft.authoring.stand_in import offering_stand_in
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import TextToImage, load_text_to_image
-from draft.diffusion.generate import seeded_noise
-from draft.diffusion.guidance import guide
+from draft.diffusion.generate import make_output, seeded_noise
 from draft.diffusion.memory import check_fits
 from draft.diffusion.sampling import sample
 from draft.diffusion.schedule import make_grid
@@ -84,7 +83,9 @@ def try_reward(
         warnings.warn(told, DraftWarning, stacklevel=2)
     with offering_stand_in(reward):
         score = reward.load(device)
-    noise = seeded_noise([settings.seed + i for i in range(len(prompts))], model.latent_shape(None)).to(device)
+    noise = seeded_noise([settings.seed + i for i in range(len(prompts))], model.latent_shape(model.default_size)).to(
+        device
+    )
     latents = noise if settings.start == "noise" else _draw(model, prompts, noise)
     with torch.no_grad():
         pixels = model.decode(latents)
@@ -153,10 +154,11 @@ def _load(settings: TrialSettings, device: torch.device) -> TextToImage:
 
 def _draw(model: TextToImage, prompts: Sequence[str], noise: Tensor) -> Tensor:
     """The latents of one picture per prompt."""
-    grid = make_grid(model.schedule, SAMPLER)
+    size = model.default_size
+    grid = make_grid(model.schedule(size, SAMPLER.num_inference_steps), SAMPLER)
     with torch.no_grad():
-        embeddings, unconditional = model.encode(prompts), model.encode([SAMPLER.negative_prompt])
-        output = guide(model.denoise, grid, embeddings, unconditional, SAMPLER.guidance_scale)
+        conditioning, unconditional = model.encode(prompts, size), model.unconditional(SAMPLER.negative_prompt, size)
+        output = make_output(model, grid, conditioning, unconditional, SAMPLER)
         return sample(output, grid, noise)
 
 

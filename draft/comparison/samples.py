@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from draft.comparison.settings import ComparisonSettings, MeasureSettings
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images, seeded_noise
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
 from draft.evaluation.arms import Shots, plan_shots
 from draft.scoring.measuring import Metric, score_all
-from draft.types import Images, Prompts
+from draft.types import Images, Prompts, Size, size_of
 
 REWARD = "reward"
 """The weighted sum of the training's rewards, among the figures of a measurement."""
@@ -28,24 +29,26 @@ REWARD = "reward"
 
 @dataclass(frozen=True)
 class Panel:
-    """Prompts with their seeds, ready to be sampled by a model without its text encoder, and what scores the images.
+    """Prompts with their seeds, ready to be sampled by a model without its text encoders, and what scores the images.
 
     Args:
         shots: One prompt and seed per image.
-        embeddings: Each image's prompt, (N, L, D) on the CPU.
-        unconditional: The unconditional prompt's, (1, L, D).
+        conditioning: Each image's prompt's, of length N, on the CPU.
+        unconditional: The negative prompt's, of length 1.
         noise: Each image's start, (N, C, ...) on the CPU.
         sampler: How they are sampled: the comparison's sampler without noise.
+        size: The images' size.
         batch_size: Images sampled at once.
         metrics: The loaded rewards.
         weights: Label to weight in the sum, of those that are trained for.
     """
 
     shots: Shots
-    embeddings: Tensor
-    unconditional: Tensor
+    conditioning: Conditioning
+    unconditional: Conditioning
     noise: Tensor
     sampler: SamplerSettings
+    size: Size
     batch_size: int
     metrics: Sequence[Metric]
     weights: Mapping[str, float]
@@ -64,7 +67,7 @@ def make_panel(
     """Embed prompts and draw the noise for a panel.
 
     Args:
-        model: The base model, with its text encoder.
+        model: The base model, with its text encoders.
         prompts: The prompts.
         metrics: The loaded rewards that score.
         weights: Label to weight, of the rewards that are trained for.
@@ -76,16 +79,18 @@ def make_panel(
         The panel.
     """
     shots = plan_shots(prompts, images_per_prompt=measure.images_per_prompt, seed=seed)
+    size = size_of(settings.resolution, model.default_size)
     with torch.no_grad():
         starts = range(0, len(prompts), measure.batch_size)
-        parts = [model.encode(list(prompts[k : k + measure.batch_size])).cpu() for k in starts]
-        unconditional = model.encode([settings.sampler.negative_prompt])
+        parts = [model.encode(list(prompts[k : k + measure.batch_size]), size).to("cpu") for k in starts]
+        unconditional = model.unconditional(settings.sampler.negative_prompt, size)
     return Panel(
         shots=shots,
-        embeddings=torch.cat(parts)[list(shots.groups)],
+        conditioning=Conditioning.cat(parts)[list(shots.groups)],
         unconditional=unconditional,
-        noise=seeded_noise(shots.seeds, model.latent_shape(settings.resolution)),
+        noise=seeded_noise(shots.seeds, model.latent_shape(size)),
         sampler=replace(settings.sampler, eta=0.0),
+        size=size,
         batch_size=measure.batch_size,
         metrics=metrics,
         weights=weights,
@@ -129,8 +134,8 @@ def evenly(prompts: Prompts, count: int) -> Prompts:
 def _draw(model: TextToImage, panel: Panel) -> Iterator[tuple[Prompts, Images]]:
     for start in range(0, len(panel.noise), panel.batch_size):
         chosen = slice(start, start + panel.batch_size)
-        embeddings = panel.embeddings[chosen].to(model.device)
-        images = sample_images(model, embeddings, panel.unconditional, panel.noise[chosen], panel.sampler)
+        conditioning = panel.conditioning[chosen].to(model.device)
+        images = sample_images(model, conditioning, panel.unconditional, panel.noise[chosen], panel.sampler, panel.size)
         if not bool(images.isfinite().all()):
             raise StageError("its samples are not finite")
         yield panel.shots.prompts[chosen], images

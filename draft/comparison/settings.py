@@ -7,6 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
 
+from draft.marks import AtMost, Inert
 from draft.training.settings import CheckpointSettings, LearningSettings, TrainSettings
 
 AXES = ("updates", "evaluations", "seconds")
@@ -27,9 +28,9 @@ class BudgetSettings:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    updates: Annotated[int, Ge(1)] = 200
-    evaluations: Annotated[int, Ge(1)] = 800
-    seconds: Annotated[float, Gt(0)] = 1200.0
+    updates: Annotated[int, Ge(1), AtMost(40)] = 200
+    evaluations: Annotated[int, Ge(1), AtMost(240)] = 800
+    seconds: Annotated[float, Gt(0), AtMost(40.0)] = 1200.0
     cap: Annotated[float, Ge(1)] = 3.0
 
 
@@ -57,8 +58,8 @@ class CurveSettings:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    every: Annotated[int, Ge(1)] = 10
-    prompts: Annotated[int, Ge(1)] = 16
+    every: Annotated[int, Ge(1), AtMost(5)] = 10
+    prompts: Annotated[int, Ge(1), AtMost(16)] = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,8 @@ class MeasureSettings:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    images_per_prompt: Annotated[int, Ge(1)] = 1
-    batch_size: Annotated[int, Ge(1)] = 8
+    images_per_prompt: Annotated[int, Ge(1), AtMost(2)] = 1
+    batch_size: Annotated[int, Ge(1), Inert(rounding=True), AtMost(16)] = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class ComparisonSettings(LearningSettings):
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     curve: CurveSettings = field(default_factory=CurveSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    checkpoint: Annotated[CheckpointSettings, Inert()] = field(default_factory=CheckpointSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,21 @@ class Conditioning:
         """The same with one more tensor, (B, ...), or another one under that name."""
         return Conditioning({**self.tensors, name: tensor})
 
+    def vector(self, dtype: torch.dtype) -> Tensor:
+        """Each sample's numbers as one vector, means over tokens; for a critic, which knows no family.
+
+        Args:
+            dtype: Precision of the means and of the result.
+
+        Returns:
+            (B, F): the tensors in the order of their names, (B, D) as it is, (B, L, D) as its mean over L.
+        """
+        parts = []
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].to(dtype)
+            parts.append(tensor.flatten(1, -2).mean(1) if tensor.dim() > 2 else tensor.reshape(len(self), -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
     @classmethod
     def cat(cls, parts: Iterable[Conditioning]) -> Conditioning:
         """Several in a row, in order; all must have the same names.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.control.annealing import scheduled
 from draft.diffusion.control.schedules import AdapterSchedule, Combined, Constant
 from draft.diffusion.families import TextToImage
@@ -16,7 +17,7 @@ from draft.diffusion.sampling import Output, sample
 from draft.diffusion.schedule import Grid, make_grid
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import DraftError
-from draft.types import Images
+from draft.types import Images, Size
 
 _CONSTANT = Constant()
 
@@ -28,7 +29,7 @@ def generate_images(
     sampler: SamplerSettings,
     *,
     schedule: AdapterSchedule = _CONSTANT,
-    resolution: int | None = None,
+    size: Size | None = None,
     batch_size: int = 8,
 ) -> Iterator[Images]:
     """Sample one image per prompt and seed.
@@ -39,7 +40,7 @@ def generate_images(
         seeds: N seeds; image k's noise is drawn on the CPU from a generator with seed k alone.
         sampler: How to sample.
         schedule: In which steps the adapter takes part.
-        resolution: Side of the images in pixels; None: the model's own.
+        size: The images' size; None: the model's own.
         batch_size: Images sampled at once.
 
     Yields:
@@ -51,45 +52,48 @@ def generate_images(
     if len(prompts) != len(seeds):
         raise DraftError(f"there must be one seed per prompt, {len(prompts)} (got {len(seeds)})")
     texts = [str(prompt) for prompt in prompts]
-    shape = model.latent_shape(resolution)
+    size = size or model.default_size
+    shape = model.latent_shape(size)
     with torch.no_grad():
-        unconditional = model.encode([sampler.negative_prompt])
+        unconditional = model.unconditional(sampler.negative_prompt, size)
     for start in range(0, len(texts), batch_size):
         chosen = slice(start, start + batch_size)
         with torch.no_grad():
-            embeddings = model.encode(texts[chosen])
+            conditioning = model.encode(texts[chosen], size)
             noise = seeded_draws(seeds[chosen], shape, 1 + sampler.num_inference_steps * (sampler.eta > 0))
             yield sample_images(
-                model, embeddings, unconditional, noise[0], sampler, fresh=list(noise[1:]), schedule=schedule
+                model, conditioning, unconditional, noise[0], sampler, size, fresh=list(noise[1:]), schedule=schedule
             )
 
 
 def sample_images(
     model: TextToImage,
-    embeddings: Tensor,
-    unconditional: Tensor,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
     noise: Tensor,
     sampler: SamplerSettings,
+    size: Size,
     *,
     fresh: Sequence[Tensor] = (),
     schedule: AdapterSchedule = _CONSTANT,
 ) -> Images:
-    """Sample one batch from embeddings and noise, without gradient.
+    """Sample one batch from its conditioning and noise, without gradient.
 
     Args:
-        model: The text-to-image model; its text encoder is not needed.
-        embeddings: Prompt embeddings, (B, L, D).
-        unconditional: The unconditional prompt's, (1, L, D).
+        model: The text-to-image model; its text encoders are not needed.
+        conditioning: The prompts', of length B.
+        unconditional: The negative prompt's, of length 1.
         noise: Standard normal, (B, C, h, w).
         sampler: How to sample.
+        size: The images' size.
         fresh: Standard normal noise of each step like `noise`, where `sampler.eta` is more than 0.
         schedule: In which steps the adapter takes part.
 
     Returns:
         Float32 on the CPU, (B, 3, H, W), sRGB in [0, 1].
     """
-    grid = make_grid(model.schedule, sampler)
-    output = make_output(model, grid, embeddings, unconditional, sampler, schedule)
+    grid = make_grid(model.schedule(size, sampler.num_inference_steps), sampler)
+    output = make_output(model, grid, conditioning, unconditional, sampler, schedule)
     device = model.device
     with torch.no_grad():
         latents = sample(output, grid, noise.to(device), [z.to(device) for z in fresh] or None)
@@ -99,8 +103,8 @@ def sample_images(
 def make_output(
     model: TextToImage,
     grid: Grid,
-    embeddings: Tensor,
-    unconditional: Tensor,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
     sampler: SamplerSettings,
     schedule: AdapterSchedule = _CONSTANT,
     *,
@@ -111,8 +115,8 @@ def make_output(
     Args:
         model: The text-to-image model.
         grid: The sampling grid.
-        embeddings: Prompt embeddings, (B, L, D).
-        unconditional: The unconditional prompt's, (1, L, D).
+        conditioning: The prompts', of length B.
+        unconditional: The negative prompt's, of length 1.
         sampler: Its guidance scale holds but for the tuned steps of a `combined` schedule.
         schedule: In which steps the adapter takes part.
         net: What is called as the network; None: the model's own.
@@ -122,13 +126,14 @@ def make_output(
     """
     net = net or model.denoise
     scale = schedule.guidance_scale if isinstance(schedule, Combined) else sampler.guidance_scale
-    tuned = guide(net, grid, embeddings, unconditional, scale)
+    rule, patch = model.family.guidance, model.family.patch
+    tuned = guide(net, grid, conditioning, unconditional, scale, rule=rule, patch=patch)
     if isinstance(schedule, Constant):
         return tuned
-    plain = guide(net, grid, embeddings, unconditional, sampler.guidance_scale)
+    plain = guide(net, grid, conditioning, unconditional, sampler.guidance_scale, rule=rule, patch=patch)
 
     def base(x: Tensor, i: int) -> Tensor:
-        with lora_off(model.unet):
+        with lora_off(model.network):
             return plain(x, i)
 
     return scheduled(schedule, grid.steps, tuned=tuned, base=base)

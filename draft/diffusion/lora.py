@@ -1,4 +1,4 @@
-"""LoRA on a UNet through peft: fresh, loaded, switched on and off, and read back as plain factors.
+"""LoRA on a denoiser through peft: fresh, loaded, switched on and off, and read back as plain factors.
 
 Adapters that lie beneath others (`load_beneath`) belong to the base model from then on: no switch turns them off.
 """
@@ -26,21 +26,21 @@ _BENEATH = "beneath_"
 # peft keeps adapters by name, and a layer knows the names it has: the name says which ones stay on.
 
 
-def add_lora(unet: nn.Module, settings: LoraSettings, *, seed: int) -> None:
-    """Put a fresh LoRA on the UNet: W x becomes W x + B A x, with A random and B = 0 (arXiv 2106.09685).
+def add_lora(network: nn.Module, settings: LoraSettings, *, seed: int) -> None:
+    """Put a fresh LoRA on the network: W x becomes W x + B A x, with A random and B = 0 (arXiv 2106.09685).
 
     alpha = rank, so the scale is 1. A is uniform in +-1/sqrt(in), peft's default, but from its own generator. The
     adapter's parameters are float32 (float64 on a float64 model) whatever the base is; only they require a gradient.
 
     Args:
-        unet: The network, changed in place.
+        network: The network, changed in place.
         settings: Rank and target modules.
         seed: Seed of A.
 
     Raises:
         DraftError: A target names no module of the network.
     """
-    names = [name for name, _ in unet.named_modules()]
+    names = [name for name, _ in network.named_modules()]
     for target in settings.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise DraftError(
@@ -50,34 +50,34 @@ def add_lora(unet: nn.Module, settings: LoraSettings, *, seed: int) -> None:
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.rank, target_modules=list(settings.targets), init_lora_weights=False
     )
-    _inject(config, unet, TRAINED)
+    _inject(config, network, TRAINED)
     generator = torch.Generator("cpu").manual_seed(seed)
-    unet.requires_grad_(False)
+    network.requires_grad_(False)
     with torch.no_grad():
-        for _, layer in _layers(unet, TRAINED):
+        for _, layer in _layers(network, TRAINED):
             a, b = _weights(layer, TRAINED)
             bound = 1 / math.sqrt(a[0].numel())
             a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
             b.zero_()
             a.requires_grad_(True)
             b.requires_grad_(True)
-    _activate(unet, {TRAINED: 1.0})
+    _activate(network, {TRAINED: 1.0})
 
 
-def begin_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def begin_lora(network: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Let the LoRA that learns begin at a dW: a module's first rank-one terms are the given ones.
 
     The others keep the A that `add_lora` drew and B = 0, so that they add nothing yet and all of them learn. A module
     that is not among the factors stays as `add_lora` left it.
 
     Args:
-        unet: The network with a fresh LoRA of `add_lora`, changed in place.
+        network: The network with a fresh LoRA of `add_lora`, changed in place.
         factors: Module path to (A, B) with dW = B A, their rank at most the LoRA's.
 
     Raises:
         DraftError: A module has no LoRA, or the rank or the dimensions do not fit.
     """
-    layers = dict(_layers(unet, TRAINED))
+    layers = dict(_layers(network, TRAINED))
     with torch.no_grad():
         for path, (down, up) in factors.items():
             if path not in layers:
@@ -96,14 +96,14 @@ def begin_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) ->
             b[:, :rank] = up.reshape(b.shape[0], rank, *b.shape[2:])
 
 
-def load_beneath(unet: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple[Tensor, Tensor]], float]]) -> None:
+def load_beneath(network: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple[Tensor, Tensor]], float]]) -> None:
     """Put frozen adapters beneath whatever comes later: W x becomes W x + sum_i w_i B_i A_i x, for good.
 
     They stay on when the others are switched on and off, so that the base model is the model with them. They are kept
     apart from W, in float32, because a W in bfloat16 would swallow them in part.
 
     Args:
-        unet: The network, changed in place.
+        network: The network, changed in place.
         adapters: Factors as in `load_lora`, and the weight, of each.
 
     Raises:
@@ -111,17 +111,17 @@ def load_beneath(unet: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple[Te
     """
     for index, (factors, weight) in enumerate(adapters):
         key = f"{_BENEATH}{index}"
-        load_lora(unet, factors, name=key)
-        for _, layer in _layers(unet, key):
+        load_lora(network, factors, name=key)
+        for _, layer in _layers(network, key):
             layer.set_scale(key, weight)
-    _activate(unet, {})
+    _activate(network, {})
 
 
-def load_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], *, name: str) -> None:
-    """Put a trained LoRA on the UNet, frozen, beside any others.
+def load_lora(network: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], *, name: str) -> None:
+    """Put a trained LoRA on the network, frozen, beside any others.
 
     Args:
-        unet: The network, changed in place.
+        network: The network, changed in place.
         factors: Module path to (A, B), shapes (r, in) and (out, r), scale already folded in.
         name: The name `use_lora` will know it by.
 
@@ -130,7 +130,7 @@ def load_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], *, 
     """
     if not factors:
         raise DraftError(f"adapter {name!r} has no module for this model")
-    modules = dict(unet.named_modules())
+    modules = dict(network.named_modules())
     for path, (a, b) in factors.items():
         module = modules.get(path)
         if module is None:
@@ -157,29 +157,29 @@ def load_lora(unet: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], *, 
         init_lora_weights=False,
     )
     key = _key(name)
-    trained = {id(p) for p in lora_parameters(unet)}
-    _inject(config, unet, key)
+    trained = {id(p) for p in lora_parameters(network)}
+    _inject(config, network, key)
     with torch.no_grad():
-        for path, layer in _layers(unet, key):
+        for path, layer in _layers(network, key):
             a, b = factors[path]
             for weight, factor in zip(_weights(layer, key), (a, b), strict=True):
                 weight.copy_(factor.reshape(weight.shape))
-    for parameter in unet.parameters():
+    for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in trained)
 
 
-def lora_factors(unet: nn.Module, name: str = TRAINED) -> dict[str, tuple[Tensor, Tensor]]:
+def lora_factors(network: nn.Module, name: str = TRAINED) -> dict[str, tuple[Tensor, Tensor]]:
     """Read an adapter back: module path to (A, B) on the CPU, float32, with dW = B A.
 
     Args:
-        unet: The network.
+        network: The network.
         name: The adapter's name.
 
     Returns:
         Factors, sorted by path.
     """
     key = _key(name)
-    found = {path: _weights(layer, key) for path, layer in _layers(unet, key)}
+    found = {path: _weights(layer, key) for path, layer in _layers(network, key)}
 
     def copied(weight: nn.Parameter) -> Tensor:
         return weight.detach().to("cpu", torch.float32, copy=True)
@@ -187,25 +187,25 @@ def lora_factors(unet: nn.Module, name: str = TRAINED) -> dict[str, tuple[Tensor
     return {path: (copied(a), copied(b)) for path, (a, b) in sorted(found.items())}
 
 
-def use_lora(unet: nn.Module, name: str | None, scale: float = 1.0) -> None:
+def use_lora(network: nn.Module, name: str | None, scale: float = 1.0) -> None:
     """Switch to one adapter at a scale, or to the base model.
 
     Args:
-        unet: The network.
+        network: The network.
         name: The adapter's name; None: the base model.
         scale: Factor of the adapter's effect; 0 is the base model too.
 
     Raises:
         DraftError: There is no adapter of that name.
     """
-    use_loras(unet, {} if name is None else {name: scale})
+    use_loras(network, {} if name is None else {name: scale})
 
 
-def use_loras(unet: nn.Module, scales: Mapping[str, float]) -> None:
+def use_loras(network: nn.Module, scales: Mapping[str, float]) -> None:
     """Switch to a sum of adapters, W + sum_i s_i B_i A_i; all others are off.
 
     Args:
-        unet: The network.
+        network: The network.
         scales: Adapter's name to the factor of its effect. One at 0 is switched off, so that without any other the
             network is the base model, bit for bit.
 
@@ -213,22 +213,22 @@ def use_loras(unet: nn.Module, scales: Mapping[str, float]) -> None:
         DraftError: There is no adapter of a name.
     """
     for name in scales:
-        if not _layers(unet, _key(name)):
+        if not _layers(network, _key(name)):
             raise DraftError(f"there is no adapter {name!r} on this model")
-    _activate(unet, {_key(name): scale for name, scale in scales.items() if scale})
+    _activate(network, {_key(name): scale for name, scale in scales.items() if scale})
 
 
 @contextmanager
-def lora_off(unet: nn.Module) -> Iterator[None]:
+def lora_off(network: nn.Module) -> Iterator[None]:
     """Make the network the base model for a while, whichever adapter was on; what is trainable stays so.
 
     Args:
-        unet: The network.
+        network: The network.
 
     Yields:
         Nothing.
     """
-    layers = [layer for layer in unet.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
+    layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
     required = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
     before = [list(layer.active_adapters) for layer in layers]
     for layer in layers:
@@ -242,49 +242,49 @@ def lora_off(unet: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def lora_norm(unet: nn.Module) -> Tensor:
+def lora_norm(network: nn.Module) -> Tensor:
     """The sum of |B A|^2 over the adapted modules, with gradient: tr((B^T B)(A A^T)), without forming B A.
 
     Args:
-        unet: The network with a trained LoRA of `add_lora`.
+        network: The network with a trained LoRA of `add_lora`.
 
     Returns:
         A scalar >= 0.
     """
-    total = torch.zeros((), device=next(unet.parameters()).device)
-    for _, layer in _layers(unet, TRAINED):
+    total = torch.zeros((), device=next(network.parameters()).device)
+    for _, layer in _layers(network, TRAINED):
         a, b = (weight.flatten(1) for weight in _weights(layer, TRAINED))
         total = total + ((b.T @ b) * (a @ a.T)).sum()
     return total
 
 
-def lora_parameters(unet: nn.Module) -> list[nn.Parameter]:
+def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that learn, in a fixed order: A and B of each module, modules in the network's own order."""
-    return [parameter for parameter in unet.parameters() if parameter.requires_grad] if has_lora(unet) else []
+    return [parameter for parameter in network.parameters() if parameter.requires_grad] if has_lora(network) else []
 
 
-def adapter_parameters(unet: nn.Module, name: str) -> list[nn.Parameter]:
+def adapter_parameters(network: nn.Module, name: str) -> list[nn.Parameter]:
     """A and B of each module of one adapter, modules in the network's own order, whatever requires a gradient."""
-    return [weight for _, layer in _layers(unet, _key(name)) for weight in _weights(layer, _key(name))]
+    return [weight for _, layer in _layers(network, _key(name)) for weight in _weights(layer, _key(name))]
 
 
-def has_lora(unet: nn.Module) -> bool:
+def has_lora(network: nn.Module) -> bool:
     """Whether any adapter is on the network."""
-    return any(isinstance(module, LoraLayer) for module in unet.modules())
+    return any(isinstance(module, LoraLayer) for module in network.modules())
 
 
-def _inject(config: LoraConfig, unet: nn.Module, key: str) -> None:
-    inject_adapter_in_model(config, unet, key)
-    double = next(unet.parameters()).dtype == torch.float64
-    for _, layer in _layers(unet, key):
+def _inject(config: LoraConfig, network: nn.Module, key: str) -> None:
+    inject_adapter_in_model(config, network, key)
+    double = next(network.parameters()).dtype == torch.float64
+    for _, layer in _layers(network, key):
         layer.lora_A[key].to(torch.float64 if double else torch.float32)
         layer.lora_B[key].to(torch.float64 if double else torch.float32)
 
 
-def _activate(unet: nn.Module, scales: Mapping[str, float]) -> None:
+def _activate(network: nn.Module, scales: Mapping[str, float]) -> None:
     """Switch every layer to what lies beneath and to these adapters, by key, and to nothing else."""
-    required = {parameter: parameter.requires_grad for parameter in unet.parameters()}
-    for layer in unet.modules():
+    required = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    for layer in network.modules():
         if isinstance(layer, LoraLayer):
             own = [key for key in scales if key in layer.lora_A]
             for key in own:
@@ -304,8 +304,8 @@ def _set(layer: LoraLayer, keys: list[str]) -> None:
         layer.set_adapter(keys)
 
 
-def _layers(unet: nn.Module, key: str) -> list[tuple[str, LoraLayer]]:
-    return [(path, m) for path, m in unet.named_modules() if isinstance(m, LoraLayer) and key in m.lora_A]
+def _layers(network: nn.Module, key: str) -> list[tuple[str, LoraLayer]]:
+    return [(path, m) for path, m in network.named_modules() if isinstance(m, LoraLayer) and key in m.lora_A]
 
 
 def _weights(layer: Any, key: str) -> tuple[nn.Parameter, nn.Parameter]:

@@ -7,8 +7,17 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MinLen
 
+from draft.marks import AtMost, Inert, Instead
+
 Frozen = Literal["auto", "epsilon", "velocity"]
 """What a linear surrogate holds fixed at steps that it does not record; `auto`: velocity in flow matching, else e."""
+
+Precision = Annotated[Literal["no", "bf16"], Instead("no")]
+Resolution = Annotated[Annotated[int, Ge(8)] | None, Instead(None)]
+Device = Annotated[str, Inert(rounding=True), Instead("auto", keep=("auto", "cpu"))]
+
+STEPS = "sampler.num_inference_steps"
+"""Where a stage has the number of sampling steps, for marks that refer to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +35,8 @@ class SamplerSettings:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    num_inference_steps: Annotated[int, Ge(1)] = 50
-    guidance_scale: Annotated[float, Ge(1)] = 7.5
+    num_inference_steps: Annotated[int, Ge(1), AtMost(10)] = 50
+    guidance_scale: Annotated[float, Ge(1), AtMost(2.0)] = 7.5
     negative_prompt: str = ""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     final: Literal["one", "first_alpha"] = "one"

@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora, use_loras
 from draft.diffusion.memory import check_fits
-from draft.errors import ConfigError
+from draft.errors import ConfigError, StageError
 from draft.evaluation.settings import DrawSettings
 from draft.progress import Progress
-from draft.types import Images, Prompts
+from draft.types import Images, Prompts, size_of
 
 BASE = "base"
 """The label of the model without any adapter."""
@@ -85,11 +85,16 @@ def load_arms(
     check_fits(model, settings.device)
     pipeline = load_text_to_image(model, device=choose_device(settings.device), dtype=dtype)
     for index, (label, adapter) in enumerate(loaded.items()):
-        load_lora(pipeline.unet, unet_factors(adapter), name=_slot(index))
-        others = sum(not name.startswith("unet.") for name in adapter.modules)
-        if others:
+        if adapter.family != pipeline.family.name:
+            raise StageError(
+                f"the adapter is for another family of models, {adapter.family}; this model is {pipeline.family.name}",
+                where=label,
+            )
+        factors = denoiser_factors(adapter)
+        load_lora(pipeline.network, factors, name=_slot(index))
+        if others := len(adapter.modules) - len(factors):
             progress.say(f"adapter {label!r}: its {others} text-encoder modules are not applied, only the UNet's are")
-    use_lora(pipeline.unet, None)
+    use_lora(pipeline.network, None)
     return pipeline
 
 
@@ -102,9 +107,9 @@ def switch(model: TextToImage, label: str, adapters: Mapping[str, tuple[Path, fl
         adapters: As given to `load_arms`.
     """
     if label == BASE:
-        use_lora(model.unet, None)
+        use_lora(model.network, None)
     else:
-        use_lora(model.unet, _slot(list(adapters).index(label)), adapters[label][1])
+        use_lora(model.network, _slot(list(adapters).index(label)), adapters[label][1])
 
 
 def blend(model: TextToImage, scales: Mapping[str, float], labels: Sequence[str]) -> None:
@@ -115,7 +120,7 @@ def blend(model: TextToImage, scales: Mapping[str, float], labels: Sequence[str]
         scales: Adapter's label to its scale, whatever weight it was given to `load_arms` with.
         labels: The labels of all adapters, in the order in which `load_arms` got them.
     """
-    use_loras(model.unet, {_slot(labels.index(label)): scale for label, scale in scales.items()})
+    use_loras(model.network, {_slot(labels.index(label)): scale for label, scale in scales.items()})
 
 
 def draw(
@@ -139,7 +144,7 @@ def draw(
         shots.seeds,
         settings.sampler,
         schedule=schedule or Constant(),
-        resolution=settings.resolution,
+        size=size_of(settings.resolution, model.default_size),
         batch_size=settings.batch_size,
     )
     for images in batches:

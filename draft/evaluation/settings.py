@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge
 
-from draft.diffusion.settings import SamplerSettings
+from draft.diffusion.settings import Device, Precision, Resolution, SamplerSettings
+from draft.marks import AtMost, Inert, Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,10 @@ class DrawSettings:
 
     __pydantic_config__ = {"extra": "forbid"}
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    batch_size: Annotated[int, Ge(1)] = 8
-    mixed_precision: Literal["no", "bf16"] = "no"
-    resolution: Annotated[int, Ge(8)] | None = None
-    device: str = "auto"
+    batch_size: Annotated[int, Ge(1), Inert(rounding=True), AtMost(16)] = 8
+    mixed_precision: Precision = "no"
+    resolution: Resolution = None
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class GenerateSettings(DrawSettings):
         images_per_prompt: Seeds per prompt.
     """
 
-    images_per_prompt: Annotated[int, Ge(1)] = 1
+    images_per_prompt: Annotated[int, Ge(1), AtMost(2)] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,4 +52,4 @@ class EvaluateSettings(GenerateSettings):
     """
 
     bootstrap_samples: Annotated[int, Ge(100)] = 5000
-    shown: Annotated[int, Ge(1)] = 12
+    shown: Annotated[int, Ge(1), Layout()] = 12

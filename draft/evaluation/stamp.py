@@ -12,12 +12,12 @@ from draft.adapters.files.metadata import draft_version
 from draft.adapters.files.stamp import stamp_adapter
 from draft.evaluation.generate import safe_name
 from draft.evaluation.results import Results, finite, settings_values
+from draft.evaluation.settings import EvaluateSettings
+from draft.marks import Inert, Layout, hints, marks
 from draft.rewards.reward import Term
 
 STAMP = "draft.evaluation"
 """The header entry that holds the figures, as JSON."""
-
-_WITHOUT_EFFECT = ("device", "batch_size", "shown")
 
 
 def write_stamped(
@@ -67,6 +67,11 @@ def figures(results: Results, label: str, terms: Sequence[Term]) -> dict[str, An
         means = {"base": base[term.label].mean.mean, "tuned": cell.mean.mean}
         rewards[term.label] = {"use": term.reward.name, **means, "gain": gain}
     model = Path(results.model)
+    decisive = {
+        key
+        for key, hint in hints(EvaluateSettings).items()
+        if not any(isinstance(mark, Inert | Layout) for mark in marks(hint))
+    }
     settings = settings_values(results.settings)
     return {
         "draft": draft_version(),
@@ -76,6 +81,6 @@ def figures(results: Results, label: str, terms: Sequence[Term]) -> dict[str, An
         "prompts": len(set(results.groups)),
         "images": len(results.seeds),
         "first_seed": results.seeds[0],
-        "settings": {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT},
+        "settings": {key: value for key, value in settings.items() if key.partition(".")[0] in decisive},
         "rewards": rewards,
     }

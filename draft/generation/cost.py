@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.guidance import Net
 
 
@@ -38,9 +39,9 @@ def counted(net: Net, cost: Cost) -> Net:
         The same function.
     """
 
-    def call(x: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
+    def call(x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         cost.network_calls += len(x)
-        out = net(x, time, embeddings)
+        out = net(x, time, conditioning)
         if torch.is_grad_enabled() and out.requires_grad:
             out.register_hook(lambda gradient: _add_gradients(cost, len(gradient)))
         return out

@@ -27,7 +27,7 @@ from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.backward import Loaded, Scorer
 from draft.scoring.guards import check_scores, check_terms
-from draft.types import Prompts
+from draft.types import Prompts, size_of
 
 REWARD = "reward"
 """The weighted sum of all rewards, among the scores of an image."""
@@ -91,17 +91,18 @@ def generate_by_reward(
     scorer = Scorer(pipeline.decode, _load(terms, pipeline), method.micro_batch_size)
     arms = list(adapters) or [BASE]
     record, target = Record(), folder / "images"
+    size = size_of(settings.resolution, pipeline.default_size)
     progress.start("generate", len(arms) * len(shots.seeds))
     for arm in arms:
         switch(pipeline, arm, adapters)
         studio = Studio(
             model=pipeline,
             scorer=scorer,
-            grid=make_grid(pipeline.schedule, settings.sampler),
+            grid=make_grid(pipeline.schedule(size, settings.sampler.num_inference_steps), settings.sampler),
             sampler=settings.sampler,
             schedule=(schedules or {}).get(arm, Constant()),
-            unconditional=pipeline.encode([settings.sampler.negative_prompt]),
-            shape=pipeline.latent_shape(settings.resolution),
+            unconditional=pipeline.unconditional(settings.sampler.negative_prompt, size),
+            size=size,
         )
         _draw_arm(arm, method, studio, shots, settings.batch_size, target, record, progress)
     progress.stop()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.control.noise import optimise_noise
 from draft.diffusion.control.schedules import AdapterSchedule
 from draft.diffusion.control.search import best_of, modified
@@ -22,7 +23,7 @@ from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
 from draft.generation.cost import Cost, counted
 from draft.scoring.backward import Scored, Scorer
-from draft.types import Prompts
+from draft.types import Prompts, Size
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Studio:
         grid: The sampling grid.
         sampler: How images are sampled.
         schedule: In which steps the arm's adapter takes part.
-        unconditional: The unconditional prompt's embedding, (1, L, D).
-        shape: Shape (C, ...) of an image's latents.
+        unconditional: The negative prompt's conditioning, of length 1.
+        size: The images' size.
     """
 
     model: TextToImage
@@ -44,18 +45,20 @@ class Studio:
     grid: Grid
     sampler: SamplerSettings
     schedule: AdapterSchedule
-    unconditional: Tensor
-    shape: tuple[int, ...]
+    unconditional: Conditioning
+    size: Size
 
     def output(self, texts: Sequence[str], cost: Cost | None = None) -> Output:
         """The guided network for B texts."""
         net = self.model.denoise if cost is None else counted(self.model.denoise, cost)
-        embeddings = self.model.encode(texts)
-        return make_output(self.model, self.grid, embeddings, self.unconditional, self.sampler, self.schedule, net=net)
+        conditioning = self.model.encode(texts, self.size)
+        return make_output(
+            self.model, self.grid, conditioning, self.unconditional, self.sampler, self.schedule, net=net
+        )
 
     def draws(self, seeds: Sequence[int], count: int) -> list[Tensor]:
         """`count` standard normal tensors (B, C, ...), each sample's from its own seed, the first always the same."""
-        return [draw.to(self.model.device) for draw in seeded_draws(seeds, self.shape, count)]
+        return [draw.to(self.model.device) for draw in seeded_draws(seeds, self.model.latent_shape(self.size), count)]
 
     @property
     def start(self) -> int:

@@ -45,7 +45,7 @@ class Critic(nn.Module):
     Args:
         rank: Number of dimensions behind the channels: 1, 2 or 3.
         channels: Channels C of the latents.
-        text: Size D of the prompt embeddings.
+        text: Length F of a prompt's conditioning as a vector.
         width: Channels of the critic.
         generator: Of its first weights, on the CPU.
 
@@ -81,12 +81,12 @@ class Critic(nn.Module):
         Args:
             x: Latents, (B, C, ...).
             level: Their (alpha, sigma), (B, 2).
-            text: Prompt embeddings, (B, L, D).
+            text: The prompts' conditioning as vectors, (B, F).
 
         Returns:
             Q, (B,).
         """
-        pooled = nn.functional.layer_norm(text.to(x.dtype).mean(1), text.shape[-1:])
+        pooled = nn.functional.layer_norm(text.to(x.dtype), text.shape[-1:])
         told = self.condition(torch.cat([pooled, level], dim=1)).reshape(len(x), -1, *[1] * (x.dim() - 2))
         for layer in self.layers:
             x = nn.functional.silu(layer(x) + told)

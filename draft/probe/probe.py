@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.lora import adapter_parameters, load_lora, use_lora
 from draft.diffusion.probe import agreement, cosines, take_apart
 from draft.diffusion.schedule import make_grid, step_sensitivities
@@ -131,10 +131,10 @@ def _fresh(run: Run, deviation: float) -> list[Tensor]:
 def _adapted(run: Run, adapter: tuple[Path, float]) -> list[Tensor]:
     """A trained adapter's A and B, in the fresh one's place."""
     path, weight = adapter
-    unet = run.model.unet
-    load_lora(unet, unet_factors(read_adapter(path)), name=_PROBED)
-    use_lora(unet, _PROBED, weight)
-    parameters = adapter_parameters(unet, _PROBED)
+    network = run.model.network
+    load_lora(network, denoiser_factors(read_adapter(path)), name=_PROBED)
+    use_lora(network, _PROBED, weight)
+    parameters = adapter_parameters(network, _PROBED)
     for parameter in parameters:
         parameter.requires_grad_(True)
     return list(parameters)
@@ -187,7 +187,7 @@ def _check(run: Run, figures: Figures) -> None:
 
 
 def _grid(run: Run, sampler: SamplerSettings) -> GridFigures:
-    grid = make_grid(run.model.schedule, sampler)
+    grid = make_grid(run.model.schedule(run.size, sampler.num_inference_steps), sampler)
     noise = f", eta {sampler.eta:g}" if sampler.eta else ""
     label = f"{sampler.num_inference_steps} steps, {sampler.spacing}, final {sampler.final}{noise}"
     return GridFigures(label, grid.times, step_sensitivities(grid))

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.diffusion.settings import Device, LoraSettings, Precision, Resolution, SamplerSettings
+from draft.marks import AtMost, Inert, Instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,10 @@ class ProbeSettings:
     cfg_gradient: Literal["both", "detached"] = "both"
     lora: LoraSettings = field(default_factory=LoraSettings)
     lora_b: Annotated[float, Ge(0)] = 0.0
-    batches: Annotated[int, Ge(1)] = 8
-    batch_size: Annotated[int, Ge(1)] = 4
-    micro_batch_size: Annotated[int, Ge(0)] = 1
+    batches: Annotated[int, Ge(1), AtMost(8)] = 8
+    batch_size: Annotated[int, Ge(1), AtMost(6)] = 4
+    micro_batch_size: Annotated[int, Ge(0), Inert(rounding=True), Instead(0)] = 1
     saturation: Literal["clip", "straight_through"] = "clip"
-    mixed_precision: Literal["no", "bf16"] = "no"
-    resolution: Annotated[int, Ge(8)] | None = None
-    device: str = "auto"
+    mixed_precision: Precision = "no"
+    resolution: Resolution = None
+    device: Device = "auto"

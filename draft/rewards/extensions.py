@@ -1,26 +1,30 @@
-"""What a run needs besides rewards: named models and observers, loaded survivably."""
+"""What a run needs besides rewards: named models, model families and observers, loaded survivably."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
 from draft.errors import PluginError, PluginWarning
+from draft.family import Family
 from draft.rewards.derived import RECORD, digest, ensure_derived, place
 from draft.rewards.discovery import EXTENSIONS, entries
 from draft.rewards.hookspecs import NamedModel
 from draft.rewards.loading import new_manager, register
+
+Row = TypeVar("Row", NamedModel, Family)
 
 
 def extensions() -> pluggy.PluginManager:
     """Load the plugins of the group `draft.extensions`; a broken one is a warning that names it.
 
     Returns:
-        A plugin manager whose hooks are `draft_models`, `draft_stage_started` and `draft_stage_finished`.
+        A plugin manager whose hooks are `draft_models`, `draft_families`, `draft_stage_started` and
+        `draft_stage_finished`.
     """
     manager = new_manager()
     for entry in entries(EXTENSIONS):
@@ -144,19 +148,33 @@ def _verify(model: NamedModel) -> None:
             )
 
 
+def offered_families() -> list[tuple[str, Family]]:
+    """The model families that packages bring; `draft.diffusion.families.families` adds Draft's own.
+
+    Returns:
+        Distribution and row, in the order of their packages.
+    """
+    return _answers("draft_families", Family)
+
+
 def _offered() -> list[tuple[str, NamedModel]]:
+    offered = _answers("draft_models", NamedModel)
+    return [(dist, replace(m, path=place(m.path)) if m.derive is not None else m) for dist, m in offered]
+
+
+def _answers(hook: str, kind: type[Row]) -> list[tuple[str, Row]]:
     # Each implementation is called alone: in one joint call the first that raises would hide all others.
-    offered: list[tuple[str, NamedModel]] = []
-    for implementation in extensions().hook.draft_models.get_hookimpls():
+    offered: list[tuple[str, Row]] = []
+    for implementation in getattr(extensions().hook, hook).get_hookimpls():
         dist = implementation.plugin_name.partition(":")[0]
         try:
             answer: Any = implementation.function()
-            models = list(answer)
-            if wrong := [model for model in models if not isinstance(model, NamedModel)]:
-                raise TypeError(f"'draft_models' must return draft.NamedModel values (got {wrong[0]!r})")
+            rows = list(answer)
+            if wrong := [row for row in rows if not isinstance(row, kind)]:
+                raise TypeError(f"{hook!r} must return draft.{kind.__name__} values (got {wrong[0]!r})")
         except Exception as error:
-            text = f"plugin {dist}: its hook 'draft_models' failed ({type(error).__name__}: {error})"
-            warnings.warn(f"{text}; going on without it", PluginWarning, stacklevel=3)
+            text = f"plugin {dist}: its hook {hook!r} failed ({type(error).__name__}: {error})"
+            warnings.warn(f"{text}; going on without it", PluginWarning, stacklevel=4)
             continue
-        offered += [(dist, replace(m, path=place(m.path)) if m.derive is not None else m) for m in models]
+        offered += [(dist, row) for row in rows]
     return offered

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from draft.family import Family
     from draft.rewards.reward import Reward
 
 hookspec = pluggy.HookspecMarker("draft")
@@ -83,6 +84,19 @@ class ExtensionHooks:
             @draft.hookimpl
             def draft_models():
                 return [draft.NamedModel("tiny", Path("/models/tiny"), "text-to-image", "a small model")]
+        """
+
+    @hookspec
+    def draft_families(self) -> list[Family]:  # type: ignore[empty-body]
+        """Model families that this package can load, each a row; a name or a pipeline class that is taken is an error.
+
+        Returns:
+            A list of `draft.Family`. Must import neither torch nor diffusers; the module that `load` names may.
+
+        Example:
+            @draft.hookimpl
+            def draft_families():
+                return [draft.Family(name="toy", pipeline="ToyPipeline", part="transformer", load="toy.model:load")]
         """
 
     @hookspec

@@ -8,6 +8,7 @@ from typing import Annotated
 from annotated_types import Ge, Le, MinLen
 
 from draft.evaluation.settings import DrawSettings
+from draft.marks import First
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
@@ -24,4 +25,4 @@ class StripSettings(DrawSettings):
 
     scales: Annotated[tuple[Annotated[float, Ge(-100), Le(100)], ...], MinLen(1)] = SCALES
     scales_b: Annotated[tuple[Annotated[float, Ge(-100), Le(100)], ...], MinLen(1)] = SCALES
-    seeds: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1), First(2)] = (0, 1, 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from draft.adapters.files.formats import Adapter, Factors, read_adapter, unet_factors
+from draft.adapters.files.formats import Adapter, Factors, denoiser_factors, read_adapter
 from draft.diffusion.families import TextToImage
 from draft.diffusion.lora import add_lora, begin_lora, load_beneath
 from draft.diffusion.settings import LoraSettings
@@ -41,7 +41,7 @@ FRESH = Foundation()
 
 @dataclass(frozen=True)
 class Footing:
-    """The files of a foundation, read: factors (A, B) in float64 by module path within the UNet.
+    """The files of a foundation, read: factors (A, B) in float64 by module path within the denoiser.
 
     Args:
         init: Those that the LoRA begins at; None: a fresh one.
@@ -74,13 +74,12 @@ def read_foundation(foundation: Foundation, lora: LoraSettings, progress: Progre
     def read(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
         adapter = read_adapter(path)
         families[path] = adapter.family
-        others = sum(not name.startswith("unet.") for name in adapter.modules)
         try:
-            found = unet_factors(_double(adapter))
+            found = denoiser_factors(_double(adapter))
         except DraftError as error:
             error.where = error.where or str(path)
             raise
-        if others:
+        if others := len(adapter.modules) - len(found):
             progress.say(f"adapter {path}: its {others} text-encoder modules are not applied, only the UNet's are")
         return found
 
@@ -105,14 +104,15 @@ def lay_foundation(footing: Footing, model: TextToImage, lora: LoraSettings, *, 
         DraftError: An adapter is for another model.
     """
     for path, family in footing.families.items():
-        if family != model.family:
+        if family != model.family.name:
             raise StageError(
-                f"the adapter is for another family of models, {family}; this model is {model.family}", where=str(path)
+                f"the adapter is for another family of models, {family}; this model is {model.family.name}",
+                where=str(path),
             )
-    load_beneath(model.unet, footing.beneath)
-    add_lora(model.unet, lora, seed=seed)
+    load_beneath(model.network, footing.beneath)
+    add_lora(model.network, lora, seed=seed)
     if footing.init is not None:
-        begin_lora(model.unet, footing.init)
+        begin_lora(model.network, footing.init)
 
 
 def _check_init(init: Mapping[str, tuple[Tensor, Tensor]], lora: LoraSettings, path: Path) -> None:

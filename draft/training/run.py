@@ -10,10 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.generate import seeded_noise
-from draft.diffusion.guidance import GuidanceGradient, Net, guide
+from draft.diffusion.guidance import GuidanceGradient, Net, guide, has_two_branches, without_guidance
 from draft.diffusion.lora import lora_off, lora_parameters
 from draft.diffusion.memory import check_fits
 from draft.diffusion.sampling import Output
@@ -25,7 +26,7 @@ from draft.scoring.guards import check_sensitivity
 from draft.training.base_adapters import FRESH, Foundation, lay_foundation, read_foundation
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
-from draft.types import Prompts
+from draft.types import Prompts, Size, size_of
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Batch:
     Args:
         prompts: B prompts.
         indices: Their numbers in the training's prompts.
-        embeddings: Theirs, (B, L, D).
+        conditioning: Theirs, of length B.
         noise: Standard normal noise to start from, (B, C, ...).
         fresh: Standard normal noise of each of the T steps; None where the sampler is deterministic.
     """
 
     prompts: Prompts
     indices: list[int]
-    embeddings: Tensor
+    conditioning: Conditioning
     noise: Tensor
     fresh: list[Tensor] | None
 
@@ -57,13 +58,13 @@ class Run:
         prompts: All training prompts.
         scorer: Decoder and rewards.
         grid: The sampling grid.
-        embeddings: Those of all prompts, on the CPU, (P, L, D).
-        unconditional: The unconditional prompt's, (1, L, D).
+        conditioning: That of all P prompts, on the CPU.
+        unconditional: The negative prompt's, of length 1.
         parameters: What learns.
         optimizer: AdamW on it.
         random: All randomness.
         prefix: The denoiser for calls without gradient, compiled if the settings say so.
-        preview: (embeddings, noise) of the grid of progress pictures; None: there is none.
+        preview: (conditioning, noise) of the grid of progress pictures; None: there is none.
     """
 
     settings: TrainSettings
@@ -71,27 +72,37 @@ class Run:
     prompts: Prompts
     scorer: Scorer
     grid: Grid
-    embeddings: Tensor
-    unconditional: Tensor
+    conditioning: Conditioning
+    unconditional: Conditioning
     parameters: list[nn.Parameter]
     optimizer: torch.optim.AdamW
     random: Randomness
     prefix: Net
-    preview: tuple[Tensor, Tensor] | None = None
+    preview: tuple[Conditioning, Tensor] | None = None
 
     @property
     def loaded(self) -> Sequence[Loaded]:
         """The rewards."""
         return self.scorer.terms
 
+    @property
+    def size(self) -> Size:
+        """The size of the images."""
+        return size_of(self.settings.resolution, self.model.default_size)
+
+    @property
+    def has_two_branches(self) -> bool:
+        """Whether guidance also calls the network with the negative prompt."""
+        return has_two_branches(self.model.family.guidance, self.settings.sampler.guidance_scale)
+
     def next_batch(self) -> Batch:
         """Draw the next prompts and their noise."""
-        shape = (self.settings.batch_size, *self.model.latent_shape(self.settings.resolution))
+        shape = (self.settings.batch_size, *self.model.latent_shape(self.size))
         device = self.model.device
         indices = self.random.indices(shape[0])
         noise = self.random.noise(*shape).to(device)
         fresh = [z.to(device) for z in self.random.fresh(self.grid.steps, *shape)] if self.grid.stochastic else None
-        return Batch(self.prompts.take(indices), indices, self.embeddings[indices].to(device), noise, fresh)
+        return Batch(self.prompts.take(indices), indices, self.conditioning[indices].to(device), noise, fresh)
 
     def output(
         self,
@@ -107,21 +118,31 @@ class Run:
         Args:
             batch: Whose prompts it follows.
             adapted: Whether the adapter that learns is on; off is the base model, with the adapters beneath.
-            guided: Whether with classifier-free guidance.
+            guided: Whether with guidance.
             gradient: What guidance does in calls that carry gradient.
             recorded: Whether calls may carry gradient; others may be compiled.
 
         Returns:
             The output.
         """
-        scale = self.settings.sampler.guidance_scale if guided else 1.0
+        family = self.model.family
+        scale = self.settings.sampler.guidance_scale if guided else without_guidance(family.guidance)
         net = self.model.denoise if recorded else self.prefix
-        plain = guide(net, self.grid, batch.embeddings, self.unconditional, scale, gradient=gradient)
+        plain = guide(
+            net,
+            self.grid,
+            batch.conditioning,
+            self.unconditional,
+            scale,
+            rule=family.guidance,
+            patch=family.patch,
+            gradient=gradient,
+        )
         if adapted:
             return plain
 
         def base(x: Tensor, i: int) -> Tensor:
-            with lora_off(self.model.unet):
+            with lora_off(self.model.network):
                 return plain(x, i)
 
         return base
@@ -141,7 +162,7 @@ def prepare(
     progress: Progress,
     foundation: Foundation = FRESH,
 ) -> Run:
-    """Load everything, embed all prompts, drop the text encoder, and put the LoRA that learns on the model.
+    """Load everything, embed all prompts, drop the text encoders, and put the LoRA that learns on the model.
 
     Args:
         settings: The training's settings.
@@ -163,8 +184,9 @@ def prepare(
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     check_fits(model, settings.device)
     loaded_model = load_text_to_image(model, device=device, dtype=dtype)
-    grid = make_grid(loaded_model.schedule, settings.sampler)
-    shape = loaded_model.latent_shape(settings.resolution)
+    size = size_of(settings.resolution, loaded_model.default_size)
+    grid = make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler)
+    shape = loaded_model.latent_shape(size)
     progress.say(
         f"{settings.method.kind}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}"
     )
@@ -172,16 +194,17 @@ def prepare(
     for term in terms:
         place = choose_device(term.device) if term.device else device
         loaded.append(Loaded(term, term.reward.load(place), place))
-    embeddings = loaded_model.encode(prompts).cpu()  # on the CPU: a long prompt file would fill the accelerator
-    unconditional = loaded_model.encode([settings.sampler.negative_prompt])
+    # On the CPU: a long prompt file would fill the accelerator.
+    conditioning = loaded_model.encode(prompts, size).to("cpu")
+    unconditional = loaded_model.unconditional(settings.sampler.negative_prompt, size)
     preview = None
     if settings.preview.every:
         shown = settings.preview.prompts or tuple(prompts)[: settings.preview.count]
         seeds = [settings.preview.seed + k for k in range(len(shown))]
-        preview = (loaded_model.encode(shown), seeded_noise(seeds, shape))
-    loaded_model.drop_text_encoder()
+        preview = (loaded_model.encode(shown, size), seeded_noise(seeds, shape))
+    loaded_model.drop_encoders()
     lay_foundation(footing, loaded_model, settings.lora, seed=seed)
-    parameters = lora_parameters(loaded_model.unet)
+    parameters = lora_parameters(loaded_model.network)
     optimizer = torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate,
@@ -195,6 +218,6 @@ def prepare(
     if settings.compile:
         prefix = cast("Net", torch.compile(prefix))
     return Run(
-        settings, loaded_model, prompts, scorer, grid, embeddings, unconditional, parameters, optimizer, random, prefix,
-        preview,
+        settings, loaded_model, prompts, scorer, grid, conditioning, unconditional, parameters, optimizer, random,
+        prefix, preview,
     )  # fmt: skip

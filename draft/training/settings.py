@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.diffusion.settings import Device, LoraSettings, Precision, Resolution, SamplerSettings
+from draft.marks import AtMost, Inert, Instead, Within
 from draft.methods.values import DraftLV, Method
 from draft.scoring.objective import LinearLoss, Loss, PenaltySettings, RobustSettings
 
@@ -22,7 +23,7 @@ class CheckpointSettings:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    every: Annotated[int, Ge(0)] = 50
+    every: Annotated[int, Ge(0), Within("max_steps")] = 50
     keep: Annotated[int, Ge(1)] = 2
 
 
@@ -38,7 +39,7 @@ class PreviewSettings:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    every: Annotated[int, Ge(0)] = 0
+    every: Annotated[int, Ge(0), Within("max_steps")] = 0
     prompts: tuple[str, ...] = ()
     count: Annotated[int, Ge(1)] = 4
     seed: int = 0
@@ -84,20 +85,20 @@ class LearningSettings:
     robust: RobustSettings = field(default_factory=RobustSettings)
     rollout_reuse: Annotated[int, Ge(1)] = 1
     lora: LoraSettings = field(default_factory=LoraSettings)
-    warmup_steps: Annotated[int, Ge(0)] = 0
-    batch_size: Annotated[int, Ge(1)] = 4
-    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
+    warmup_steps: Annotated[int, Ge(0), AtMost(4)] = 0
+    batch_size: Annotated[int, Ge(1), AtMost(6)] = 4
+    gradient_accumulation_steps: Annotated[int, Ge(1), Instead(1)] = 1
     max_grad_norm: Annotated[float, Ge(0)] = 1.0
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     weight_decay: Annotated[float, Ge(0)] = 0.1
-    mixed_precision: Literal["no", "bf16"] = "no"
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
-    compile: bool = False
-    micro_batch_size: Annotated[int, Ge(0)] = 1
+    mixed_precision: Precision = "no"
+    gradient_checkpointing: Annotated[bool | Literal["auto"], Inert(rounding=True)] = "auto"
+    compile: Annotated[bool, Inert(rounding=True)] = False
+    micro_batch_size: Annotated[int, Ge(0), Inert(rounding=True), Instead(0)] = 1
     saturation: Literal["clip", "straight_through"] = "clip"
-    resolution: Annotated[int, Ge(8)] | None = None
-    device: str = "auto"
+    resolution: Resolution = None
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class TrainSettings(LearningSettings):
     method: Method = field(default_factory=DraftLV)
     learning_rate: Annotated[float, Gt(0)] = 4e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    max_steps: Annotated[int, Ge(1)] = 2000
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    preview: PreviewSettings = field(default_factory=PreviewSettings)
-    report_to: tuple[str, ...] = ()
+    max_steps: Annotated[int, Ge(1), AtMost(40)] = 2000
+    checkpoint: Annotated[CheckpointSettings, Inert()] = field(default_factory=CheckpointSettings)
+    preview: Annotated[PreviewSettings, Inert()] = field(default_factory=PreviewSettings)
+    report_to: Annotated[tuple[str, ...], Inert(), Instead(())] = ()

@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from draft.marks import Holds, Inert, plain
 from draft.rewards.reward import Term
 from draft.training.base_adapters import FRESH, Foundation
 from draft.training.settings import TrainSettings
 from draft.types import Prompts
-
-_ELSEWHERE = ("checkpoint", "preview", "report_to", "device", "init_adapter", "base_adapters")
-# Settings without effect on the result, and files, which count by their content.
 
 
 class Randomness:
@@ -77,6 +74,8 @@ def identity(
 ) -> str:
     """A hash of everything that decides a training's result, so that no checkpoint of another one is continued.
 
+    Settings that are marked as inert do not count, and what is marked as held counts by its content.
+
     Args:
         settings: The training's settings.
         model: The model's name or path.
@@ -88,7 +87,7 @@ def identity(
     Returns:
         64 hexadecimal digits.
     """
-    decisive = {k: v for k, v in asdict(settings).items() if k not in _ELSEWHERE}
+    decisive = plain(settings, lambda mark: isinstance(mark, Inert | Holds))
     rewards = [(term.label, term.reward.name, term.reward.model_dump_json(), term.weight) for term in terms]
     columns = {name: prompts.column(name) for name in prompts.columns}
     content = json.dumps(

@@ -185,18 +185,18 @@ def _resume(run: Run, rule: Rule, state: dict[str, Any] | None, progress: Progre
 
 
 def _save_adapter(run: Run, path: Path, metadata: Mapping[str, str]) -> None:
-    factors = lora_factors(run.model.unet)
-    modules = {f"unet.{name}": Factors(down=a, up=b, scale=1.0) for name, (a, b) in factors.items()}
-    write_adapter(Adapter(modules=modules, family=run.model.family, metadata={}), path, metadata=metadata)
+    family, factors = run.model.family, lora_factors(run.model.network)
+    modules = {f"{family.part}.{name}": Factors(down=a, up=b, scale=1.0) for name, (a, b) in factors.items()}
+    write_adapter(Adapter(modules=modules, family=family.name, metadata={}), path, metadata=metadata)
 
 
 def _save_preview(run: Run, folder: Path, step: int) -> None:
     if run.preview is None:
         return
-    embeddings, noise = run.preview
-    batch, sampler = run.settings.batch_size, replace(run.settings.sampler, eta=0.0)
+    conditioning, noise = run.preview
+    batch, sampler, size = run.settings.batch_size, replace(run.settings.sampler, eta=0.0), run.size
     images = [
-        sample_images(run.model, embeddings[k : k + batch], run.unconditional, noise[k : k + batch], sampler)
+        sample_images(run.model, conditioning[k : k + batch], run.unconditional, noise[k : k + batch], sampler, size)
         for k in range(0, len(noise), batch)
     ]
     save_grid(torch.cat(images), folder / "previews" / f"step-{step:06d}.png")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from draft.adapters.files.formats import Adapter, Factors, Format, read_adapter, unet_factors, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, Format, denoiser_factors, read_adapter, write_adapter
 from draft.errors import StageError
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -159,10 +159,10 @@ def test_a_kohya_file_has_one_rank_and_reads_back_with_the_ranks_it_came_from(tm
     assert read_adapter(tmp_path / "a.safetensors").ranks == {2: 1, 3: 1, 4: 1}
 
 
-def test_unet_factors_fold_the_scale_and_drop_the_prefix() -> None:
+def test_denoiser_factors_fold_the_scale_and_drop_the_prefix() -> None:
     factors = linear(3, scale=-0.25)
     text = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
-    folded = unet_factors(Adapter({f"unet.{BLOCK}.attn1.to_q": factors, text: linear(2)}))
+    folded = denoiser_factors(Adapter({f"unet.{BLOCK}.attn1.to_q": factors, text: linear(2)}))
     assert list(folded) == [f"{BLOCK}.attn1.to_q"]
     down, up = folded[f"{BLOCK}.attn1.to_q"]
     torch.testing.assert_close(up.double() @ down.double(), change(factors), rtol=1e-5, atol=1e-6)
@@ -170,7 +170,7 @@ def test_unet_factors_fold_the_scale_and_drop_the_prefix() -> None:
 
 def test_an_adapter_of_the_text_encoder_alone_has_nothing_for_the_unet() -> None:
     with pytest.raises(StageError, match="does not touch the UNet"):
-        unet_factors(Adapter({"text_encoder.text_model.encoder.layers.0.mlp.fc1": linear(2)}))
+        denoiser_factors(Adapter({"text_encoder.text_model.encoder.layers.0.mlp.fc1": linear(2)}))
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.comparison.attempt import Ground
 from draft.comparison.compare import compare
 from draft.comparison.settings import (
@@ -158,7 +158,7 @@ def test_the_figures_are_those_of_proper_samples_from_the_written_adapter(compar
 
     assert found["base"] == pytest.approx(figures(images()), abs=1e-6)
     adapter = tmp_path / "out" / "trainings" / "noisy" / "3" / "updates.safetensors"
-    load_lora(model.unet, unet_factors(read_adapter(adapter)), name="trained")
+    load_lora(model.network, denoiser_factors(read_adapter(adapter)), name="trained")
     assert training["spent"]["updates"]["figures"] == pytest.approx(figures(images()), abs=1e-6)
     assert training["spent"]["updates"]["figures"] != pytest.approx(found["base"], abs=1e-5)
 

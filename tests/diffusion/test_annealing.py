@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.control.annealing import scheduled, share
 from draft.diffusion.control.schedules import AdapterSchedule, Annealed, Combined, Constant, LastSteps, schedule_words
 from draft.diffusion.families import TextToImage
@@ -24,26 +25,27 @@ class Scene:
 
     def __init__(self, model: TextToImage) -> None:
         generator = torch.Generator().manual_seed(0)
-        add_lora(model.unet, LoraSettings(rank=2), seed=1)
+        add_lora(model.network, LoraSettings(rank=2), seed=1)
         with torch.no_grad():
-            for parameter in lora_parameters(model.unet)[1::2]:
+            for parameter in lora_parameters(model.network)[1::2]:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         self.model, self.rows = model, list[int]()
-        self.grid = make_grid(model.schedule, SAMPLER)
+        self.grid = make_grid(model.schedule(model.default_size, SAMPLER.num_inference_steps), SAMPLER)
         self.noise = torch.randn(2, 4, 8, 8, generator=generator, dtype=torch.float64)
-        self.embeddings, self.unconditional = model.encode(["a cat", "a dog"]), model.encode([""])
+        self.conditioning = model.encode(["a cat", "a dog"], model.default_size)
+        self.unconditional = model.unconditional("", model.default_size)
 
     def draw(self, schedule: AdapterSchedule, *, guidance: float = 3.0, base: bool = False) -> Tensor:
-        def net(x: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
+        def net(x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
             self.rows.append(len(x))
-            return self.model.denoise(x, time, embeddings)
+            return self.model.denoise(x, time, conditioning)
 
         sampler = SamplerSettings(num_inference_steps=STEPS, guidance_scale=guidance)
-        output = make_output(self.model, self.grid, self.embeddings, self.unconditional, sampler, schedule, net=net)
+        output = make_output(self.model, self.grid, self.conditioning, self.unconditional, sampler, schedule, net=net)
         self.rows.clear()
         with torch.no_grad():
             if base:
-                with lora_off(self.model.unet):
+                with lora_off(self.model.network):
                     return sample(output, self.grid, self.noise)
             return sample(output, self.grid, self.noise)
 
@@ -66,10 +68,10 @@ def test_annealing_with_power_0_is_the_tuned_model_and_with_power_1_neither(scen
 
 
 def test_the_first_annealed_step_is_exactly_the_base_models(scene: Scene) -> None:
-    arguments = (scene.model, scene.grid, scene.embeddings, scene.unconditional, SAMPLER)
+    arguments = (scene.model, scene.grid, scene.conditioning, scene.unconditional, SAMPLER)
     with torch.no_grad():
         first = make_output(*arguments, Annealed(power=2))(scene.noise, 0)
-        with lora_off(scene.model.unet):
+        with lora_off(scene.model.network):
             assert same(first, make_output(*arguments)(scene.noise, 0))
 
 
@@ -84,7 +86,7 @@ def test_mixing_outputs_is_mixing_predicted_noise_for_v_and_flow_too(load) -> No
     x, tuned, base = (torch.randn(2, 3, 5, generator=generator, dtype=torch.float64) for _ in range(3))
     i, w = 2, share(Annealed(power=1), 2, STEPS)
     mixed = scheduled(Annealed(power=1), STEPS, tuned=lambda x, i: tuned, base=lambda x, i: base)(x, i)
-    for schedule in (load("v_prediction").schedule, FlowSchedule(shift=3.0)):
+    for schedule in (load("v_prediction").noise, FlowSchedule(shift=3.0)):
         grid = make_grid(schedule, SAMPLER)
         parts = [predict(grid, x, out, i)[1] for out in (base, tuned)]
         torch.testing.assert_close(predict(grid, x, mixed, i)[1], (1 - w) * parts[0] + w * parts[1])

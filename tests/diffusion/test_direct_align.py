@@ -180,7 +180,7 @@ def test_levels_are_neighbours_inside_the_window(toys: Any, prediction: str) -> 
 
 
 def test_there_is_a_level_for_each_training_time(load: Any) -> None:
-    grid = level_grid(load().schedule)
+    grid = level_grid(load().noise)
     assert grid.times == tuple(range(999, -1, -1))
     for tiny in (4, 5, 9):
         for levels in ((0.01, 0.02), (0.98, 0.99), (0.1, 0.9)):

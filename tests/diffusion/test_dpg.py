@@ -66,7 +66,7 @@ def _critic(rank: int, seed: int = 0) -> Critic:
 @pytest.mark.parametrize("space", [(12,), (8, 8), (3, 8, 8), (1, 1)])
 def test_the_critic_guesses_from_latent_level_and_prompt_whatever_the_size(toys, space: tuple[int, ...]) -> None:
     critic = _critic(len(space)).double()
-    x, level, text = toys.noise(2, 4, *space), torch.tensor([[0.6, 0.8]] * 2).double(), toys.noise(2, 7, 5)
+    x, level, text = toys.noise(2, 4, *space), torch.tensor([[0.6, 0.8]] * 2).double(), toys.noise(2, 5)
     guess = critic(x, level, text)
     assert guess.shape == (2,)
     for other in (critic(x + 1, level, text), critic(x, 1 - level, text), critic(x, level, text.flip(0))):

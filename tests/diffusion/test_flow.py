@@ -206,7 +206,7 @@ def test_a_flow_pipeline_in_diffusers_format_is_loaded_and_sampled(tiny_folders,
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     (folder / "model_index.json").write_text(json.dumps(index))
     model = load_text_to_image(str(folder), device=torch.device("cpu"), dtype=torch.float32)
-    assert model.schedule == FlowSchedule(shift=3.0)
+    assert model.noise == FlowSchedule(shift=3.0)
     (images,) = generate_images(model, ["a cat"], [0], SamplerSettings(num_inference_steps=3, guidance_scale=2.0))
     assert images.shape == (1, 3, 16, 16) and bool(images.isfinite().all())
     with pytest.raises(DraftError, match="use_dynamic_shifting"):

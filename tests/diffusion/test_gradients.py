@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import TextToImage
 from draft.diffusion.guidance import guide
 from draft.diffusion.lora import add_lora, lora_parameters
@@ -44,17 +45,17 @@ class Problem:
     def __init__(self, model: TextToImage, method: Planned, *, checkpointing: bool = False, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.model, self.checkpointing = model, checkpointing
-        add_lora(model.unet, LoraSettings(rank=2), seed=1)
-        self.parameters = lora_parameters(model.unet)
+        add_lora(model.network, LoraSettings(rank=2), seed=1)
+        self.parameters = lora_parameters(model.network)
         with torch.no_grad():
             for parameter in self.parameters[1::2]:  # B: at B = 0 the gradient of A vanishes
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-        self.grid = make_grid(model.schedule, SamplerSettings(num_inference_steps=STEPS))
+        self.grid = make_grid(model.noise, SamplerSettings(num_inference_steps=STEPS))
         self.plan = make_plan(method, STEPS)
         self.noise = torch.randn(BATCH, 4, 8, 8, generator=generator, dtype=torch.float64)
         self.copy_noise = torch.randn(BATCH * self.plan.copies, 4, 8, 8, generator=generator, dtype=torch.float64)
-        texts = model.encode(["a cat", "two dogs"])
-        self.output = guide(model.denoise, self.grid, texts, model.encode([""]), GUIDANCE)
+        texts = model.encode(["a cat", "two dogs"], model.default_size)
+        self.output = guide(model.denoise, self.grid, texts, model.encode([""], model.default_size), GUIDANCE)
         self.pattern = torch.randn(3, 16, 16, generator=generator, dtype=torch.float64)
 
     def reward(self, latents: Tensor) -> Tensor:
@@ -141,7 +142,9 @@ def test_only_the_lora_gets_a_gradient_and_nothing_flows_through_the_renoised_co
     problem.noise.requires_grad_()
     problem.reward(problem.latents()).mean().backward()
     assert problem.noise.grad is None
-    assert {id(p) for p in problem.model.unet.parameters() if p.grad is not None} == {id(p) for p in problem.parameters}
+    assert {id(p) for p in problem.model.network.parameters() if p.grad is not None} == {
+        id(p) for p in problem.parameters
+    }
 
 
 def test_one_linear_step_with_a_linear_reward_has_the_closed_form(toys) -> None:
@@ -211,13 +214,13 @@ def test_the_mean_lv_gradient_of_a_linear_net_tends_to_its_closed_form(toys) -> 
 def test_latents_of_any_rank_pass_sampler_and_plans(toys, shape: tuple[int, ...], method: Planned) -> None:
     grid = toys.toy_grid(5)
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    embeddings = torch.randn(2, 3, 5, dtype=torch.float64)
+    conditioning = Conditioning({"text": torch.randn(2, 3, 5, dtype=torch.float64)})
 
-    def net(x: Tensor, time: Tensor, c: Tensor) -> Tensor:
-        assert x.shape[0] == c.shape[0]
-        return (x * scale + c.mean(dim=(1, 2)).reshape(-1, *[1] * (x.dim() - 1))).tanh()
+    def net(x: Tensor, time: Tensor, c: Conditioning) -> Tensor:
+        assert x.shape[0] == len(c)
+        return (x * scale + c.tensors["text"].mean(dim=(1, 2)).reshape(-1, *[1] * (x.dim() - 1))).tanh()
 
-    output = guide(net, grid, embeddings, embeddings[:1], 2.0)
+    output = guide(net, grid, conditioning, conditioning[:1], 2.0)
     plan = make_plan(method, 5)
     copy_noise = torch.randn(plan.copies * 2, *shape[1:], dtype=torch.float64)
     latents = sample_with_plan(
@@ -229,16 +232,17 @@ def test_latents_of_any_rank_pass_sampler_and_plans(toys, shape: tuple[int, ...]
 
 
 def test_guidance_is_the_formula_and_copies_keep_their_prompts(toys) -> None:
-    grid, embeddings = toys.toy_grid(5), torch.tensor([[[1.0]], [[2.0]]])
+    grid, conditioning = toys.toy_grid(5), Conditioning({"text": torch.tensor([[[1.0]], [[2.0]]])})
+    blank = Conditioning({"text": torch.tensor([[[0.5]]])})
     calls = []
 
-    def net(x: Tensor, time: Tensor, c: Tensor) -> Tensor:
+    def net(x: Tensor, time: Tensor, c: Conditioning) -> Tensor:
         calls.append(x.shape[0])
-        return c.reshape(-1, 1) * torch.ones_like(x)
+        return c.tensors["text"].reshape(-1, 1) * torch.ones_like(x)
 
-    guided = guide(net, grid, embeddings, torch.tensor([[[0.5]]]), 3.0)
+    guided = guide(net, grid, conditioning, blank, 3.0)
     torch.testing.assert_close(guided(torch.zeros(4, 1), 0), torch.tensor([[2.0], [5.0], [2.0], [5.0]]))
-    plain = guide(net, grid, embeddings, torch.tensor([[[0.5]]]), 1.0)
+    plain = guide(net, grid, conditioning, blank, 1.0)
     torch.testing.assert_close(plain(torch.zeros(4, 1), 0), torch.tensor([[1.0], [2.0], [1.0], [2.0]]))
     assert calls == [8, 4]
 

@@ -185,24 +185,26 @@ def test_a_repeated_step_starts_again_from_its_own_level_of_the_same_sample(toys
 def test_a_loaded_model_with_adapters_has_no_dropout_and_two_calls_are_one(tiny_module, tmp_path) -> None:
     folder = tiny_module.save_tiny_model(tmp_path / "model", unet={"dropout": 0.5})
     model = load_text_to_image(str(folder), device=torch.device("cpu"), dtype=torch.float64)
-    add_lora(model.unet, LoraSettings(rank=2), seed=0)
-    factors = lora_factors(model.unet)
-    load_lora(model.unet, factors, name="other")
+    add_lora(model.network, LoraSettings(rank=2), seed=0)
+    factors = lora_factors(model.network)
+    load_lora(model.network, factors, name="other")
     assert model.text_encoder is not None
-    modules = [m for part in (model.unet, model.vae, model.text_encoder) for m in part.modules()]
+    modules = [m for part in (model.network, model.vae, model.text_encoder) for m in part.modules()]
     dropouts = [m for m in modules if isinstance(m, nn.Dropout)]
     assert any(m.p == 0.5 for m in dropouts)
     # peft's own containers stay in training mode; they hold no layer that would act on it.
     acts = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
     assert not any(m.training for m in modules if isinstance(m, acts))
     beneath = load_text_to_image(str(folder), device=torch.device("cpu"), dtype=torch.float64)
-    load_beneath(beneath.unet, [(factors, 0.5)])
-    add_lora(beneath.unet, LoraSettings(rank=2), seed=0)
-    assert not any(m.training for m in beneath.unet.modules() if isinstance(m, acts))
-    grid = make_grid(model.schedule, SamplerSettings(num_inference_steps=2))
+    load_beneath(beneath.network, [(factors, 0.5)])
+    add_lora(beneath.network, LoraSettings(rank=2), seed=0)
+    assert not any(m.training for m in beneath.network.modules() if isinstance(m, acts))
+    grid = make_grid(model.noise, SamplerSettings(num_inference_steps=2))
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for each in (model, beneath):
-        texts = model.encode(["a cat"])
-        output = make_output(each, grid, texts, model.encode([""]), SamplerSettings(num_inference_steps=2))
-        assert lora_parameters(each.unet)
+        texts = model.encode(["a cat"], model.default_size)
+        output = make_output(
+            each, grid, texts, model.encode([""], model.default_size), SamplerSettings(num_inference_steps=2)
+        )
+        assert lora_parameters(each.network)
         assert torch.equal(output(x, 0), output(x, 0))

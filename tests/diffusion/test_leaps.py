@@ -150,14 +150,14 @@ def test_the_lora_gradient_agrees_with_central_differences_of_the_surrogate(
     load: Any, toys: Any, monkeypatch: pytest.MonkeyPatch, method: Any, frozen: str, prediction: str
 ) -> None:
     method, model = with_frozen(method, frozen), load(prediction)
-    add_lora(model.unet, LoraSettings(rank=2), seed=1)
-    parameters = lora_parameters(model.unet)
+    add_lora(model.network, LoraSettings(rank=2), seed=1)
+    parameters = lora_parameters(model.network)
     with torch.no_grad():
         for seed, parameter in enumerate(parameters[1::2]):  # B: at B = 0 the gradient of A vanishes
             parameter.copy_(0.3 * toys.noise(*parameter.shape, seed=seed))
     sampler_grid = toys.toy_grid(STEPS, prediction)
-    grid = call_grid(method, model.schedule, sampler_grid)
-    texts, nothing = model.encode(["a cat", "two dogs"]), model.encode([""])
+    grid = call_grid(method, model.noise, sampler_grid)
+    texts, nothing = model.encode(["a cat", "two dogs"], model.default_size), model.encode([""], model.default_size)
     rollout = roll_out(guide(model.denoise, sampler_grid, texts, nothing, 3.0), sampler_grid, toys.noise(2, 4, 8, 8))
     networks = toys.both(guide(model.denoise, grid, texts, nothing, 3.0))
     pattern = toys.noise(3, 16, 16)

@@ -81,7 +81,7 @@ def test_a_small_model_fits(tiny_folders: dict[str, Path]) -> None:
 
 def test_parameters_are_counted_without_reading_weights(tiny_folders: dict[str, Path], load) -> None:
     model = load(dtype=torch.float32)
-    assert denoiser_parameters(str(tiny_folders["epsilon"])) == sum(p.numel() for p in model.unet.parameters())
+    assert denoiser_parameters(str(tiny_folders["epsilon"])) == sum(p.numel() for p in model.network.parameters())
 
 
 def test_parameters_of_a_single_file_are_counted_from_its_header(tmp_path: Path) -> None:

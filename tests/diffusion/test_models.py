@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from draft.diffusion.families import load_text_to_image
 from draft.errors import DraftError
+from draft.types import Size
 
 CPU = torch.device("cpu")
 
@@ -24,13 +25,13 @@ def _refusal(model: Path | str) -> DraftError:
 
 def test_a_model_is_frozen_and_knows_its_shapes(load) -> None:
     model = load(dtype=torch.float32)
-    assert model.family == "sd" and model.default_resolution == 16
-    assert model.latent_shape(None) == (4, 8, 8) and model.latent_shape(24) == (4, 12, 12)
-    assert not any(p.requires_grad for m in (model.unet, model.vae, model.text_encoder) for p in m.parameters())
-    assert model.encode(["a", "b"]).shape == (2, 16, 16)
+    assert model.family.name == "sd" and model.default_size == Size(16, 16)
+    assert model.latent_shape(model.default_size) == (4, 8, 8) and model.latent_shape(Size(24, 32)) == (4, 12, 16)
+    assert not any(p.requires_grad for m in (model.network, model.vae, model.text_encoder) for p in m.parameters())
+    assert model.encode(["a", "b"], model.default_size).tensors["text"].shape == (2, 16, 16)
     assert torch.is_grad_enabled()
     with pytest.raises(DraftError, match=r"multiple of 2 for this model \(got 17\)"):
-        model.latent_shape(17)
+        model.latent_shape(Size(17, 17))
 
 
 def test_decoding_keeps_the_gradient_and_the_range(load) -> None:
@@ -45,14 +46,14 @@ def test_decoding_keeps_the_gradient_and_the_range(load) -> None:
 def test_a_prompt_that_is_too_long_is_cut_with_a_warning(load) -> None:
     model = load(dtype=torch.float32)
     with pytest.warns(UserWarning, match=r"prompt cut to 16 tokens \(got \d+\): 'abcdefghijklmnopqrstuvwxyz'"):
-        model.encode(["abcdefghijklmnopqrstuvwxyz"])
+        model.encode(["abcdefghijklmnopqrstuvwxyz"], model.default_size)
 
 
 def test_the_text_encoder_can_be_dropped(load) -> None:
     model = load(dtype=torch.float32)
-    model.drop_text_encoder()
+    model.drop_encoders()
     with pytest.raises(RuntimeError, match="dropped"):
-        model.encode(["a"])
+        model.encode(["a"], model.default_size)
 
 
 def test_missing_weights_are_one_clear_line(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -74,11 +75,13 @@ def test_other_families_are_refused_by_name(tiny_folders: dict[str, Path], tmp_p
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
     assert _refusal(folder).what == f"model '{folder}' is a StableDiffusionXLPipeline, a family Draft cannot train yet"
     single = tmp_path / "xl.safetensors"
-    save_file({"conditioner.embedders.1.model.x": torch.zeros(1)}, single)
-    assert "Stable Diffusion XL" in _refusal(single).what
+    names = ("model.diffusion_model.input_blocks.0.0.weight", "conditioner.embedders.1.model.x")
+    save_file({name: torch.zeros(1) for name in names}, single)
+    assert _refusal(single).what == f"checkpoint {single} is Stable Diffusion XL, a family Draft cannot train yet"
+    assert _refusal(single).hint == "Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) can"
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(1)}, other)
-    assert "no Stable Diffusion 1.x or 2.x checkpoint" in _refusal(other).what
+    assert _refusal(other).what == f"checkpoint {other} is of no family of models that Draft knows"
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

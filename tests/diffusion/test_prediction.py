@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.families.single_file import settle_prediction
 from draft.diffusion.schedule import Schedule
+from draft.types import Size
 
 CPU = torch.device("cpu")
 
@@ -21,22 +23,22 @@ class Guess:
 
     def __init__(self, prediction: str, variance: float, width: int) -> None:
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        self.schedule = Schedule(tuple((1 - betas).cumprod(0).tolist()))
-        signal = self.schedule.alphas_cumprod[-1]
+        self.noise = Schedule(tuple((1 - betas).cumprod(0).tolist()))
+        signal = self.noise.alphas_cumprod[-1]
         alpha, sigma = signal**0.5, (1 - signal) ** 0.5
         self.factor = sigma if prediction == "epsilon" else alpha * sigma * (1 - variance)
         self.factor /= signal * variance + 1 - signal
-        self.unet = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width, sample_size=64))
-        self.unet.register_to_config = lambda sample_size: setattr(self.unet.config, "sample_size", sample_size)
-        self.device = CPU
+        self.network = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width, sample_size=64))
+        self.network.register_to_config = lambda sample_size: setattr(self.network.config, "sample_size", sample_size)
+        self.device, self.default_size = CPU, Size(64, 64)
 
-    def latent_shape(self, resolution: int | None) -> tuple[int, ...]:
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
         return 4, 8, 8
 
-    def encode(self, prompts: list[str]) -> Tensor:
-        return torch.zeros(len(prompts), 1, 1)
+    def encode(self, prompts: list[str], size: Size) -> Conditioning:
+        return Conditioning({"text": torch.zeros(len(prompts), 1, 1)})
 
-    def denoise(self, latents: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
+    def denoise(self, latents: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         assert int(time) == 999
         return self.factor * latents
 
@@ -45,23 +47,23 @@ class Guess:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_network_itself_says_what_it_predicts(prediction: str, variance: float) -> None:
     model: Any = Guess(prediction, variance, 1024)
-    assert settle_prediction(model, model.schedule).prediction == prediction
-    assert model.unet.config.sample_size == (64 if prediction == "epsilon" else 96)
+    assert settle_prediction(model, model.noise).prediction == prediction
+    assert model.network.config.sample_size == (64 if prediction == "epsilon" else 96)
     other: Any = Guess(prediction, variance, 768)
-    assert settle_prediction(other, other.schedule).prediction == prediction and other.unet.config.sample_size == 64
+    assert settle_prediction(other, other.noise).prediction == prediction and other.network.config.sample_size == 64
 
 
 def test_a_trained_network_says_what_it_predicts() -> None:
     from draft.rewards.plugins import model_path
 
     model: Any = load_text_to_image(model_path("emoji"), device=CPU, dtype=torch.float32)
-    assert model.schedule.prediction == "v_prediction"
-    assert settle_prediction(model, model.schedule).prediction == "v_prediction"
-    signal = model.schedule.alphas_cumprod[-1]
+    assert model.noise.prediction == "v_prediction"
+    assert settle_prediction(model, model.noise).prediction == "v_prediction"
+    signal = model.noise.alphas_cumprod[-1]
     predict_v = model.denoise
 
-    def predict_noise(latents: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
-        return signal**0.5 * predict_v(latents, time, embeddings) + (1 - signal) ** 0.5 * latents
+    def predict_noise(latents: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        return signal**0.5 * predict_v(latents, time, conditioning) + (1 - signal) ** 0.5 * latents
 
     model.denoise = predict_noise
-    assert settle_prediction(model, model.schedule).prediction == "epsilon"
+    assert settle_prediction(model, model.noise).prediction == "epsilon"

@@ -47,7 +47,9 @@ def test_images_equal_those_of_diffusers_pipeline(
         spacing=spacing,
         final=final,  # type: ignore[arg-type]
     )
-    ours = sample_images(model, model.encode(["a cat", "two dogs"]), model.encode(["bad"]), noise, settings)
+    size = model.default_size
+    texts, bad = model.encode(["a cat", "two dogs"], size), model.unconditional("bad", size)
+    ours = sample_images(model, texts, bad, noise, settings, size)
     torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-4)
 
 
@@ -101,7 +103,7 @@ def test_an_images_noise_depends_on_its_seed_alone(load) -> None:
 def test_a_fresh_lora_leaves_the_images_as_they_are(load) -> None:
     model, settings = load(dtype=torch.float32), SamplerSettings(num_inference_steps=2)
     before = next(generate_images(model, ["a"], [0], settings))
-    add_lora(model.unet, LoraSettings(rank=2), seed=0)
+    add_lora(model.network, LoraSettings(rank=2), seed=0)
     assert torch.equal(next(generate_images(model, ["a"], [0], settings)), before)
 
 
@@ -109,8 +111,8 @@ def test_bfloat16_gives_nearly_the_same_image_and_a_float32_lora(load) -> None:
     settings = SamplerSettings(num_inference_steps=2)
     exact = next(generate_images(load(dtype=torch.float32), ["a"], [0], settings))
     model = load(dtype=torch.bfloat16)
-    add_lora(model.unet, LoraSettings(rank=2), seed=0)
+    add_lora(model.network, LoraSettings(rank=2), seed=0)
     coarse = next(generate_images(model, ["a"], [0], settings))
     assert coarse.dtype == torch.float32
     assert (coarse - exact).abs().mean() < 0.02
-    assert {p.dtype for p in model.unet.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.network.parameters() if p.requires_grad} == {torch.float32}

@@ -23,7 +23,7 @@ from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.training.settings import TrainSettings
 from draft.training.train import train
-from draft.types import Prompts
+from draft.types import Prompts, Size
 
 CPU = torch.device("cpu")
 PARTS = ("unet", "vae", "text_encoder", "scheduler")
@@ -81,8 +81,8 @@ def test_a_checkpoint_of_version_1_draws_what_its_folder_draws(
 ) -> None:
     model = load(place(whole, *PARTS, "tokenizer"))
     assert torch.is_grad_enabled()
-    assert model.default_resolution == 16 and model.schedule.prediction == "epsilon"
-    assert not hasattr(model.unet, "hf_device_map") and not hasattr(model.vae, "hf_device_map")
+    assert model.default_size == Size(16, 16) and model.noise.prediction == "epsilon"
+    assert not hasattr(model.network, "hf_device_map") and not hasattr(model.vae, "hf_device_map")
     wanted = images(load(tiny_folders["epsilon"]))
     assert wanted.std() > 0.01
     torch.testing.assert_close(images(model), wanted, rtol=0, atol=1e-6)
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_version_2_draws_what_its_folder_draws(
         unet={"use_linear_projection": True, "attention_head_dim": (2, 4)},
     )
     model = load(place(layout.original(folder, "2"), *PARTS, "tokenizer", folder=folder))
-    assert model.schedule.prediction == "v_prediction"
+    assert model.noise.prediction == "v_prediction"
     torch.testing.assert_close(images(model), images(load(folder)), rtol=0, atol=1e-6)
 
 
@@ -132,7 +132,7 @@ def test_a_checkpoint_in_half_precision_loads_in_the_precision_asked_for(
 ) -> None:
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in whole.items()}
     model = load(place(half, *PARTS, "tokenizer"), torch.float64)
-    assert {p.dtype for p in model.unet.parameters()} == {torch.float64}
+    assert {p.dtype for p in model.network.parameters()} == {torch.float64}
     assert images(model).isfinite().all()
 
 
@@ -255,6 +255,6 @@ def test_a_file_whose_prediction_nobody_says_is_asked(
 
     monkeypatch.setattr(sd, "settle_prediction", lambda model, schedule: replace(schedule, prediction="v_prediction"))
     model = load(place(whole, *PARTS[:3], "tokenizer"))
-    assert model.schedule.prediction == "v_prediction"
+    assert model.noise.prediction == "v_prediction"
     # Scaled-linear from 0.00085 to 0.012, as both versions were trained.
-    assert model.schedule.alphas_cumprod[-1] == pytest.approx(0.00466, rel=1e-2)
+    assert model.noise.alphas_cumprod[-1] == pytest.approx(0.00466, rel=1e-2)

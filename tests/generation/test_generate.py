@@ -125,8 +125,8 @@ class Counter:
 
     def load(self, *arguments: Any) -> TextToImage:
         model = module.load_arms.__wrapped__(*arguments)  # type: ignore[attr-defined]
-        model.unet.register_forward_pre_hook(self._called)
-        model.unet.conv_in.register_forward_hook(self._entered)
+        model.network.register_forward_pre_hook(self._called)
+        model.network.conv_in.register_forward_hook(self._entered)
         return model
 
     def _called(self, unet: Any, inputs: tuple[Any, ...]) -> None:
@@ -376,17 +376,18 @@ def test_prompt_search_draws_every_way_from_each_noise_in_turn_and_keeps_the_bes
     settings = replace(SETTINGS, sampler=sampler, images_per_prompt=1)
     folder, _ = make(PromptSearch(modifiers=ways[1:], budget=budget), settings=settings)
     model = loaded
-    grid, each = make_grid(model.schedule, sampler), 1 + STEPS * (eta > 0)
-    unconditional = model.encode([""])
+    size, each = model.default_size, 1 + STEPS * (eta > 0)
+    grid = make_grid(model.schedule(size, sampler.num_inference_steps), sampler)
+    unconditional = model.unconditional("", size)
     chosen = set()
     for entry, line in zip(lines(folder, "images"), lines(folder, "rewards"), strict=True):
         text = entry["prompt"]
         said = {"": text, "{prompt} red": f"{text} red", "old": f"{text}, old"}
-        draws = seeded_draws([entry["seed"]], model.latent_shape(None), 2 * each)
+        draws = seeded_draws([entry["seed"]], model.latent_shape(model.default_size), 2 * each)
         scores = {}
         for number in range(budget):
             way, again = ways[number % 3], number // 3
-            output = make_output(model, grid, model.encode([said[way]]), unconditional, sampler)
+            output = make_output(model, grid, model.encode([said[way]], size), unconditional, sampler)
             own = draws[again * each : (again + 1) * each]
             with torch.no_grad():
                 image = model.decode(sample(output, grid, own[0], list(own[1:]) or None))

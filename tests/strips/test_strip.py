@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.adapters.mixture import mix_files
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
@@ -34,8 +34,8 @@ def _wanted(folder: Path, adapter: Path | None, weight: float = 1.0) -> list[byt
     """What the model draws for each row, as the evaluation would draw it."""
     model = load_text_to_image(str(folder / "model"), device=torch.device("cpu"), dtype=torch.float32)
     if adapter is not None:
-        load_lora(model.unet, unet_factors(read_adapter(adapter)), name="one")
-        use_lora(model.unet, "one", weight)
+        load_lora(model.network, denoiser_factors(read_adapter(adapter)), name="one")
+        use_lora(model.network, "one", weight)
     prompts, seeds = ["a cat", "a cat", LONG, LONG], [7, 3, 7, 3]
     images = torch.cat(list(generate_images(model, prompts, seeds, SAMPLER, batch_size=3)))
     return [to_picture(image).tobytes() for image in images]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
@@ -37,7 +37,7 @@ def test_the_reward_rises_and_against_its_weight_it_falls(toys, tiny_model: Path
         model, folder = copy.deepcopy(base), tmp_path / str(weight)
         if weight:
             toys.trained(settings, tiny_model, folder, weight=weight)
-            load_lora(model.unet, unet_factors(read_adapter(folder / "adapter.safetensors")), name="trained")
+            load_lora(model.network, denoiser_factors(read_adapter(folder / "adapter.safetensors")), name="trained")
         return float(torch.cat(list(generate_images(model, ["a cat"] * 8, range(8), settings.sampler))).square().mean())
 
     brighter, plain, darker = (brightness(weight) for weight in (1.0, 0.0, -1.0))
@@ -51,7 +51,7 @@ def _by_hand(run: Run) -> Tensor:
     batch = run.next_batch()
     plan = draw_plan(method, grid.steps, run.random.method)  # type: ignore[arg-type]
     policy, detached_input = settings.cfg_gradient, isinstance(method, DRTune)
-    blank, base, far = run.unconditional.expand_as(batch.embeddings), run.output(batch, adapted=False), []
+    blank, base, far = run.unconditional.expand(len(batch.conditioning)), run.output(batch, adapted=False), []
     x = clean = batch.noise
     for i in range(grid.steps):
         recorded, time = plan.recorded[i], torch.tensor(grid.times[i])
@@ -59,7 +59,7 @@ def _by_hand(run: Run) -> Tensor:
             x = x.detach()
         seen = x.detach() if detached_input or not recorded else x
         with torch.set_grad_enabled(recorded):
-            c, u = (run.model.denoise(seen, time, text) for text in (batch.embeddings, blank))
+            c, u = (run.model.denoise(seen, time, text) for text in (batch.conditioning, blank))
             if policy == "detached":
                 u = u.detach()
             e = c if recorded and policy == "off" else u + settings.sampler.guidance_scale * (c - u)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.adapters.files.formats import Adapter, Factors, read_adapter, unet_factors, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, denoiser_factors, read_adapter, write_adapter
 from draft.adapters.mixture import mix_files
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images, sample_images, seeded_noise
@@ -114,8 +114,8 @@ def prepared(tiny_model: Path):
 
 def _drawn(model, adapter: Path | None, weight: float = 1.0) -> Tensor:
     if adapter is not None:
-        load_lora(model.unet, unet_factors(read_adapter(adapter)), name="drawn")
-        use_lora(model.unet, "drawn", weight)
+        load_lora(model.network, denoiser_factors(read_adapter(adapter)), name="drawn")
+        use_lora(model.network, "drawn", weight)
     return torch.cat(list(generate_images(model, ["a cat", "a dog"], [0, 1], SETTINGS.sampler)))
 
 
@@ -127,10 +127,10 @@ def _model(tiny_model: Path):
 def test_the_lora_begins_at_the_adapter_and_all_its_ranks_learn(prepared, tmp_path: Path, scale: float) -> None:
     path = _adapter(tmp_path / "a.safetensors", scale=scale)
     run = prepared(Foundation(path))
-    begun, wanted = lora_factors(run.model.unet), _products(unet_factors(read_adapter(path)))
+    begun, wanted = lora_factors(run.model.network), _products(denoiser_factors(read_adapter(path)))
     for name, product in _products(begun).items():
         torch.testing.assert_close(product, wanted.get(name, torch.zeros_like(product)), rtol=2e-6, atol=2e-7)
-    fresh = lora_factors(prepared(FRESH).model.unet)
+    fresh = lora_factors(prepared(FRESH).model.network)
     learning = f"{PLACE}.to_q".removeprefix("unet.")
     assert torch.equal(begun[learning][0][2:], fresh[learning][0][2:]) and begun[learning][0][2:].any()
     assert not begun[learning][1][:, 2:].any()
@@ -140,15 +140,15 @@ def test_the_lora_begins_at_the_adapter_and_all_its_ranks_learn(prepared, tmp_pa
 
 def test_factors_of_scale_one_are_taken_bit_for_bit(prepared, tmp_path: Path) -> None:
     path = _adapter(tmp_path / "a.safetensors")
-    begun = lora_factors(prepared(Foundation(path)).model.unet)
-    for name, (a, b) in unet_factors(read_adapter(path)).items():
+    begun = lora_factors(prepared(Foundation(path)).model.network)
+    for name, (a, b) in denoiser_factors(read_adapter(path)).items():
         assert torch.equal(begun[name][0][:2], a) and torch.equal(begun[name][1][:, :2], b)
 
 
 def test_a_second_training_goes_on_from_the_file_of_the_first(run, tmp_path: Path) -> None:
     first = run(folder="first")
     second = run(Foundation(first), replace(SETTINGS, learning_rate=1e-30), folder="second")
-    before, after = (_products(unet_factors(read_adapter(path))) for path in (first, second))
+    before, after = (_products(denoiser_factors(read_adapter(path))) for path in (first, second))
     assert set(before) == set(after)
     assert any(product.any() for product in before.values())
     for name, product in before.items():
@@ -166,9 +166,10 @@ def test_mixing_what_lies_beneath_with_what_was_learned_draws_what_the_training_
         with torch.no_grad():
             model = progressed.model
             fresh = _model(tiny_model)  # its text encoder: the training has dropped its own
-            embeddings, unconditional = fresh.encode(["a cat", "a dog"]), fresh.encode([""])
-            noise = seeded_noise([0, 1], model.latent_shape(None))
-            seen.append(sample_images(model, embeddings, unconditional, noise, SETTINGS.sampler))
+            size = fresh.default_size
+            conditioning, unconditional = fresh.encode(["a cat", "a dog"], size), fresh.unconditional("", size)
+            noise = seeded_noise([0, 1], model.latent_shape(model.default_size))
+            seen.append(sample_images(model, conditioning, unconditional, noise, SETTINGS.sampler, size))
         return False
 
     learned = run(Foundation(start, ((one, 0.7), (two, -0.4))), after=look)
@@ -176,9 +177,9 @@ def test_mixing_what_lies_beneath_with_what_was_learned_draws_what_the_training_
     drawn = _drawn(_model(tiny_model), tmp_path / "mix.safetensors")
     torch.testing.assert_close(drawn, seen[-1], rtol=0, atol=2e-6)
     assert (drawn - _drawn(_model(tiny_model), learned)).abs().max() > 1e-3  # what lies beneath is not in the file
-    unet = _model(tiny_model).unet
+    unet = _model(tiny_model).network
     add_lora(unet, SETTINGS.lora, seed=0)
-    assert set(unet_factors(read_adapter(learned))) == set(lora_factors(unet))
+    assert set(denoiser_factors(read_adapter(learned))) == set(lora_factors(unet))
 
 
 def test_with_the_lora_off_the_base_is_the_model_with_what_lies_beneath(prepared, tiny_model, tmp_path: Path) -> None:
@@ -192,18 +193,18 @@ def test_with_the_lora_off_the_base_is_the_model_with_what_lies_beneath(prepared
             return run.output(batch, adapted=adapted)(batch.noise, 0)
 
     other = _model(tiny_model)
-    load_lora(other.unet, unet_factors(read_adapter(one)), name="one")
-    use_lora(other.unet, "one", 0.7)
+    load_lora(other.network, denoiser_factors(read_adapter(one)), name="one")
+    use_lora(other.network, "one", 0.7)
     time = run.grid.times[0]
     with torch.no_grad():
-        wanted = other.denoise(batch.noise, time, batch.embeddings)
+        wanted = other.denoise(batch.noise, time, batch.conditioning)
     torch.testing.assert_close(output(False), wanted, rtol=0, atol=1e-6)
     assert (output(True) - wanted).abs().max() > 1e-4
     before = output(True)
-    with lora_off(run.model.unet), lora_off(run.model.unet):
+    with lora_off(run.model.network), lora_off(run.model.network):
         pass
     assert torch.equal(output(True), before)
-    assert [id(p) for p in run.parameters] == [id(p) for p in run.model.unet.parameters() if p.requires_grad]
+    assert [id(p) for p in run.parameters] == [id(p) for p in run.model.network.parameters() if p.requires_grad]
 
 
 def test_what_lies_beneath_gets_no_gradient_and_does_not_move(run, tmp_path: Path) -> None:
@@ -211,14 +212,14 @@ def test_what_lies_beneath_gets_no_gradient_and_does_not_move(run, tmp_path: Pat
     kept: list[dict[str, tuple[Tensor, Tensor]]] = []
 
     def look(progressed: Progressed) -> bool:
-        unet = progressed.model.unet
+        unet = progressed.model.network
         kept.append(lora_factors(unet, "beneath_0"))
         moved = {name for name, parameter in unet.named_parameters() if parameter.grad is not None}
         assert moved and all(".default." in name for name in moved)
         return False
 
     run(Foundation(None, ((one, 0.7),)), after=look)
-    for name, (a, b) in unet_factors(read_adapter(one)).items():
+    for name, (a, b) in denoiser_factors(read_adapter(one)).items():
         assert torch.equal(kept[-1][name][0], a) and torch.equal(kept[-1][name][1], b)
 
 
@@ -232,8 +233,8 @@ def test_what_lies_beneath_gets_no_gradient_and_does_not_move(run, tmp_path: Pat
 )
 def test_methods_that_compare_with_the_base_train_on_top_of_it(run, tmp_path: Path, settings) -> None:
     foundation = Foundation(None, ((_adapter(tmp_path / "one.safetensors"), 1.0),))
-    with_it = _products(unet_factors(read_adapter(run(foundation, settings, folder="with"))))
-    bare = _products(unet_factors(read_adapter(run(FRESH, settings, folder="without"))))
+    with_it = _products(denoiser_factors(read_adapter(run(foundation, settings, folder="with"))))
+    bare = _products(denoiser_factors(read_adapter(run(FRESH, settings, folder="without"))))
     assert any(not torch.allclose(with_it[name], bare[name]) for name in bare)
     rows = [json.loads(line) for line in (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == settings.max_steps and all(torch.isfinite(torch.tensor(row["grad_norm"])) for row in rows)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
@@ -89,8 +89,8 @@ def brightness(tiny_model: Path, tmp_path: Path) -> Callable[..., float]:
     def brightness(folder: str = "") -> float:
         model = load_text_to_image(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32)
         if folder:
-            factors = unet_factors(read_adapter(tmp_path / folder / "adapter.safetensors"))
-            load_lora(model.unet, factors, name="trained")
+            factors = denoiser_factors(read_adapter(tmp_path / folder / "adapter.safetensors"))
+            load_lora(model.network, factors, name="trained")
         return float(torch.cat(list(generate_images(model, ["a cat"] * 8, range(8), SETTINGS.sampler))).mean())
 
     return brightness

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.guidance import guide
 from draft.diffusion.lora import add_lora, lora_norm, lora_off, lora_parameters
@@ -82,15 +83,15 @@ def make_run(tiny_model: Path) -> Callable[..., Run]:
         )
         model = load_text_to_image(str(tiny_model), device=CPU, dtype=torch.float64)
         prompts = Prompts(["a cat", "a dog"])
-        embeddings, unconditional = model.encode(prompts), model.encode([""])
-        add_lora(model.unet, chosen.lora, seed=0)
-        parameters = lora_parameters(model.unet)
+        conditioning, unconditional = model.encode(prompts, model.default_size), model.encode([""], model.default_size)
+        add_lora(model.network, chosen.lora, seed=0)
+        parameters = lora_parameters(model.network)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in parameters[1::2]:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
         optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-        grid = make_grid(model.schedule, chosen.sampler)
+        grid = make_grid(model.schedule(model.default_size, chosen.sampler.num_inference_steps), chosen.sampler)
         scorer = Scorer(model.decode, _terms(1.0), 0, chosen.robust)
         random = Randomness(5, 2)
         random.noise = lambda *shape: torch.randn(shape, generator=random._noise, dtype=torch.float64)  # type: ignore[method-assign]
@@ -100,7 +101,7 @@ def make_run(tiny_model: Path) -> Callable[..., Run]:
             prompts,
             scorer,
             grid,
-            embeddings,
+            conditioning,
             unconditional,
             parameters,
             optimizer,
@@ -269,7 +270,7 @@ def test_the_penalties_vanish_at_the_base_model(make_run) -> None:
                 parameter.zero_()
     for a, b in zip(_gradient(plain), _gradient(kept), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-15)
-    assert float(lora_norm(kept.model.unet).detach()) == 0
+    assert float(lora_norm(kept.model.network).detach()) == 0
 
 
 def test_the_lora_norm_is_that_of_the_products(make_run) -> None:
@@ -277,7 +278,7 @@ def test_the_lora_norm_is_that_of_the_products(make_run) -> None:
     pairs = list(zip(run.parameters[::2], run.parameters[1::2], strict=True))
     plain = make_run(DraftK(k=1))
     expected = sum((b @ a).square().sum() for a, b in pairs)
-    torch.testing.assert_close(lora_norm(run.model.unet), expected)
+    torch.testing.assert_close(lora_norm(run.model.network), expected)
     slopes = torch.autograd.grad(0.3 * expected, run.parameters)
     for with_penalty, without, slope in zip(_gradient(run), _gradient(plain), slopes, strict=True):
         torch.testing.assert_close(with_penalty, without + slope, rtol=1e-7, atol=1e-10)
@@ -286,25 +287,25 @@ def test_the_lora_norm_is_that_of_the_products(make_run) -> None:
 def test_guidance_multiplies_what_both_branches_share_only_where_one_is_detached() -> None:
     """d out = g d o_c - (g - 1) d o_u: a change common to both has factor 1, and g where o_u is detached."""
     theta = torch.ones((), dtype=torch.float64, requires_grad=True)
-    embeddings = torch.ones(2, 1, 1, dtype=torch.float64)
+    conditioning = Conditioning({"text": torch.ones(2, 1, 1, dtype=torch.float64)})
     grid = make_grid(FlowSchedule(), SamplerSettings(num_inference_steps=2))
     calls: list[int] = []
 
-    def net(x: Tensor, time: Tensor, c: Tensor) -> Tensor:
+    def net(x: Tensor, time: Tensor, c: Conditioning) -> Tensor:
         calls.append(len(x))
         return theta * x
 
     slopes = {}
     for policy in ("both", "detached", "off"):
         for scale in (1.0, 3.0, 7.0):
-            output = guide(net, grid, embeddings, embeddings[:1], scale, gradient=policy)  # type: ignore[arg-type]
+            output = guide(net, grid, conditioning, conditioning[:1], scale, gradient=policy)  # type: ignore[arg-type]
             (slope,) = torch.autograd.grad(output(torch.ones(2, 1, dtype=torch.float64), 0).sum(), theta)
             slopes[policy, scale] = float(slope) / 2
     assert [slopes["both", g] for g in (1.0, 3.0, 7.0)] == [1, 1, 1]
     assert [slopes["detached", g] for g in (1.0, 3.0, 7.0)] == [1, 3, 7]
     assert [slopes["off", g] for g in (1.0, 3.0, 7.0)] == [1, 1, 1]
     calls.clear()
-    guide(net, grid, embeddings, embeddings[:1], 3.0, gradient="off")(torch.ones(2, 1, dtype=torch.float64), 0)
+    guide(net, grid, conditioning, conditioning[:1], 3.0, gradient="off")(torch.ones(2, 1, dtype=torch.float64), 0)
     assert calls == [2]
 
 
@@ -327,8 +328,8 @@ def test_the_base_model_is_one_context_away_and_comes_back(make_run) -> None:
         for parameter in run.parameters[1::2]:
             parameter.zero_()
     torch.testing.assert_close(run.output(batch)(batch.noise, 0), base, rtol=0, atol=0)
-    with lora_off(run.model.unet):
-        assert not any(parameter.requires_grad for parameter in run.model.unet.parameters())
+    with lora_off(run.model.network):
+        assert not any(parameter.requires_grad for parameter in run.model.network.parameters())
     assert all(parameter.requires_grad for parameter in run.parameters)
 
 

@@ -28,7 +28,7 @@ IMAGES = 6
 
 def _part(run: Run, whole: Batch, some: Tensor) -> Batch:
     indices = [whole.indices[n] for n in some.tolist()]
-    return Batch(run.prompts.take(indices), indices, run.embeddings[indices], whole.noise[some], None)
+    return Batch(run.prompts.take(indices), indices, run.conditioning[indices], whole.noise[some], None)
 
 
 def _ddpo_by_hand(toys: Any, run: Run, memory: dict[int, list[float]]) -> Tensor:
@@ -127,7 +127,7 @@ def _best_of_n_by_hand(toys: Any, run: Run) -> float:
         drawn = run.next_batch()
         indices += drawn.indices * method.samples
         noises += [drawn.noise, *(run.draw_noise(drawn.noise) for _ in range(method.samples - 1))]
-    whole = Batch(run.prompts.take(indices), indices, run.embeddings[indices], torch.cat(noises), None)
+    whole = Batch(run.prompts.take(indices), indices, run.conditioning[indices], torch.cat(noises), None)
     clean = roll_out(run.output(whole), run.grid, whole.noise).states[-1]
     with torch.no_grad():
         rewards = toys.brightness(run, clean).float().tolist()
@@ -149,11 +149,11 @@ def _best_of_n_by_hand(toys: Any, run: Run) -> float:
         i = int(torch.randint(count, (), generator=run.random.method))
         time = 999 - i if method.times == "schedule" else run.grid.times[i]
         z = run.draw_noise(clean[some])
-        share = run.model.schedule.alphas_cumprod[int(time)]
+        share = run.model.noise.alphas_cumprod[int(time)]
         x = share**0.5 * clean[some] + (1 - share) ** 0.5 * z
-        e = run.model.denoise(x, torch.tensor(time), whole.embeddings[some])
+        e = run.model.denoise(x, torch.tensor(time), whole.conditioning[some])
         if method.guided:
-            blank = run.model.denoise(x, torch.tensor(time), run.unconditional.expand_as(whole.embeddings[some]))
+            blank = run.model.denoise(x, torch.tensor(time), run.unconditional.expand(len(some)))
             e = blank + run.settings.sampler.guidance_scale * (e - blank)
         factors = torch.tensor([weights[n] for n in some.tolist()])
         sums.append((factors * (e - z).square().flatten(1).mean(1)).sum())
@@ -204,7 +204,7 @@ def test_each_sample_keeps_its_prompt_its_noise_its_path_and_its_reward(toys, ma
     assert pairs[0] == pairs[1] == pairs[2] and pairs[3] == pairs[4] == pairs[5] and pairs[6] == pairs[7] == pairs[8]
     assert sorted(batch.indices) == [0] * 6 + [1] * 6 + [2] * 6 != batch.indices
     assert list(batch.prompts) == [toys.PROMPTS[index] for index in batch.indices]
-    assert torch.equal(batch.embeddings, run.embeddings[batch.indices])
+    assert torch.equal(batch.conditioning.tensors["text"], run.conditioning[batch.indices].tensors["text"])
     assert torch.equal(states[0], batch.noise) and len(batch.noise.flatten(1).unique(dim=0)) == 18
     with torch.no_grad():
         worth = torch.tensor([float(toys.PROMPTS.column("value")[index]) for index in batch.indices])
@@ -224,7 +224,8 @@ def test_each_sample_keeps_its_prompt_its_noise_its_path_and_its_reward(toys, ma
     assert some.indices == [batch.indices[n] for n in order.tolist()]
     assert list(some.prompts) == [toys.PROMPTS[index] for index in some.indices]
     assert some.prompts.column("value") == [toys.PROMPTS.column("value")[index] for index in some.indices]
-    assert torch.equal(some.embeddings, run.embeddings[some.indices]) and torch.equal(some.noise, batch.noise[order])
+    assert torch.equal(some.conditioning.tensors["text"], run.conditioning[some.indices].tensors["text"])
+    assert torch.equal(some.noise, batch.noise[order])
     last = collect(make_run(DDPO(), valued=True), samples=3, path=False)
     assert torch.equal(last.rollout.states[0], states[-1]) and last.rollout.outs == ()
     assert torch.equal(last.rewards, taken.rewards)
@@ -254,7 +255,11 @@ class CriticByHand:
             steps = torch.randint(grid.steps, (method.critic_batch,), generator=draws)
             chosen = torch.randint(IMAGES, (method.critic_batch,), generator=draws)
             x = torch.stack(rollout.states[1:])[steps, chosen]
-            loss = (self.critic(x, levels[steps], batch.embeddings[chosen]) - goals[chosen]).square().mean()
+            loss = (
+                (self.critic(x, levels[steps], batch.conditioning[chosen].vector(x.dtype)) - goals[chosen])
+                .square()
+                .mean()
+            )
             self.adam.zero_grad()
             loss.backward()
             self.adam.step()
@@ -264,7 +269,7 @@ class CriticByHand:
         for i in torch.randperm(grid.steps, generator=draws)[:count].tolist():
             x = rollout.states[i]
             mean = self.toys.mean_of_step(run, x, run.output(batch, recorded=True)(x, i), i)
-            guesses.append(self.critic(mean, levels[i].expand(IMAGES, 2), batch.embeddings))
+            guesses.append(self.critic(mean, levels[i].expand(IMAGES, 2), batch.conditioning.vector(mean.dtype)))
         value = torch.stack(guesses).mean()
         run.optimizer.zero_grad()
         (-value).backward()

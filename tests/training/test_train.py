@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from draft.adapters.files.formats import read_adapter, unet_factors
+from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
@@ -102,11 +102,11 @@ def test_the_reward_rises_under_every_method(run, tiny_model: Path, tmp_path: Pa
     keys = {"step", "loss", "reward", "bright", "red", "grad_norm", "lr", "saturated", "seconds"}
     assert set(rows[0]) == keys | {"evaluations", "optimizer_steps"}
     model = load_text_to_image(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32)
-    factors = unet_factors(read_adapter(tmp_path / "out" / "adapter.safetensors"))
-    load_lora(model.unet, factors, name="trained")
+    factors = denoiser_factors(read_adapter(tmp_path / "out" / "adapter.safetensors"))
+    load_lora(model.network, factors, name="trained")
 
     def brightness(name: str | None) -> float:
-        use_lora(model.unet, name)
+        use_lora(model.network, name)
         return float(torch.cat(list(generate_images(model, ["a cat"] * 8, range(8), settings.sampler))).mean())
 
     assert brightness("trained") > brightness(None) + 0.003

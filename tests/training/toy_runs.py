@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.lora import add_lora, lora_parameters
 from draft.diffusion.schedule import make_grid
@@ -70,21 +71,26 @@ def with_noise(settings: TrainSettings) -> TrainSettings:
     return replace(settings, sampler=replace(settings.sampler, eta=eta))
 
 
-def load(folder: Path) -> tuple[TextToImage, Tensor, Tensor]:
-    """The model with an adapter, and its embeddings of the prompts and of nothing."""
+def load(folder: Path) -> tuple[TextToImage, Conditioning, Conditioning]:
+    """The model with an adapter, and its conditioning of the prompts and of nothing."""
     model = load_text_to_image(str(folder), device=CPU, dtype=torch.float64)
-    add_lora(model.unet, SETTINGS.lora, seed=0)
-    return model, model.encode(PROMPTS), model.encode([""])
+    add_lora(model.network, SETTINGS.lora, seed=0)
+    return model, model.encode(PROMPTS, model.default_size), model.encode([""], model.default_size)
 
 
 def begin(
-    loaded: tuple[TextToImage, Tensor, Tensor], method: Method, *, valued: bool = False, seed: int = 5, **changes: Any
+    loaded: tuple[TextToImage, Conditioning, Conditioning],
+    method: Method,
+    *,
+    valued: bool = False,
+    seed: int = 5,
+    **changes: Any,
 ) -> Run:
     """A run that begins where all others begin, its B not zero, on a model that is no other run's."""
     settings = with_noise(replace(SETTINGS, method=method, max_grad_norm=0.0, **changes))
-    model, embeddings, unconditional = loaded
+    model, conditioning, unconditional = loaded
     reward, random, generator = Bright(valued=valued), Randomness(seed, len(PROMPTS)), torch.Generator().manual_seed(1)
-    parameters = lora_parameters(model.unet)
+    parameters = lora_parameters(model.network)
     with torch.no_grad():
         for parameter in parameters:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -103,8 +109,8 @@ def begin(
         model=model,
         prompts=PROMPTS,
         scorer=scorer,
-        grid=make_grid(model.schedule, settings.sampler),
-        embeddings=embeddings,
+        grid=make_grid(model.schedule(model.default_size, settings.sampler.num_inference_steps), settings.sampler),
+        conditioning=conditioning,
         unconditional=unconditional,
         parameters=parameters,
         # AdamW's first step is a sign where its eps is small, whatever the gradient's last bits are.
@@ -124,7 +130,7 @@ def all_at_once(run: Run) -> tuple[Batch, Rollout, Tensor]:
     indices = [index for each in drawn for index in each.indices]
     fresh = [torch.cat(each) for each in zip(*(each.fresh for each in drawn), strict=True)]
     noise, prompts = torch.cat([each.noise for each in drawn]), run.prompts.take(indices)
-    whole = Batch(prompts, indices, run.embeddings[indices], noise, fresh)
+    whole = Batch(prompts, indices, run.conditioning[indices], noise, fresh)
     rollout = roll_out(run.output(whole), run.grid, whole.noise, whole.fresh)
     with torch.no_grad():
         return whole, rollout, brightness(run, rollout.states[-1])

@@ -123,8 +123,8 @@ def write_adapter(
         write_tensors(tensors, path, metadata=header)
 
 
-def unet_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
-    """The UNet's factors (A, B) with the scale folded in, by module path within the UNet.
+def denoiser_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
+    """The UNet's or transformer's factors (A, B) with the scale folded in, by module path within it.
 
     Args:
         adapter: A LoRA.
@@ -133,14 +133,14 @@ def unet_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
         `{"down_blocks.0.….to_q": (A, B)}` with dW = B A.
 
     Raises:
-        StageError: The adapter does not touch the UNet.
+        StageError: The adapter touches text encoders alone.
     """
-    prefix = "unet."
-    chosen = {name.removeprefix(prefix): fold(f) for name, f in adapter.modules.items() if name.startswith(prefix)}
+    parts = {"unet", "transformer"}
+    split = {name: name.partition(".") for name in adapter.modules}
+    chosen = {path: fold(adapter.modules[name]) for name, (part, _, path) in split.items() if part in parts}
     if not chosen:
-        if any(name.startswith("transformer.") for name in adapter.modules):
-            raise StageError(f"the adapter does not touch the UNet (it is for a transformer, family {adapter.family})")
-        raise StageError("the adapter does not touch the UNet (it has text-encoder modules only)")
+        part = "transformer" if adapter.family in PLANS else "UNet"
+        raise StageError(f"the adapter does not touch the {part} (it has text-encoder modules only)")
     return {name: (factors.down, factors.up) for name, factors in chosen.items()}
 
 

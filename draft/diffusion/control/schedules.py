@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from draft.diffusion.settings import STEPS
+from draft.marks import AtMost, ShareOf
+
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
@@ -25,7 +28,7 @@ class LastSteps:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    steps: Annotated[int, Ge(1)]
+    steps: Annotated[int, Ge(1), ShareOf(STEPS, least=1)]
     kind: Literal["last_steps"] = "last_steps"
 
 
@@ -54,8 +57,8 @@ class Combined:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    base_steps: Annotated[int, Ge(0)]
-    guidance_scale: Annotated[float, Ge(1)] = 1.0
+    base_steps: Annotated[int, Ge(0), ShareOf(STEPS)]
+    guidance_scale: Annotated[float, Ge(1), AtMost(2.0)] = 1.0
     kind: Literal["combined"] = "combined"
 
 

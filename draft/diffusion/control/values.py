@@ -7,6 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from draft.diffusion.settings import STEPS
+from draft.marks import AtMost, Inert
+
 Text = Annotated[str, MinLen(1)]
 
 
@@ -20,7 +23,7 @@ class Scoring:
 
     __pydantic_config__ = {"extra": "forbid"}
     reward_gradient: ClassVar[bool] = True
-    micro_batch_size: Annotated[int, Ge(0)] = 1
+    micro_batch_size: Annotated[int, Ge(0), Inert(rounding=True)] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +42,13 @@ class NoiseOpt(Scoring):
     """
 
     kind: Literal["noise_opt"] = "noise_opt"
-    iterations: Annotated[int, Ge(1)] = 50
+    iterations: Annotated[int, Ge(1), AtMost(10)] = 50
     learning_rate: Annotated[float, Gt(0)] = 5.0
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     max_grad_norm: Annotated[float, Ge(0)] = 0.1
     regulariser: Annotated[float, Ge(0)] = 0.01
     keep_norm: bool = False
-    recorded: Annotated[int, Ge(0)] | None = None
+    recorded: Annotated[Annotated[int, Ge(0)] | None, AtMost(STEPS)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class PromptSearch(Scoring):
     reward_gradient: ClassVar[bool] = False
     kind: Literal["prompt_search"] = "prompt_search"
     modifiers: tuple[Text, ...] = ()
-    budget: Annotated[int, Ge(1)] = 16
+    budget: Annotated[int, Ge(1), AtMost(8, above="modifiers")] = 16
 
 
 SamplingMethod = NoiseOpt | Guided | PromptSearch

@@ -1,60 +1,128 @@
-"""Text-to-image models by family; each family's file alone knows its library."""
+"""Text-to-image models by family: which there are, which one a model is of, loading it. Importing it costs no torch.
+
+A family is one file here and one row in `FAMILIES`; packages bring more through the hook `draft_families`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
 
-from draft.diffusion.schedule import FlowSchedule, Schedule
-from draft.types import Images, Latents
+from draft.diffusion.families.family import Load, TextToImage
+from draft.errors import DraftError, PluginError
+from draft.family import Family, Guidance
+from draft.rewards.extensions import offered_families
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Guidance",
+    "Load",
+    "TextToImage",
+    "denoiser_parameters",
+    "families",
+    "family_of",
+    "load_text_to_image",
+    "trainable",
+]
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="sd",
+        title="Stable Diffusion 1.x and 2.x",
+        pipeline="StableDiffusionPipeline",
+        load="draft.diffusion.families.sd:load_stable_diffusion",
+        part="unet",
+        markers=("model.diffusion_model.input_blocks.",),
+    ),
+    Family(
+        name="sdxl",
+        title="Stable Diffusion XL",
+        pipeline="StableDiffusionXLPipeline",
+        part="unet",
+        markers=("model.diffusion_model.input_blocks.", "conditioner.embedders.1."),
+        encoders=("text_encoder", "text_encoder_2"),
+    ),
+    Family(
+        name="sd3",
+        title="Stable Diffusion 3",
+        pipeline="StableDiffusion3Pipeline",
+        part="transformer",
+        markers=("model.diffusion_model.joint_blocks.",),
+        encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+    ),
+    Family(
+        name="flux",
+        title="FLUX.1",
+        pipeline="FluxPipeline",
+        part="transformer",
+        markers=("double_blocks.", "single_blocks."),
+        encoders=("text_encoder", "text_encoder_2"),
+        guidance="embedded",
+        patch=2,
+    ),
+)
+"""Draft's own families; of those without `load` only adapter files are read and written."""
+
+_WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")
 
 
-class TextToImage(Protocol):
-    """What Draft needs of a text-to-image model, whatever its family.
+def families() -> dict[str, Family]:
+    """All families by name: Draft's own and those of installed packages.
 
-    Attributes:
-        unet: The network that denoises; adapters go on it.
-        vae: The decoder of latents.
-        family: The family's short name, e.g. `sd`.
-        device: Where the model is.
-        dtype: Precision of the frozen weights; latents and images are float32 in any case (float64 in a float64 model).
-        schedule: Its noise schedule.
+    Returns:
+        Name to row, Draft's own first.
+
+    Raises:
+        PluginError: Two have one name, or one pipeline class.
     """
+    offered = [("draft-diffusion", family) for family in FAMILIES] + offered_families()
+    found: dict[str, tuple[str, Family]] = {}
+    for dist, family in offered:
+        for other_dist, other in found.values():
+            shared = {"name": family.name, "pipeline": family.pipeline}.items() & vars(other).items()
+            if shared:
+                what = " and ".join(f"the {key} {value!r}" for key, value in sorted(shared))
+                raise PluginError(
+                    f"two model families have {what}: {other.name!r} of {other_dist} and {family.name!r} of {dist}",
+                    hint=f"uninstall one of the packages, or set DRAFT_PLUGINS without {dist}",
+                )
+        found[family.name] = (dist, family)
+    return {name: family for name, (_, family) in found.items()}
 
-    unet: nn.Module
-    vae: nn.Module
-    family: str
-    device: torch.device
-    dtype: torch.dtype
-    schedule: Schedule | FlowSchedule
 
-    @property
-    def default_resolution(self) -> int:
-        """Side of the images it was trained for, in pixels."""
-        ...
+def trainable() -> list[Family]:
+    """The families whose models can be loaded and trained."""
+    return [family for family in families().values() if family.load]
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Embed B prompts, (B, L, D); warns of prompts that are too long and cut."""
-        ...
 
-    def drop_text_encoder(self) -> None:
-        """Free the text encoder's memory; `encode` is an error from then on."""
-        ...
+def family_of(model: str) -> Family | None:
+    """The family of a model, from its files' names and headers; no weights are read.
 
-    def denoise(self, latents: Latents, time: Tensor, embeddings: Tensor) -> Tensor:
-        """The network's output at a scalar time, in the latents' precision."""
-        ...
+    Args:
+        model: A folder in diffusers' format, a `.safetensors` checkpoint, or a hub id.
 
-    def decode(self, latents: Latents, *, straight_through: bool = False) -> Images:
-        """Images in [0, 1] with gradient, clipped there as `draft.diffusion.saturation.clip` does it."""
-        ...
+    Returns:
+        Its family; None for a hub id, whose family is known once it is loaded.
 
-    def latent_shape(self, resolution: int | None) -> tuple[int, ...]:
-        """Shape (C, h, w) of the latents of a square image."""
-        ...
+    Raises:
+        DraftError: The folder or the file holds no model, or one of a family that cannot be trained; the error names
+            what it is and what can be.
+    """
+    path = Path(model)
+    if path.is_file() or path.suffix in _WEIGHTS:
+        return _of_checkpoint(path)
+    if path.is_dir():
+        return _of_pipeline(model, _class_name(path))
+    return None
 
 
 def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) -> TextToImage:
@@ -71,9 +139,9 @@ def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) 
     Raises:
         DraftError: Weights are missing or unreachable, a pickle was given, or the family is not supported.
     """
-    from draft.diffusion.families.sd import load_stable_diffusion  # diffusers takes seconds to import
-
-    return load_stable_diffusion(model, device=device, dtype=dtype)
+    family = _family(model)
+    load: Load = _imported(family.load, family)
+    return load(model, device=device, dtype=dtype)
 
 
 def denoiser_parameters(model: str) -> int | None:
@@ -88,3 +156,73 @@ def denoiser_parameters(model: str) -> int | None:
     from draft.diffusion.families.size import count_parameters  # diffusers takes seconds to import
 
     return count_parameters(model)
+
+
+def _family(model: str) -> Family:
+    """The family of a model, asking the hub where need be."""
+    family = family_of(model)
+    if family is None:
+        from draft.diffusion.families.pretrained import pipeline_class  # diffusers takes seconds to import
+
+        family = _of_pipeline(model, pipeline_class(model))
+    return family
+
+
+def _imported(path: str, family: Family) -> Any:
+    module, _, function = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        needs = f"{family.described} needs {family.needs}" if family.needs else ""
+        raise PluginError(f"the family {family.name!r} cannot be loaded: {error}", hint=needs) from error
+
+
+def _class_name(folder: Path) -> str:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise DraftError(f"folder {folder} holds no diffusers model (no model_index.json)")
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DraftError(f"{index} is no JSON ({error})") from error
+    name = content.get("_class_name") if isinstance(content, Mapping) else None
+    return name if isinstance(name, str) else "unknown"
+
+
+def _of_pipeline(model: str, name: str) -> Family:
+    chosen = next((family for family in trainable() if family.pipeline == name), None)
+    if chosen is None:
+        raise DraftError(f"model {model!r} is a {name}, a family Draft cannot train yet", hint=_can_train())
+    return chosen
+
+
+def _of_checkpoint(path: Path) -> Family:
+    if path.suffix != ".safetensors":
+        raise DraftError(
+            f"checkpoint {path} is not a .safetensors file", hint="pickled weights can run code; convert the file first"
+        )
+    if not path.is_file():
+        raise DraftError(f"no such checkpoint: {path}")
+    try:
+        with safe_open(str(path), "np") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise DraftError(f"checkpoint {path} cannot be read or is damaged: {error}") from error
+    candidates = [family for family in families().values() if family.markers and _has_all(names, family.markers)]
+    if not candidates:
+        raise DraftError(f"checkpoint {path} is of no family of models that Draft knows", hint=_can_train())
+    chosen = max(candidates, key=lambda family: len(family.markers))
+    if not chosen.load:
+        raise DraftError(
+            f"checkpoint {path} is {chosen.title or chosen.name}, a family Draft cannot train yet", hint=_can_train()
+        )
+    return chosen
+
+
+def _has_all(names: Iterable[str], markers: tuple[str, ...]) -> bool:
+    names = list(names)
+    return all(any(name.startswith(marker) for name in names) for marker in markers)
+
+
+def _can_train() -> str:
+    return f"{' and '.join(family.described for family in trainable())} can"

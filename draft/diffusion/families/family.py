@@ -1,11 +1,11 @@
-"""What a model family is: a torch-free row that the rest of Draft reads, and the protocol that its file implements."""
+"""What a loaded model of any family offers, and what loads one; a family's file implements both. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from draft.family import Family
 from draft.types import Images, Latents, Size
 
 if TYPE_CHECKING:
@@ -14,43 +14,6 @@ if TYPE_CHECKING:
 
     from draft.diffusion.conditioning import Conditioning
     from draft.diffusion.schedule import FlowSchedule, Schedule
-
-Guidance = Literal["classifier_free", "one_plus", "norm_rescaled", "embedded", "none"]
-"""How `guidance_scale` g acts. With c and u the network's outputs with the prompt and with the negative prompt:
-
-`classifier_free` is u + g (c - u); `one_plus` is c + g (c - u); `norm_rescaled` is u + g (c - u) with each token's norm
-set back to that of c; `embedded` gives g to the network as an input, and there is no u; `none` has no guidance.
-"""
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model family, known without importing torch or diffusers.
-
-    Args:
-        name: Its short name, `sd`; adapter files name their family by it.
-        pipeline: The class name in a model folder's `model_index.json`.
-        load: `module:function` that loads a model of the family, with the signature of `Load`; imported only then.
-        part: The denoiser's component, and the first part of its modules' paths in adapter files.
-        markers: Beginnings of tensor names that a single-file checkpoint of the family has, all of them; empty: single
-            files of the family are not read.
-        encoders: The text encoders' components, and the first parts of their modules' paths in adapter files.
-        guidance: How `guidance_scale` acts.
-        targets: Ends of the names of the modules that get a LoRA where `lora.targets` is not given.
-        stand_in: The embedded model that replaces one of the family in a rehearsal.
-        needs: The libraries' versions that the family needs beyond Draft's own, as a requirement, `diffusers>=0.37`.
-    """
-
-    name: str
-    pipeline: str
-    load: str
-    part: Literal["unet", "transformer"]
-    markers: tuple[str, ...] = ()
-    encoders: tuple[str, ...] = ("text_encoder",)
-    guidance: Guidance = "classifier_free"
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    stand_in: str = "emoji"
-    needs: str = ""
 
 
 class TextToImage(Protocol):

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
+from draft.diffusion.conditioning import Conditioning
+from draft.diffusion.families import families
+from draft.diffusion.families.pretrained import reading_weights, undisturbed
 from draft.diffusion.families.single_file import load_single_file, settle_prediction
 from draft.diffusion.saturation import clip
 from draft.diffusion.schedule import FlowSchedule, Schedule
-from draft.errors import DraftError, DraftWarning, ResourceError
-from draft.types import Images, Latents
+from draft.errors import DraftError, DraftWarning
+from draft.family import Family
+from draft.types import Images, Latents, Size
 
 _EMBED_BATCH = 32
 
@@ -36,30 +34,43 @@ class StableDiffusion:
     vae: Any
     tokenizer: Any
     text_encoder: nn.Module | None
-    schedule: Schedule | FlowSchedule
+    noise: Schedule | FlowSchedule
     device: torch.device
     dtype: torch.dtype
-    family: str = "sd"
+    family: Family
 
     @property
-    def default_resolution(self) -> int:
-        """Side of the images the model was trained for, in pixels."""
-        size: Any = self.unet.config.sample_size
-        return int(size if isinstance(size, int) else size[0]) * self.pixels_per_latent
+    def network(self) -> nn.Module:
+        """The UNet."""
+        network: nn.Module = self.unet
+        return network
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """The text encoder; nothing once it is dropped."""
+        return {} if self.text_encoder is None else {"text_encoder": self.text_encoder}
+
+    @property
+    def default_size(self) -> Size:
+        """The size of the images the model was trained for."""
+        sample: Any = self.unet.config.sample_size
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+        return Size(int(height) * self.pixels_per_latent, int(width) * self.pixels_per_latent)
 
     @property
     def pixels_per_latent(self) -> int:
         """Pixels along the side of one latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str], size: Size) -> Conditioning:
         """Embed prompts with the text encoder's last layer, without gradient.
 
         Args:
             prompts: B prompts.
+            size: Without effect: the UNet is not told it.
 
         Returns:
-            (B, L, D) in the model's precision.
+            text (B, L, D) in the model's precision.
 
         Raises:
             RuntimeError: The text encoder was dropped.
@@ -79,7 +90,7 @@ class StableDiffusion:
         if getattr(self.text_encoder.config, "use_attention_mask", False):
             mask = tokens.attention_mask.to(self.device)
         with torch.no_grad():
-            return torch.cat(
+            text = torch.cat(
                 [
                     self.text_encoder(
                         ids.to(self.device), attention_mask=None if mask is None else mask[k : k + _EMBED_BATCH]
@@ -87,25 +98,29 @@ class StableDiffusion:
                     for k, ids in _chunks(tokens.input_ids)
                 ]
             )
+        return Conditioning({"text": text})
 
-    def drop_text_encoder(self) -> None:
+    def unconditional(self, negative_prompt: str, size: Size) -> Conditioning:
+        """The negative prompt's embedding, text (1, L, D)."""
+        return self.encode([negative_prompt], size)
+
+    def drop_encoders(self) -> None:
         """Free the text encoder's memory."""
         self.text_encoder = None
 
-    def denoise(self, latents: Latents, time: Tensor, embeddings: Tensor) -> Tensor:
+    def denoise(self, latents: Latents, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Call the UNet in the model's precision.
 
         Args:
             latents: (N, C, h, w).
             time: Scalar.
-            embeddings: (N, L, D).
+            conditioning: text (N, L, D).
 
         Returns:
             The output in the latents' precision, (N, C, h, w).
         """
-        out = self.unet(
-            latents.to(self.dtype), time, encoder_hidden_states=embeddings.to(self.dtype), return_dict=False
-        )[0]
+        text = conditioning.tensors["text"].to(self.dtype)
+        out = self.unet(latents.to(self.dtype), time, encoder_hidden_states=text, return_dict=False)[0]
         return out.to(latents.dtype)
 
     def decode(self, latents: Latents, *, straight_through: bool = False) -> Images:
@@ -123,23 +138,31 @@ class StableDiffusion:
         images = self.vae.decode(scaled.to(self.dtype), return_dict=False)[0].to(latents.dtype)
         return clip(images / 2 + 0.5, straight_through=straight_through)
 
-    def latent_shape(self, resolution: int | None) -> tuple[int, ...]:
-        """Shape (C, h, w) of the latents of a square image.
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Shape (C, h, w) of the latents of an image.
 
         Args:
-            resolution: Side in pixels; None: the model's own.
+            size: The image's.
 
         Returns:
             (C, h, w).
 
         Raises:
-            DraftError: The side is no multiple of what one latent covers.
+            DraftError: A side is no multiple of what one latent covers.
         """
-        side = resolution or self.default_resolution
-        if side % self.pixels_per_latent:
-            raise DraftError(f"resolution must be a multiple of {self.pixels_per_latent} for this model (got {side})")
-        channels: Any = self.unet.config.in_channels
-        return int(channels), side // self.pixels_per_latent, side // self.pixels_per_latent
+        multiple = self.pixels_per_latent
+        if size.height % multiple or size.width % multiple or size.frames != 1:
+            got = size.height if size == Size(size.height, size.height) else size
+            raise DraftError(f"resolution must be a multiple of {multiple} for this model (got {got})")
+        return int(self.unet.config.in_channels), size.height // multiple, size.width // multiple
+
+    def schedule(self, size: Size, steps: int) -> Schedule | FlowSchedule:
+        """The noise schedule, which is the same for every size and number of steps."""
+        return self.noise
+
+    def checkpoint_blocks(self, on: bool) -> None:
+        """Recompute the UNet's and the decoder's blocks in backward instead of keeping their activations."""
+        raise NotImplementedError
 
 
 def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
@@ -158,11 +181,14 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
     """
     path = Path(model)
     settled = True
-    with _undisturbed():
-        if path.is_file() or path.suffix in (".safetensors", ".ckpt", ".bin", ".pt"):
+    if path.is_file():
+        with undisturbed():
             pipeline, settled = load_single_file(path)
-        else:
-            pipeline = _from_pretrained(model)
+    else:
+        with reading_weights(model):
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                model, safety_checker=None, feature_extractor=None, requires_safety_checker=False, use_safetensors=True
+            )
     unet, vae, text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
     if unet.config.in_channels != vae.config.latent_channels:
         raise DraftError(
@@ -172,9 +198,9 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
     for module in (unet, vae, text_encoder):
         nn.Module.to(module.requires_grad_(False).eval(), device, dtype)  # diffusers' own `to` warns of the cast
     schedule = read_schedule(pipeline.scheduler.config)
-    loaded = StableDiffusion(unet, vae, pipeline.tokenizer, text_encoder, schedule, device, dtype)
+    loaded = StableDiffusion(unet, vae, pipeline.tokenizer, text_encoder, schedule, device, dtype, families()["sd"])
     if not settled and isinstance(schedule, Schedule):
-        loaded.schedule = settle_prediction(loaded, schedule)
+        loaded.noise = settle_prediction(loaded, schedule)
     return loaded
 
 
@@ -202,63 +228,5 @@ def read_schedule(config: Any) -> Schedule | FlowSchedule:
     return Schedule(tuple(ddim.alphas_cumprod.tolist()), prediction, int(config.get("steps_offset", 0)))
 
 
-def _from_pretrained(model: str) -> Any:
-    if Path(model).is_dir() and not (Path(model) / "model_index.json").is_file():
-        raise DraftError(f"folder {model} holds no diffusers model (no model_index.json)")
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    hint = (
-        "HF_HUB_OFFLINE is set: download it first, or give a folder"
-        if offline
-        else "give a folder, a .safetensors file, a named model (`draft models`), or a hub id that can be reached"
-    )
-    try:
-        config: Any = DiffusionPipeline.load_config(model)
-        family = config.get("_class_name", "unknown")
-    except (OSError, ValueError) as error:
-        raise _not_loaded(f"cannot load model {model!r}: {_first_line(error)}", model, hint=hint) from error
-    if family != "StableDiffusionPipeline":
-        raise DraftError(
-            f"model {model!r} is a {family}, a family Draft cannot train yet",
-            hint="Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) can",
-        )
-    try:
-        return StableDiffusionPipeline.from_pretrained(
-            model,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        what = f"cannot load the weights of model {model!r}: {_first_line(error)}"
-        raise _not_loaded(what, model, hint="Draft reads .safetensors weights only; " + hint) from error
-
-
-def _not_loaded(what: str, model: str, *, hint: str) -> DraftError:
-    if Path(model).exists():
-        return DraftError(what, hint=hint)
-    return ResourceError(what, needs="the model's files on this machine, or a way to the hub that has them", hint=hint)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Load without progress bars, and put back what loading changes: some releases of diffusers leave gradients off."""
-    gradients = torch.is_grad_enabled()
-    bars = [(library, library.is_progress_bar_enabled()) for library in (diffusers_logging, transformers_logging)]
-    for library, _ in bars:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(gradients)
-        for library, enabled in bars:
-            if enabled:
-                library.enable_progress_bar()
-
-
 def _chunks(ids: Tensor) -> list[tuple[int, Tensor]]:
     return [(start, ids[start : start + _EMBED_BATCH]) for start in range(0, len(ids), _EMBED_BATCH)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

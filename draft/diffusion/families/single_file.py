@@ -100,12 +100,12 @@ def settle_prediction(model: TextToImage, schedule: Schedule) -> Schedule:
         The schedule with the prediction.
     """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, *model.latent_shape(None), generator=generator).to(model.device)
+    noise = torch.randn(1, *model.latent_shape(model.default_size), generator=generator).to(model.device)
     time = torch.tensor(len(schedule.alphas_cumprod) - 1, device=model.device)
     with torch.no_grad():
-        out = model.denoise(noise, time, model.encode([""]))
+        out = model.denoise(noise, time, model.encode([""], model.default_size))
     slope = float((out * noise).sum() / noise.square().sum())
-    unet: Any = model.unet
+    unet: Any = model.network
     if slope < 0.5 and unet.config.cross_attention_dim == TEXT_WIDTH["2"]:
         unet.register_to_config(sample_size=96)
     return replace(schedule, prediction="epsilon" if slope >= 0.5 else "v_prediction")

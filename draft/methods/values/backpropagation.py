@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from draft.diffusion.settings import Frozen
+from draft.diffusion.settings import STEPS, Frozen
+from draft.marks import AtMost
 from draft.methods.values.traits import Traits
 
 
@@ -31,7 +32,7 @@ class DraftK:
     __pydantic_config__ = {"extra": "forbid"}
     traits: ClassVar[Traits] = Traits()
     kind: Literal["draft_k"] = "draft_k"
-    k: Annotated[int, Ge(1)] = 1
+    k: Annotated[int, Ge(1), AtMost(STEPS)] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class ReFL:
     __pydantic_config__ = {"extra": "forbid"}
     traits: ClassVar[Traits] = Traits()
     kind: Literal["refl"] = "refl"
-    window: Annotated[int, Ge(1)] = 10
+    window: Annotated[int, Ge(1), AtMost(STEPS)] = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class AlignProp:
     traits: ClassVar[Traits] = Traits()
     kind: Literal["alignprop"] = "alignprop"
     truncation: Literal["random", "fixed", "gaussian", "per_step"] = "random"
-    k: Annotated[int, Ge(1)] = 1
+    k: Annotated[int, Ge(1), AtMost(STEPS)] = 1
     mean: Annotated[float, Gt(0), Le(1)] = 0.84
     std: Annotated[float, Gt(0), Le(1)] = 0.1
 
@@ -105,7 +106,7 @@ class DRTune:
     __pydantic_config__ = {"extra": "forbid"}
     traits: ClassVar[Traits] = Traits(eta="zero", eta_reason="it follows the deterministic sampler's straight path")
     kind: Literal["drtune"] = "drtune"
-    k: Annotated[int, Ge(1)] = 3
+    k: Annotated[int, Ge(1), AtMost(STEPS)] = 3
     stop: Annotated[float, Ge(0), Le(1)] = 0.4
     spacing: Literal["prefix", "whole"] = "prefix"
     frozen: Frozen = "auto"

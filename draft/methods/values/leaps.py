@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from draft.diffusion.settings import Frozen
+from draft.diffusion.settings import STEPS, Frozen
+from draft.marks import AtMost
 from draft.methods.values.traits import Traits
 
 Pairs = Literal["uniform", "dirichlet"]
@@ -102,7 +103,7 @@ class FlowBPSparse:
     __pydantic_config__ = {"extra": "forbid"}
     traits: ClassVar[Traits] = Traits(eta="zero", eta_reason=_ETA, reuses_rollouts=True)
     kind: Literal["flow_bp_sparse"] = "flow_bp_sparse"
-    k: Annotated[int, Ge(1)] = 4
+    k: Annotated[int, Ge(1), AtMost(STEPS)] = 4
     bias: Annotated[float, Ge(0)] = 1.0
     rescale: Annotated[float, Ge(0)] = 0.5
     tail: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -130,7 +131,7 @@ class FlowBPBridge:
     __pydantic_config__ = {"extra": "forbid"}
     traits: ClassVar[Traits] = Traits(eta="zero", eta_reason=_ETA, reuses_rollouts=True)
     kind: Literal["flow_bp_bridge"] = "flow_bp_bridge"
-    k: Annotated[int, Ge(2)] = 5
+    k: Annotated[int, Ge(2), AtMost(STEPS)] = 5
     bias: Annotated[float, Ge(0)] = 4.0
     rescale: Annotated[float, Ge(0)] = 0.0
     alpha: Annotated[float, Ge(0), Le(1)] = 0.5

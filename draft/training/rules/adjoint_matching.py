@@ -105,10 +105,10 @@ class AdjointRegression:
         self, run: Run, batch: Batch, targets: list[Target], states: tuple[Tensor, ...]
     ) -> tuple[list[Target], Batch]:
         """Now and then regress the unconditional branch, which guidance multiplies too, onto the same adjoint."""
-        share = self.method.prompt_dropout if run.settings.sampler.guidance_scale > 1 else 0.0
+        share = self.method.prompt_dropout if run.has_two_branches else 0.0
         if not share or float(torch.rand((), generator=run.random.method)) >= share:
             return targets, batch
-        blank = replace(batch, embeddings=run.unconditional.expand_as(batch.embeddings))
+        blank = replace(batch, conditioning=run.unconditional.expand(len(batch.conditioning)))
         base = run.output(blank, adapted=False, guided=False)
         with torch.no_grad():
             means = [step_mean(base, run.grid, states[each.step], each.step) for each in targets]

@@ -33,7 +33,7 @@ class Backpropagation(Memoryless):
         self.method = method
         check_steps(method, run.grid.steps)
         if isinstance(method, Cached):
-            self.grid = call_grid(method, run.model.schedule, run.grid)
+            self.grid = call_grid(method, run.model.schedule(run.size, run.grid.steps), run.grid)
         elif method.traits.eta == "zero":
             linear_form(run.grid, getattr(method, "frozen", "auto"))  # so that its refusal comes before any work
 
@@ -113,7 +113,7 @@ def _penalty(run: Run, sink: list[Tensor]) -> Tensor | None:
     penalty = run.settings.penalty
     parts = [penalty.epsilon * torch.stack(sink).mean()] if sink else []
     if penalty.lora_norm:
-        parts.append(penalty.lora_norm * lora_norm(run.model.unet))
+        parts.append(penalty.lora_norm * lora_norm(run.model.network))
     return sum(parts[1:], parts[0]) if parts else None
 
 

@@ -28,7 +28,7 @@ class Imitation(Memoryless):
         self.method = method
         self.levels = run.grid
         if method.times == "schedule":
-            schedule = run.model.schedule
+            schedule = run.model.schedule(run.size, run.grid.steps)
             count = schedule.times if isinstance(schedule, FlowSchedule) else len(schedule.alphas_cumprod)
             sampler = replace(run.settings.sampler, num_inference_steps=count, spacing="trailing", final="one", eta=0.0)
             self.levels = make_grid(schedule, sampler)

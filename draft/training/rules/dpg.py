@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.errors import DraftError
 from draft.methods.dpg import Critic, actor_loss
 from draft.methods.values import DPG
@@ -35,12 +36,12 @@ class CriticGradient:
                 f"of which there is none in {run.grid.steps} (got sampler.eta {run.settings.sampler.eta:g})",
                 hint="set sampler.eta: 1, and two steps or more",
             )
-        channels, *space = run.model.latent_shape(run.settings.resolution)
+        channels, *space = run.model.latent_shape(run.size)
         self.method = method
         self.critic = Critic(
             rank=len(space),
             channels=channels,
-            text=run.embeddings.shape[-1],
+            text=run.conditioning[:1].vector(torch.float32).shape[-1],
             width=method.critic_width,
             generator=run.random.method,
         ).to(run.model.device)
@@ -66,7 +67,7 @@ class CriticGradient:
                 x = taken.rollout.states[i][some]
                 level = self.levels[i].expand(len(some), -1)
                 out = run.output(batch, recorded=True)(x, i)
-                value = partial(self._value, level=level, text=batch.embeddings)
+                value = partial(self._value, level=level, conditioning=batch.conditioning)
                 loss = actor_loss(run.grid, x, out, i, value).sum() / (len(taken) * count)
                 loss.backward()
                 total += loss.detach()
@@ -85,8 +86,8 @@ class CriticGradient:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rewards = state["rewards"]
 
-    def _value(self, x: Tensor, *, level: Tensor, text: Tensor) -> Tensor:
-        guesses: Tensor = self.critic(x, level, text)
+    def _value(self, x: Tensor, *, level: Tensor, conditioning: Conditioning) -> Tensor:
+        guesses: Tensor = self.critic(x, level, conditioning.vector(x.dtype))
         return guesses
 
     def _fit(self, run: Run, taken: Round) -> float:
@@ -104,7 +105,7 @@ class CriticGradient:
             x = torch.stack(
                 [taken.rollout.states[i + 1][n] for i, n in zip(steps.tolist(), samples.tolist(), strict=True)]
             )
-            guesses = self.critic(x, self.levels[steps], taken.batch.embeddings[samples])
+            guesses = self.critic(x, self.levels[steps], taken.batch.conditioning[samples].vector(x.dtype))
             loss = (guesses - goals[samples]).square().mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

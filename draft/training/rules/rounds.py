@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.surrogate import Rollout, roll_out
 from draft.scoring.backward import Figures
 from draft.training.run import Batch, Run
@@ -45,7 +46,7 @@ class Round:
         return Batch(
             self.batch.prompts.take(numbers),
             [self.batch.indices[n] for n in numbers],
-            self.batch.embeddings[chosen],
+            self.batch.conditioning[chosen],
             self.batch.noise[chosen],
             None,
         )
@@ -76,7 +77,7 @@ def collect(run: Run, *, samples: int = 1, path: bool = True) -> Round:
         Batch(
             run.prompts.take(indices),
             indices,
-            torch.cat([batch.embeddings for batch in batches]),
+            Conditioning.cat(batch.conditioning for batch in batches),
             torch.cat([batch.noise for batch in batches]),
             None,
         ),
