@@ -143,10 +143,10 @@ def test_two_vocabulary_files_beside_the_checkpoint_are_a_tokenizer(
     (tmp_path / "model" / "tokenizer").mkdir()
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tiny_folders["epsilon"] / name, tmp_path / "model" / "tokenizer")
-    tokenizer: Any = single_file._tokenizer(file, tmp_path / "model" / "tokenizer", "1")
+    tokenizer: Any = single_file.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding="<|endoftext|>")
     assert tokenizer.model_max_length == 77 and tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer("ab").input_ids == load(tiny_folders["epsilon"]).tokenizer("ab").input_ids  # type: ignore[attr-defined]
-    assert single_file._tokenizer(file, tmp_path / "model" / "tokenizer", "2").pad_token == "!"
+    assert single_file.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding="!").pad_token == "!"
 
 
 def test_without_a_vocabulary_the_refusal_says_how_to_get_it(

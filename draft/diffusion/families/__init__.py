@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from draft.diffusion.families.family import Load, TextToImage
 from draft.errors import DraftError, PluginError
 from draft.family import Family, Guidance
-from draft.rewards.extensions import offered_families
+from draft.rewards.extensions import make_derived, offered_families
 
 if TYPE_CHECKING:
     import torch
@@ -139,6 +139,7 @@ def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) 
     Raises:
         DraftError: Weights are missing or unreachable, a pickle was given, or the family is not supported.
     """
+    make_derived(model)
     family = _family(model)
     load: Load = _imported(family.load, family)
     return load(model, device=device, dtype=dtype)

@@ -57,12 +57,12 @@ def load_single_file(path: Path) -> tuple[Any, bool]:
     Raises:
         DraftError: It is no such checkpoint, is incomplete, or the vocabulary cannot be found.
     """
-    shapes = _shapes(path)
+    shapes = tensor_shapes(path)
     version = _version(path, shapes)
     beside = path.with_suffix("")
     known = configuration(version, channels=shapes[f"{_UNET_KEY}input_blocks.0.0.weight"][1])
-    found = {part: _read(beside / part / file) for part, (_, _, file) in _LIBRARIES.items()}
-    tokenizer = _tokenizer(path, beside / "tokenizer", version)
+    found = {part: read_json(beside / part / file) for part, (_, _, file) in _LIBRARIES.items()}
+    tokenizer = clip_tokenizer(path, beside / "tokenizer", padding=PADDING[version])
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), {part: found[part] or known[part] for part in known})
         try:
@@ -111,7 +111,18 @@ def settle_prediction(model: TextToImage, schedule: Schedule) -> Schedule:
     return replace(schedule, prediction="epsilon" if slope >= 0.5 else "v_prediction")
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of a checkpoint's tensors, by name; no numbers are read.
+
+    Args:
+        path: The `.safetensors` file.
+
+    Returns:
+        Name to shape.
+
+    Raises:
+        DraftError: There is no such file, it is of another format, or damaged.
+    """
     if path.suffix != ".safetensors":
         raise DraftError(
             f"checkpoint {path} is not a .safetensors file", hint="pickled weights can run code; convert the file first"
@@ -126,8 +137,6 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 
 
 def _version(path: Path, shapes: Mapping[str, list[int]]) -> Version:
-    if any(name.startswith("conditioner.embedders.1.") for name in shapes):
-        raise DraftError(f"checkpoint {path} is Stable Diffusion XL, a family Draft cannot train yet")
     if f"{_UNET_KEY}input_blocks.0.0.weight" not in shapes:
         raise DraftError(f"checkpoint {path} is no Stable Diffusion 1.x or 2.x checkpoint")
     versions: list[Version] = [v for v, key in _TEXT_KEYS.items() if any(name.startswith(key) for name in shapes)]
@@ -141,7 +150,18 @@ def _version(path: Path, shapes: Mapping[str, list[int]]) -> Version:
     return versions[0]
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A configuration that may be next to a checkpoint.
+
+    Args:
+        file: The JSON file.
+
+    Returns:
+        Its content; None: there is no such file.
+
+    Raises:
+        DraftError: It is no JSON object.
+    """
     if not file.is_file():
         return None
     try:
@@ -164,7 +184,20 @@ def _write(folder: Path, configuration: Mapping[str, Mapping[str, Any]]) -> None
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _tokenizer(path: Path, beside: Path, version: Version) -> CLIPTokenizer:
+def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizer:
+    """CLIP's tokenizer for a checkpoint: the one next to it, else one with the published vocabulary.
+
+    Args:
+        path: The checkpoint, for the error.
+        beside: Where a tokenizer's files may be.
+        padding: What fills prompts up, where no configuration is there.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ResourceError: The vocabulary is neither there nor in the hub's cache, and the hub cannot be reached.
+    """
     files = [str(beside / name) for name in _VOCABULARY if (beside / name).is_file()]
     whole = len(files) == len(_VOCABULARY)
     if (beside / "tokenizer.json").is_file() or (whole and (beside / "tokenizer_config.json").is_file()):
@@ -178,7 +211,7 @@ def _tokenizer(path: Path, beside: Path, version: Version) -> CLIPTokenizer:
             hint=f"with a connection: `hf download {_HUB} {' '.join(_VOCABULARY)}`; without: put these two files "
             f"(ComfyUI has them in comfy/sd1_tokenizer) into {beside}",
         )
-    return CLIPTokenizer(*files, model_max_length=77, pad_token=PADDING[version])
+    return CLIPTokenizer(*files, model_max_length=77, pad_token=padding)
 
 
 def _from_hub() -> list[str]:

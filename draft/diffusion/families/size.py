@@ -1,4 +1,4 @@
-"""How large the denoiser of a Stable Diffusion model is, from its configuration alone: no weights are read."""
+"""How large the UNet of a model is, from its configuration alone: no weights are read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
+from draft.diffusion.families import families
+
 
 def count_parameters(model: str) -> int | None:
     """Count the parameters of a model's denoiser.
@@ -20,7 +22,7 @@ def count_parameters(model: str) -> int | None:
             configuration is downloaded.
 
     Returns:
-        Their number; None where it cannot be known or the family is another one, which loading tells in its own words.
+        Their number; None where it cannot be known, or the family has no UNet.
     """
     try:
         return _in_checkpoint(Path(model)) if Path(model).is_file() else _in_configuration(model)
@@ -30,7 +32,7 @@ def count_parameters(model: str) -> int | None:
 
 def _in_configuration(model: str) -> int | None:
     pipeline: Any = DiffusionPipeline.load_config(model)
-    if pipeline.get("_class_name") != "StableDiffusionPipeline":
+    if not any(row.pipeline == pipeline.get("_class_name") and row.part == "unet" for row in families().values()):
         return None
     config: Any = UNet2DConditionModel.load_config(model, subfolder="unet")
     with torch.device("meta"):  # shapes without memory
@@ -40,8 +42,6 @@ def _in_configuration(model: str) -> int | None:
 
 def _in_checkpoint(path: Path) -> int | None:
     with safe_open(str(path), "pt") as file:
-        names = list(file.keys())
-        if any(name.startswith("conditioner.") for name in names):
-            return None  # Stable Diffusion XL
-        shapes = [file.get_slice(name).get_shape() for name in names if name.startswith("model.diffusion_model.")]
+        names = [name for name in file.keys() if name.startswith("model.diffusion_model.")]  # noqa: SIM118
+        shapes = [file.get_slice(name).get_shape() for name in names]
     return sum(map(prod, shapes)) or None
