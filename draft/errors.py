@@ -49,6 +49,16 @@ class StageError(DraftError):
     """A stage of a pipeline could not do its work."""
 
 
+class DivergedError(StageError):
+    """A training broke: a score or a gradient is no longer a finite number.
+
+    Attributes:
+        checkpoint: Updates before the newest checkpoint, from which it could branch; None: there is none.
+    """
+
+    checkpoint: int | None = None
+
+
 class ResourceError(StageError):
     """A stage cannot start or go on with what this machine has: memory, a GPU, a way to the model's files.
 

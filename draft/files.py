@@ -28,7 +28,7 @@ def weights_file(path: Path) -> Path:
     Returns:
         The file itself, or the one in the folder; it need not exist.
     """
-    return path / WEIGHTS if path.is_dir() else path
+    return path / WEIGHTS if os.path.isdir(path) else path
 
 
 @contextmanager
@@ -175,9 +175,9 @@ def absolute(base: Path, path: str) -> Path:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         shutil.rmtree(path)
-    elif path.exists():
+    elif os.path.lexists(path):
         path.unlink()
 
 

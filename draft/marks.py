@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -37,6 +37,11 @@ class Inert:
     """
 
     rounding: bool = False
+
+
+@dataclass(frozen=True)
+class Extends:
+    """The field says how far a stage goes: with another value it goes on from what it has made, as far as that fits."""
 
 
 @dataclass(frozen=True)
@@ -193,3 +198,23 @@ def plain(value: Any, leave_out: Callable[[Any], bool]) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner, leave_out) for inner in value]
     return value
+
+
+def leaves(value: Any, prefix: str = "", outer: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Walk through the fields of settings that are no dataclasses themselves.
+
+    Args:
+        value: A settings dataclass.
+        prefix: Put in front of the keys, with a dot.
+        outer: Marks of the field that the dataclass is in.
+
+    Yields:
+        Dotted key, plain value, and the marks of the field and of those around it.
+    """
+    for (key, hint), field in zip(hints(type(value)).items(), dataclasses.fields(value), strict=True):
+        name, inner = f"{prefix}.{key}" if prefix else key, getattr(value, field.name)
+        carried = (*outer, *marks(hint))
+        if dataclasses.is_dataclass(inner):
+            yield from leaves(inner, name, carried)
+        else:
+            yield name, plain(inner, lambda mark: False), carried

@@ -17,6 +17,7 @@ LIGHT = (
     "draft",
     "draft.errors",
     "draft.marks",
+    "draft.files",
     "draft.types",
     "draft.prompts",
     "draft.progress",

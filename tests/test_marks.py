@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -11,8 +12,8 @@ from annotated_types import Ge
 from draft.evaluation.settings import EvaluateSettings
 from draft.marks import Holds, Inert, Layout, hints, marks, plain
 from draft.methods.values import DraftK
+from draft.training.identity import identity
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
-from draft.training.state import identity
 from draft.types import Prompts
 
 
@@ -64,8 +65,8 @@ DECISIVE = {"learning_rate": 1e-5, "mixed_precision": "bf16", "method": DraftK()
 
 @pytest.mark.parametrize("key", [*INERT, *DECISIVE])
 def test_a_training_is_another_one_where_a_setting_decides_its_result(key: str) -> None:
-    def name(settings: TrainSettings) -> str:
-        return identity(settings, model="m", prompts=Prompts(["a cat"]), terms=[], seed=0)
+    def name(settings: TrainSettings) -> Mapping[str, str]:
+        return identity(settings, model="m", prompts=Prompts(["a cat"]), terms=[], seed=0).decisive
 
     changed = replace(TrainSettings(), **{key: (INERT | DECISIVE)[key]})
     assert (name(changed) == name(TrainSettings())) is (key in INERT)

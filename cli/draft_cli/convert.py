@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from draft.errors import ConfigError
+from draft.files import weights_file
 from draft.rewards.discovery import did_you_mean
 from draft_cli.mix import BOUNDS, CHOICES
 
@@ -92,7 +93,7 @@ def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:
     source, target = file.expanduser(), output.expanduser()
     if not source.exists():
         raise ConfigError("no such adapter file", where=str(source))
-    if target.resolve() in (source.resolve(), (source / "adapter_model.safetensors").resolve()):
+    if target.resolve() in (source.resolve(), weights_file(source).resolve()):
         raise ConfigError("the output is also the input", where=str(target), hint="write to another file with -o")
     if target.exists() and not force:
         raise ConfigError(

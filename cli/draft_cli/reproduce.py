@@ -35,7 +35,7 @@ def reproduce(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
     """Write the pipeline that made an adapter, out of its metadata."""
-    from draft.pipeline.header import read_header
+    from draft.adapters.files.header import read_header
     from draft.pipeline.reproduce import name_of, reproduce
 
     metadata = read_header(adapter).metadata

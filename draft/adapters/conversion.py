@@ -24,6 +24,7 @@ from draft.adapters.inspect import Facts, facts_of
 from draft.adapters.mixture import file_digest
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.errors import StageError
+from draft.files import weights_file
 
 Dtype = Literal["same", "fp32", "fp16", "bf16"]
 
@@ -137,7 +138,7 @@ def _write(
     format: Format,
     header: Mapping[str, str],
 ) -> tuple[ReadBack, Facts]:
-    if output.resolve() in (source.resolve(), (source / "adapter_model.safetensors").resolve()):
+    if output.resolve() in (source.resolve(), weights_file(source).resolve()):
         raise StageError("the output is also the input", where=str(output), hint="write to another file")
     kept = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
 
@@ -198,8 +199,7 @@ def _parsed(text: str) -> Any:
 
 def _nearest_error(source: Path, rank: int) -> float | None:
     """The relative error over all LoHa and LoKr modules of reading them at a rank, each taken whole for a moment."""
-    file = source / "adapter_model.safetensors" if source.is_dir() else source
-    tensors, metadata = read_tensors(file)
+    tensors, metadata = read_tensors(source)
     where = str(source)
     config = read_config(source / "adapter_config.json") if source.is_dir() else None
     alphas = read_alphas(config, metadata, where=where)

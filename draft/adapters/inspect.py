@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -18,6 +17,7 @@ from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.formats import read_adapter
 from draft.adapters.files.header import read_header
 from draft.adapters.verification.verify import base_model
+from draft.files import sha256, weights_file
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,11 @@ def facts_of(path: Path, adapter: Adapter) -> Facts:
     Returns:
         The counts.
     """
-    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    file = weights_file(path)
     header = read_header(file)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Facts(
         path=path,
-        digest=digest,
+        digest=sha256(file),
         size=file.stat().st_size,
         format=file_format(header.tensors),
         parts=dict(Counter(name.partition(".")[0] for name in adapter.modules)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_factors
 from draft.adapters.settings import MixSettings, check_settings
 from draft.errors import DraftWarning, StageError
+from draft.files import sha256, weights_file
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -151,7 +151,7 @@ def mix_files(
 
 def _refuse_overwriting(inputs: Sequence[tuple[Path, float]], output: Path) -> None:
     for path, _ in inputs:
-        if output.resolve() in (path.resolve(), (path / "adapter_model.safetensors").resolve()):
+        if output.resolve() in (path.resolve(), weights_file(path).resolve()):
             raise StageError("the output is also an input", where=str(output), hint="write to another file")
 
 
@@ -262,10 +262,9 @@ def file_digest(path: Path) -> str:
     Raises:
         StageError: It cannot be read.
     """
-    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    file = weights_file(path)
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256(file)
     except FileNotFoundError as error:
         raise StageError("no such adapter file", where=str(file)) from error
     except OSError as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from draft.adapters.algebra.deviation import deviation
 from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.formats import Format, write_adapter
 from draft.errors import StageError
+from draft.files import replace
 
 # Rounding of two factors to a dtype, with room to spare; beyond it the written file is wrong.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -95,9 +94,9 @@ def compare(
 def write_checked(
     adapter: Adapter, output: Path, *, format: Format, metadata: Mapping[str, str], check: Callable[[Path], T]
 ) -> T:
-    """Write an adapter under a passing name, check it there, and only then give it its own.
+    """Write an adapter to a temporary path, read it back, check it, and only then rename it.
 
-    Whatever happens, `output` is what it was before or a whole file that passed.
+    Whatever happens, `output` is what it was before or a complete file that passed.
 
     Args:
         adapter: What to write.
@@ -112,25 +111,12 @@ def write_checked(
     Raises:
         StageError: As from `write_adapter` and `check`; nothing is left behind.
     """
-    suffix = ".safetensors" if output.suffix == ".safetensors" else ""
-    passing = output.with_name(f".draft-{os.getpid()}{suffix}")
     try:
-        try:
-            write_adapter(adapter, passing, format=format, metadata=metadata)
-        except StageError as error:
-            raise StageError(error.what, where=str(output), hint=error.hint) from error
-        found = check(passing)
-        if passing.is_dir():
-            output.mkdir(exist_ok=True)
-            for file in sorted(passing.iterdir()):
-                os.replace(file, output / file.name)
-        else:
-            os.replace(passing, output)
+        with replace(output) as partial:
+            try:
+                write_adapter(adapter, partial, format=format, metadata=metadata)
+            except StageError as error:
+                raise StageError(error.what, where=str(output), hint=error.hint) from error
+            return check(partial)
     except OSError as error:
         raise StageError(f"cannot write the file ({error.strerror or error})", where=str(output)) from error
-    finally:
-        if passing.is_dir():
-            shutil.rmtree(passing)
-        elif passing.exists():  # where the folder is none, there is nothing to remove either
-            passing.unlink()
-    return found

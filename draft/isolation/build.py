@@ -102,6 +102,7 @@ def _call(command: Sequence[str], start: Path, lock: int, made: str, where: str)
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
     """Wait until no other process makes this environment; the operating system drops the lock of one that dies."""
+    # Not draft.files.locked: pip must inherit the open file that holds the lock.
     with folder.with_name(f"{folder.name}.lock").open("a+b") as stream:
         _wait(stream.fileno())
         yield stream.fileno()

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from draft.errors import ConfigError, DraftError
+from draft.files import absolute, cache_folder
 from draft.isolation.settings import Isolation
 from draft.rewards.discovery import OWN
 
@@ -43,10 +44,10 @@ def locate(isolation: Isolation, base: Callable[[tuple[str | int, ...]], Path], 
         got = "neither" if isolation.python is None else "both"
         raise ConfigError(f"must have either 'python' or 'requirements' (got {got})", where=where)
     if isolation.python is not None:
-        path = _absolute(base(("python",)), isolation.python)
+        path = absolute(base(("python",)), isolation.python)
         return replace(isolation, python=str(_python(path, f"{where}.python")))
     if isinstance(isolation.requirements, str):
-        path = _absolute(base(("requirements",)), isolation.requirements)
+        path = absolute(base(("requirements",)), isolation.requirements)
         if not path.is_file():
             raise ConfigError(
                 f"must be a requirements file or a list (got {str(path)!r})", where=f"{where}.requirements"
@@ -62,7 +63,7 @@ def locate(isolation: Isolation, base: Callable[[tuple[str | int, ...]], Path], 
                 hint="pip's options go into a requirements file",
             )
         if local := _LOCAL.fullmatch(text):
-            path = _absolute(base(("requirements", index)), local[1])
+            path = absolute(base(("requirements", index)), local[1])
             if not path.exists():
                 raise ConfigError(f"must be there (got {str(path)!r})", where=place)
             text = f"{path}{local[2] or ''}"
@@ -108,13 +109,6 @@ def environment_folder(isolation: Isolation) -> Path:
     return cache_folder() / "environments" / digest[:24]
 
 
-def cache_folder() -> Path:
-    """Where Draft keeps what it can make again: ``DRAFT_CACHE``, or `draft` in the user's cache folder."""
-    if chosen := os.environ.get("DRAFT_CACHE"):
-        return _absolute(Path.cwd(), chosen)
-    return _absolute(Path.home(), os.environ.get("XDG_CACHE_HOME") or ".cache") / "draft"
-
-
 def interpreter(folder: Path) -> Path:
     """The Python in an environment's folder."""
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -146,10 +140,6 @@ def own_requirement() -> list[str]:
 def own_variables() -> dict[str, str]:
     """The environment variables for another environment's Python: ours, without those that point at our packages."""
     return {name: value for name, value in os.environ.items() if name not in _FOREIGN}
-
-
-def _absolute(base: Path, path: str) -> Path:
-    return Path(os.path.abspath(base / Path(path).expanduser()))
 
 
 def _python(path: Path, where: str) -> Path:

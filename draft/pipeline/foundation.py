@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from draft.adapters.files.header import read_header
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.graph import parse_reference
-from draft.pipeline.header import read_header
+
+# How the names of text encoders begin, in every format.
+_TEXT = ("lora_te", "text_encoder", "base_model.model.text_model", "te1_", "te2_")
 
 
 def check_foundation(files: Mapping[str, str], keys: Keys, document: Document, errors: list[DraftError]) -> None:
@@ -43,6 +46,6 @@ def check_foundation(files: Mapping[str, str], keys: Keys, document: Document, e
         except DraftError as error:
             errors.append(ConfigError(f"{key}: {error.what} (got {source!r})", where=place, hint=error.hint))
             continue
-        if header.text_alone:
+        if header.tensors and all(name.startswith(_TEXT) for name in header.tensors):
             what = f"{key} changes text encoders alone, and a training has to do with the denoiser (got {source!r})"
             errors.append(ConfigError(what, where=place))

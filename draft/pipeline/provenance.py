@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from draft.adapters.files.header import read_header
 from draft.files import sha256, weights_file
 from draft.pipeline.check import CheckedStage
-from draft.pipeline.header import read_header
 from draft.pipeline.sources import weights_digest
 from draft.rewards.plugins import named_model
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from draft.diffusion.schedule import Grid, last_step_sensitivity
-from draft.errors import StageError
+from draft.errors import DivergedError, StageError
 from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
 
@@ -128,12 +128,12 @@ def check_finite(values: dict[str, float], update: int) -> None:
         update: Updates made so far.
 
     Raises:
-        StageError: A score is not finite.
+        DivergedError: A score is not finite.
     """
     for label, value in values.items():
         if not math.isfinite(value):
             when = "before the first update" if update == 0 else f"after {update} updates"
-            raise StageError(
+            raise DivergedError(
                 f"reward {label!r}: its score is not finite {when} (got {value})", hint=_DIVERGED if update else ""
             )
 
@@ -147,12 +147,14 @@ def check_gradient_norm(norm: float, culprits: Sequence[str], update: int) -> No
         update: Updates made so far.
 
     Raises:
-        StageError: The norm is not finite.
+        DivergedError: The norm is not finite.
     """
     if math.isfinite(norm):
         return
     name = " and ".join(f"reward {label!r}" for label in culprits) or "the sampler"
-    raise StageError(f"the gradient through {name} is not finite after {update} updates (got {norm})", hint=_DIVERGED)
+    raise DivergedError(
+        f"the gradient through {name} is not finite after {update} updates (got {norm})", hint=_DIVERGED
+    )
 
 
 _CONNECT = "compute the score from the images with torch operations; no detach, item, numpy, PIL or rounding on the way"

@@ -1,4 +1,4 @@
-"""The state of a training on disk: written whole or not at all, checked before it is believed."""
+"""The state of a training on disk: written completely or not at all, checked before use, never deleted unasked."""
 
 from __future__ import annotations
 
@@ -6,15 +6,38 @@ import hashlib
 import io
 import shutil
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from draft.errors import DraftWarning
+from draft.errors import DraftWarning, StageError
 from draft.files import replace
+from draft.training.identity import Identity, differences
+
+FOLDER = "checkpoints"
+"""Where they are in a training's folder."""
 
 _MAGIC = b"draft-checkpoint-1 "
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state that a training can go on from.
+
+    Args:
+        path: The file.
+        step: Updates made.
+        state: What `save_checkpoint` was given.
+        changes: Dotted key to the old and new value as JSON text: inert settings and lengths that differ now.
+    """
+
+    path: Path
+    step: int
+    state: Mapping[str, Any]
+    changes: Mapping[str, tuple[str, str]]
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
@@ -38,38 +61,54 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     path = folder / f"step-{step:08d}.ckpt"
     with replace(path) as partial:
         partial.write_bytes(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
-    for old in _checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
 
 
-def load_checkpoint(folder: Path, *, identity: str) -> dict[str, Any] | None:
-    """Read the newest intact checkpoint of this training.
+def load_checkpoint(folder: Path, *, identity: Identity, max_steps: int) -> Checkpoint | None:
+    """Read the newest intact checkpoint that this training can go on from; what does not fit is moved aside.
 
     Args:
         folder: Folder of checkpoints; may be missing.
-        identity: What the training is; a checkpoint of another one is passed over with a warning.
+        identity: What the training is.
+        max_steps: Updates that it is to make; a checkpoint after more does not fit.
 
     Returns:
-        The state with its `step`, or None.
+        The checkpoint, or None. Intact ones of another training, or after more updates, are then in `FOLDER.kept-N`
+        next to the folder, and a warning names it.
     """
-    for path in reversed(_checkpoints(folder)):
-        state = _read(path)
+    fitting, others = None, []
+    for path in reversed(checkpoints(folder)):
+        state = read_checkpoint(path)
         if state is None:
             warnings.warn(f"checkpoint {path} is damaged; going back to the one before", DraftWarning, stacklevel=2)
-        elif state.get("identity") != identity:
-            warnings.warn(f"checkpoint {path} belongs to other settings and is not used", DraftWarning, stacklevel=2)
-        else:
-            return state
-    return None
+            continue
+        saved = Identity.restored(state.get("identity"))
+        if saved is None or saved.decisive != identity.decisive or state["step"] > max_steps:
+            others.append(path)
+        elif fitting is None:
+            changes = differences(saved.rounding, identity.rounding) | differences(saved.extends, identity.extends)
+            fitting = Checkpoint(path, int(state["step"]), state, changes)
+    if others:
+        kept = _set_aside(others, folder)
+        warnings.warn(
+            f"checkpoints of other settings, or after more updates than max_steps, are kept in {kept}",
+            DraftWarning,
+            stacklevel=2,
+        )
+    return fitting
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints of a finished training."""
-    shutil.rmtree(folder, ignore_errors=True)
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Read one file.
 
+    Args:
+        path: A checkpoint.
 
-def _read(path: Path) -> dict[str, Any] | None:
+    Returns:
+        Its state with its `step`; None where it is damaged.
+    """
     content = path.read_bytes()
     head, _, payload = content.partition(b"\n")
     if head != _MAGIC + hashlib.sha256(payload).hexdigest().encode():
@@ -78,5 +117,63 @@ def _read(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; none where it is missing."""
     return sorted(folder.glob("step-*.ckpt"))
+
+
+def update_of(path: Path) -> int:
+    """The updates made before a checkpoint was written, by its file's name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def find_checkpoint(folders: list[Path], update: int) -> Path:
+    """Find the checkpoint after a number of updates, to branch from.
+
+    Args:
+        folders: Folders of checkpoints, the preferred first.
+        update: Updates made.
+
+    Returns:
+        Its path.
+
+    Raises:
+        StageError: There is none after that many updates; the hint lists those that there are.
+    """
+    files = [path for folder in folders for path in checkpoints(folder)]
+    for path in files:
+        if update_of(path) == update:
+            return path
+    known = sorted({update_of(path) for path in files})
+    raise StageError(
+        f"there is no checkpoint after update {update}",
+        hint=f"there are some after {', '.join(map(str, known))}" if known else "set checkpoint.every in the training",
+    )
+
+
+def finish_checkpoints(folder: Path, *, final: Path | None) -> None:
+    """Remove the checkpoints of a finished training except its last state.
+
+    Args:
+        folder: Folder of checkpoints.
+        final: The file to keep; None: the folder goes.
+    """
+    if final is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in checkpoints(folder):
+        if path != final:
+            path.unlink()
+
+
+def _set_aside(files: list[Path], folder: Path) -> Path:
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.kept-{number}")).exists():
+        number += 1
+    kept.mkdir()
+    for path in files:
+        path.rename(kept / path.name)
+    metrics = folder.with_name("metrics.jsonl")
+    if metrics.is_file():  # its later lines go when the training goes on from an earlier update
+        shutil.copy(metrics, kept / metrics.name)
+    return kept

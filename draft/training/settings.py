@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from draft.diffusion.settings import Device, LoraSettings, Precision, Resolution, SamplerSettings
-from draft.marks import AtMost, Inert, Instead, Within
+from draft.marks import AtMost, Extends, Inert, Instead, Within
 from draft.methods.values import DraftLV, Method
 from draft.scoring.objective import LinearLoss, Loss, PenaltySettings, RobustSettings
 
@@ -20,11 +20,13 @@ class CheckpointSettings:
     Args:
         every: Updates between two checkpoints; 0 writes none.
         keep: How many of the newest checkpoints stay on disk.
+        keep_final: Whether a finished training keeps its last state, so that a larger `max_steps` can go on from it.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
     every: Annotated[int, Ge(0), Within("max_steps")] = 50
     keep: Annotated[int, Ge(1)] = 2
+    keep_final: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ class TrainSettings(LearningSettings):
     method: Method = field(default_factory=DraftLV)
     learning_rate: Annotated[float, Gt(0)] = 4e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    max_steps: Annotated[int, Ge(1), AtMost(40)] = 2000
+    max_steps: Annotated[int, Ge(1), Extends(), AtMost(40)] = 2000
     checkpoint: Annotated[CheckpointSettings, Inert()] = field(default_factory=CheckpointSettings)
     preview: Annotated[PreviewSettings, Inert()] = field(default_factory=PreviewSettings)
     report_to: Annotated[tuple[str, ...], Inert(), Instead(())] = ()

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from draft.marks import Holds, Inert, plain
-from draft.rewards.reward import Term
-from draft.training.base_adapters import FRESH, Foundation
-from draft.training.settings import TrainSettings
-from draft.types import Prompts
 
 
 class Randomness:
@@ -51,49 +44,24 @@ class Randomness:
 
     def state(self) -> dict[str, Any]:
         """The generators' states and the prompts still to come."""
-        return {"queue": list(self._queue)} | {name: each.get_state() for name, each in self._generators().items()}
+        generators = {name: each.get_state() for name, each in self._generators().items()}
+        return {"queue": list(self._queue), "prompts": self._prompts} | generators
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state."""
-        self._queue = list(state["queue"])
+    def restore(self, state: Mapping[str, Any], *, order: bool = True) -> None:
+        """Go back to a state.
+
+        Args:
+            state: As `state()` gave it.
+            order: Whether the order of the prompts too; not where the prompts are others.
+        """
+        if order:
+            self._queue = list(state["queue"])
         for name, generator in self._generators().items():
-            generator.set_state(state[name])
+            if order or name != "order":
+                generator.set_state(state[name])
 
     def _generators(self) -> dict[str, torch.Generator]:
         return {"order": self._order, "noise": self._noise, "fresh": self._fresh, "method": self.method}
-
-
-def identity(
-    settings: TrainSettings,
-    *,
-    model: str,
-    prompts: Prompts,
-    terms: Sequence[Term],
-    seed: int,
-    foundation: Foundation = FRESH,
-) -> str:
-    """A hash of everything that decides a training's result, so that no checkpoint of another one is continued.
-
-    Settings that are marked as inert do not count, and what is marked as held counts by its content.
-
-    Args:
-        settings: The training's settings.
-        model: The model's name or path.
-        prompts: Its prompts with their columns.
-        terms: Its rewards.
-        seed: Its seed.
-        foundation: The adapter files it is built on.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    decisive = plain(settings, lambda mark: isinstance(mark, Inert | Holds))
-    rewards = [(term.label, term.reward.name, term.reward.model_dump_json(), term.weight) for term in terms]
-    columns = {name: prompts.column(name) for name in prompts.columns}
-    content = json.dumps(
-        [decisive, model, list(prompts), columns, rewards, seed, *foundation.identity()], sort_keys=True
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +17,28 @@ from draft.adapters.files.formats import Adapter, Factors, write_adapter
 from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images
 from draft.diffusion.lora import lora_factors
-from draft.errors import StageError
+from draft.errors import DivergedError, StageError
 from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.guards import check_terms
 from draft.training.accelerator import make_accelerator
 from draft.training.base_adapters import FRESH, Foundation
-from draft.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from draft.training.checkpoint import (
+    FOLDER,
+    checkpoints,
+    finish_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    update_of,
+)
+from draft.training.identity import Identity, identity
 from draft.training.metrics import append_metrics, truncate_metrics
 from draft.training.preview import save_grid
+from draft.training.resume import Branch, Continued, branch_off, go_on
 from draft.training.rules.rule import Rule, make_rule
 from draft.training.run import Run, prepare
 from draft.training.schedule import learning_rate_factor
 from draft.training.settings import TrainSettings
-from draft.training.state import identity
 from draft.training.suitability import check_method
 from draft.training.update import means
 from draft.types import Prompts
@@ -67,12 +77,14 @@ def train(
     progress: Progress,
     metadata: Mapping[str, str] = {},
     foundation: Foundation = FRESH,
+    branch: Branch | None = None,
     after: Callable[[Progressed], bool] | None = None,
 ) -> dict[str, float]:
     """Train a LoRA so that sampled images score higher under a weighted sum of rewards.
 
     Maximises E[sum_k w_k r_k(decode(sample(theta, c, noise)), c)] by the method's gradient, with AdamW. Goes on from
-    the newest intact checkpoint under `folder`, to the same adapter, byte for byte, as an uninterrupted run.
+    the newest intact checkpoint under `folder`, to the same adapter, byte for byte, as an uninterrupted run; so does a
+    finished training with a larger `max_steps`, from the last state that it kept.
 
     Args:
         settings: Everything about the training.
@@ -85,6 +97,8 @@ def train(
         metadata: Text written into the adapter file; must not depend on time or place.
         foundation: The adapter that the LoRA begins at, and frozen ones beneath it. The written adapter is the LoRA
             alone: what it began at with what it learned, and nothing of what lies beneath.
+        branch: A checkpoint of another training to begin at, where `folder` has none of this one; written into the
+            adapter's header with what differs.
         after: Called after each update; its time does not count. The training ends there if it returns True.
 
     Returns:
@@ -102,9 +116,13 @@ def train(
     accelerator = make_accelerator(settings.device, report_to=settings.report_to, folder=folder)
     run = prepare(settings, model, prompts, terms, seed, progress, foundation)
     rule = make_rule(settings.method, run)
-    name = identity(settings, model=model, prompts=prompts, terms=terms, seed=seed, foundation=foundation)
-    checkpoints, metrics = folder / "checkpoints", folder / "metrics.jsonl"
-    done = _resume(run, rule, load_checkpoint(checkpoints, identity=name), progress)
+    name = identity(
+        settings, model=model, prompts=prompts, terms=terms, seed=seed, foundation=foundation,
+        branch=branch.digest() if branch else "",
+    )  # fmt: skip
+    states, metrics = folder / FOLDER, folder / "metrics.jsonl"
+    continued = _continued(run, rule, states, metrics, name, branch, progress)
+    done = continued.step
     rows = truncate_metrics(metrics, done)
     totals = {"updates": float(done)} | {key: sum(row[key] for row in rows) for key in _BUDGETS}
     if settings.report_to:
@@ -112,8 +130,13 @@ def train(
     if done == 0:
         _save_preview(run, folder, 0)
     progress.start("training", settings.max_steps, done=done)
+    ended = False
     for step in range(done, settings.max_steps):
-        row = _update(run, rule, step)
+        try:
+            row = _update(run, rule, step)
+        except DivergedError as error:
+            error.checkpoint = max(map(update_of, checkpoints(states)), default=None)
+            raise
         append_metrics(metrics, row)
         rows = [*rows[1 - _CLOSING :], row]
         totals = {"updates": step + 1.0} | {key: totals[key] + row[key] for key in _BUDGETS}
@@ -125,16 +148,36 @@ def train(
         if after is not None and after(
             Progressed(made, row, totals, run.model, lambda path: _save_adapter(run, path, metadata))
         ):
+            ended = True
             break
         if settings.checkpoint.every and made % settings.checkpoint.every == 0 and made < settings.max_steps:
-            save_checkpoint(checkpoints, made, _state(run, rule, name), keep=settings.checkpoint.keep)
+            save_checkpoint(states, made, _state(run, rule, name, continued), keep=settings.checkpoint.keep)
     progress.stop()
-    _save_adapter(run, folder / "adapter.safetensors", metadata)
-    remove_checkpoints(checkpoints)
+    _save_adapter(run, folder / "adapter.safetensors", {**metadata, **continued.metadata()})
+    final = None
+    if settings.checkpoint.keep_final and not ended:
+        state = _state(run, rule, name, continued)
+        final = save_checkpoint(states, settings.max_steps, state, keep=settings.checkpoint.keep)
+    finish_checkpoints(states, final=final)
     if settings.report_to:
         accelerator.end_training()
     closing = ["loss", "reward", *(term.label for term in terms)]
-    return {key: sum(row[key] for row in rows) / len(rows) for key in closing}
+    last = rows[-_CLOSING:]
+    return {key: sum(row[key] for row in last) / len(last) for key in closing}
+
+
+def _continued(
+    run: Run, rule: Rule, states: Path, metrics: Path, name: Identity, branch: Branch | None, progress: Progress
+) -> Continued:
+    """Where a training begins: at its own newest checkpoint, at another one's, or at nothing."""
+    checkpoint = load_checkpoint(states, identity=name, max_steps=run.settings.max_steps)
+    if checkpoint is not None:
+        return go_on(run, rule, checkpoint, progress)
+    if branch is None:
+        return Continued()
+    if branch.metrics is not None and branch.metrics.is_file():
+        shutil.copy(branch.metrics, metrics)
+    return branch_off(run, rule, branch, name, progress)
 
 
 def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
@@ -164,24 +207,15 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     }
 
 
-def _state(run: Run, rule: Rule, name: str) -> dict[str, Any]:
-    weights = [parameter.detach().cpu() for parameter in run.parameters]
-    optimizer, random = run.optimizer.state_dict(), run.random.state()
-    return {"identity": name, "weights": weights, "optimizer": optimizer, "random": random, "rule": rule.state()}
-
-
-def _resume(run: Run, rule: Rule, state: dict[str, Any] | None, progress: Progress) -> int:
-    """Put a checkpoint's state back; returns the updates made."""
-    if state is None:
-        return 0
-    with torch.no_grad():
-        for parameter, weight in zip(run.parameters, state["weights"], strict=True):
-            parameter.copy_(weight)
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.random.restore(state["random"])
-    rule.restore(state["rule"])
-    progress.say(f"going on after update {state['step']}")
-    return int(state["step"])
+def _state(run: Run, rule: Rule, name: Identity, continued: Continued) -> dict[str, Any]:
+    return {
+        "identity": name.state(),
+        "history": json.dumps(continued.history),
+        "weights": [parameter.detach().cpu() for parameter in run.parameters],
+        "optimizer": run.optimizer.state_dict(),
+        "random": run.random.state(),
+        "rule": rule.state(),
+    }
 
 
 def _save_adapter(run: Run, path: Path, metadata: Mapping[str, str]) -> None:

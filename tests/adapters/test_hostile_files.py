@@ -87,6 +87,14 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         read_header(path)
 
 
+@pytest.mark.parametrize("name", ["\\ud800", "\\udc00 x"])
+def test_text_that_is_no_unicode_is_refused_as_the_library_does(tmp_path: Path, name: str) -> None:
+    for header in (f'{{"{name}": {json.dumps(entry())}}}', f'{{"__metadata__": {{"a": "{name}"}}}}'):
+        with pytest.raises(StageError, match="not an intact safetensors file") as error:
+            read_header(write(tmp_path / "bad.safetensors", header, data=4 if "dtype" in header else 0))
+        assert str(error.value).encode()
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [

@@ -232,7 +232,7 @@ def test_a_file_of_another_tool_is_refused(command, folder: Path, entries, error
 
 def test_files_that_cannot_be_or_do_not_belong_are_refused(command, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(b"no")
-    assert "not an intact safetensors file" in command("reproduce", "x.safetensors")[2]
+    assert "not a safetensors file" in command("reproduce", "x.safetensors")[2]
     assert "no such adapter file" in command("reproduce", "nowhere.safetensors")[2]
     good = str(_story(folder, pipeline=TRAINED))
     assert "no such adapter file" in command("reproduce", good, "--input", "nowhere.safetensors")[2]

@@ -92,7 +92,7 @@ def test_what_a_stage_is_built_on_is_handed_to_the_training(folder: Path, worksh
     [
         ("init_adapter=nowhere.safetensors", "no such file (got "),
         ("init_adapter=old.pt", "an adapter must be a .safetensors file (got "),
-        ("init_adapter=broken.safetensors", "stages.two.init_adapter: not an intact safetensors file (got "),
+        ("init_adapter=broken.safetensors", "stages.two.init_adapter: not a safetensors file (got "),
         ("init_adapter=text.safetensors", "stages.two.init_adapter changes text encoders alone"),
         ("init_adapter=${out:one.metrics}", "stages.two.init_adapter must be an output 'adapter'"),
         ("init_adapter=${out:two.adapter}", "stage 'two' refers to itself"),

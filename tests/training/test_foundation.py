@@ -24,9 +24,9 @@ from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.scoring.objective import PenaltySettings
 from draft.training.base_adapters import FRESH, Foundation
+from draft.training.identity import identity
 from draft.training.run import prepare
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
-from draft.training.state import identity
 from draft.training.train import Progressed, train
 from draft.types import Prompts
 
@@ -265,7 +265,7 @@ def test_the_identity_covers_the_files_contents_their_weights_and_their_part(tmp
     copy.write_bytes(one.read_bytes())
 
     def name(foundation: Foundation) -> str:
-        return identity(SETTINGS, model="m", prompts=PROMPTS, terms=[], seed=0, foundation=foundation)
+        return str(identity(SETTINGS, model="m", prompts=PROMPTS, terms=[], seed=0, foundation=foundation))
 
     different = [
         FRESH, Foundation(one), Foundation(two), Foundation(None, ((one, 1.0),)), Foundation(None, ((one, 0.5),)),

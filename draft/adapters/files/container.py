@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from draft.adapters.files.header import TensorInfo, read_header, shown
 from draft.errors import StageError
+from draft.files import replace, weights_file
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()} | {
@@ -31,7 +31,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read every tensor and the metadata of a safetensors file, each byte once, into memory of their own.
 
     Args:
-        path: The file.
+        path: The file, or a peft folder.
 
     Returns:
         Tensors by name, on the CPU, and the header's metadata.
@@ -39,7 +39,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         StageError: There is no such file, or it is not an intact safetensors file.
     """
-    header = read_header(path)
+    header, path = read_header(path), weights_file(path)
     for name, info in header.tensors.items():
         if info.dtype not in _DTYPES:
             raise StageError(
@@ -92,7 +92,7 @@ def copy_tensors(source: Path, target: Path, *, metadata: Mapping[str, str]) -> 
     """Copy a safetensors file with further header entries, its tensors' bytes, dtypes and order untouched, atomically.
 
     Args:
-        source: The file.
+        source: The file, or a peft folder.
         target: Where to write; its folder is made if need be.
         metadata: Entries to add to the header's `__metadata__`; they win over the file's own.
 
@@ -106,14 +106,14 @@ def copy_tensors(source: Path, target: Path, *, metadata: Mapping[str, str]) -> 
     }
     own = dict(sorted({**header.metadata, **metadata}.items()))
     try:
-        data = source.read_bytes()[header.size :]
+        data = weights_file(source).read_bytes()[header.size :]
     except OSError as error:
         raise StageError(f"cannot read the file ({error.strerror or error})", where=str(source)) from error
     write_bytes(target, [_header({"__metadata__": own, **table}), data])
 
 
 def write_bytes(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
-    """Write a file atomically: into a temporary neighbour, synced to the disk, then renamed.
+    """Write a file atomically.
 
     Args:
         path: Where to write; its folder is made if need be.
@@ -122,18 +122,10 @@ def write_bytes(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     Raises:
         StageError: The file cannot be written; nothing is left behind.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replace(path) as partial, partial.open("wb") as file:
+            file.writelines(chunks)
     except OSError as error:
         raise StageError(f"cannot write the file ({error.strerror or error})", where=str(path)) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from draft.adapters.files.metadata import file_metadata, json_text, lora_metadat
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.files.reading import grouped_tensors, module_factors, with_kernels
 from draft.errors import StageError
+from draft.files import WEIGHTS
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
 
@@ -49,18 +49,8 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     path = Path(path)
     if dense_rank is not None and dense_rank < 1:
         raise StageError(f"the rank must be at least 1 (got {dense_rank})")
-    config = None
-    file = path
-    if os.path.isdir(path):
-        file = path / "adapter_model.safetensors"
-        if not file.is_file():
-            raise StageError(
-                "the folder holds no adapter_model.safetensors",
-                where=str(path),
-                hint="give a .safetensors file or a peft adapter folder",
-            )
-        config = read_config(path / "adapter_config.json")
-    tensors, metadata = read_tensors(file)
+    tensors, metadata = read_tensors(path)
+    config = read_config(path / "adapter_config.json") if path.is_dir() else None
     where = str(path)
     alphas = read_alphas(config, metadata, where=where)
     grouped = grouped_tensors(tensors, metadata, where=where)
@@ -117,7 +107,7 @@ def write_adapter(
     if chosen != "kohya":
         header["lora_adapter_metadata"] = lora_metadata(ranks, prefixed=chosen == "diffusers")
     if chosen == "peft" and path.suffix != ".safetensors":
-        write_tensors(tensors, path / "adapter_model.safetensors", metadata=header)
+        write_tensors(tensors, path / WEIGHTS, metadata=header)
         write_bytes(path / "adapter_config.json", [json_text(adapter_config(ranks)).encode()])
     else:
         write_tensors(tensors, path, metadata=header)

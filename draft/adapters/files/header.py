@@ -7,11 +7,15 @@ import math
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from draft.errors import StageError
+from draft.files import WEIGHTS, weights_file
 
 BITS = {
     "BOOL": 8,
@@ -75,10 +79,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check a safetensors file's header; no tensor is read.
+    """Read and check the header of a safetensors file; no tensor is read, and torch is not imported.
 
     Args:
-        path: The file.
+        path: The file, or a peft folder.
 
     Returns:
         Its header: every dtype is known, every tensor's bytes are as many as its dtype and shape need, and together
@@ -91,6 +95,10 @@ def read_header(path: Path) -> Header:
         >>> read_header(Path("pony.safetensors")).metadata["ss_network_dim"]  # doctest: +SKIP
         '16'
     """
+    if os.path.isdir(path) and not weights_file(path).exists():
+        hint = "give a .safetensors file or a peft adapter folder"
+        raise StageError(f"the folder holds no {WEIGHTS}", where=str(path), hint=hint)
+    path = weights_file(path)
     size = _regular_size(path)
     try:
         with path.open("rb") as file:
@@ -101,10 +109,12 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise StageError(f"cannot read the file ({error.strerror or error})", where=str(path)) from error
     try:
-        return _parsed(text, size - 8 - length)
-    except (ValueError, RecursionError) as error:
+        header = _parsed(text, size - 8 - length)
+        _accept(path)
+    except (ValueError, RecursionError, SafetensorError) as error:
         cause = "its header is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise StageError(f"not an intact safetensors file ({cause})", where=str(path), hint=_AGAIN) from error
+    return header
 
 
 def shown(name: str) -> str:
@@ -170,6 +180,12 @@ def _parsed(text: bytes, data: int) -> Header:
     if position != data:
         raise ValueError(f"its tensors need {position} bytes, {data} are there")
     return Header(tensors, metadata, 8 + len(text))
+
+
+def _accept(path: Path) -> None:
+    """Refuse what the library refuses, such as names that are no Unicode: no other program could open the file."""
+    with suppress(OSError), safe_open(path, framework="np"):  # the library maps the file, which not every disk allows
+        pass
 
 
 def _info(name: str, entry: Any) -> TensorInfo:

@@ -21,9 +21,6 @@ def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) ->
     Raises:
         StageError: The source cannot be read or the copy cannot be written.
     """
-    if not source.is_dir():
-        copy_tensors(source, target, metadata=metadata)
-        return
-    config = read_config(source / "adapter_config.json")
+    config = read_config(source / "adapter_config.json") if source.is_dir() else None
     own = {} if config is None else {"lora_adapter_metadata": json_text(config)}
-    copy_tensors(source / "adapter_model.safetensors", target, metadata={**own, **metadata})
+    copy_tensors(source, target, metadata={**own, **metadata})

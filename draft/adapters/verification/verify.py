@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.remedy import tools_by_format
 from draft.adapters.verification.tools import tools
 from draft.adapters.verification.verdict import Verdict, contents_of, judge
+from draft.files import sha256, weights_file
 
 # Entries that hold the sha256 of the bytes after the header.
 _HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
@@ -82,7 +82,7 @@ def verify(path: Path) -> Verification:
         True
     """
     adapter = read_adapter(path)
-    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    file = weights_file(path)
     base = base_model(adapter)
     strange: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
@@ -92,7 +92,7 @@ def verify(path: Path) -> Verification:
         verdicts = tuple(judge(tool, base, contents) for tool in tools())
     found = Verification(
         path=path,
-        digest=_digest(file),
+        digest=sha256(file),
         family=adapter.family,
         base=base,
         modules=len(adapter.modules),
@@ -128,14 +128,8 @@ def _hashes(file: Path, metadata: Mapping[str, str]) -> dict[str, bool]:
     told = {name: metadata[name].lower().removeprefix("0x") for name in _HASHES if metadata.get(name)}
     if not told:
         return {}
-    digest = _digest(file, skip=read_header(file).size)
+    digest = sha256(file, skip=read_header(file).size)
     return {name: value == digest for name, value in told.items()}
-
-
-def _digest(file: Path, *, skip: int = 0) -> str:
-    with file.open("rb") as stream:
-        stream.seek(skip)
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _recipe(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:

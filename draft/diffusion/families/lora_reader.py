@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from draft.errors import StageError
+from draft.files import WEIGHTS, weights_file
 
 _LOADERS = {
     "sd": ("StableDiffusionLoraLoaderMixin", "unet"),
@@ -52,7 +53,8 @@ def read_as_diffusers(path: Path, family: str) -> dict[str, tuple[Tensor, Tensor
     if family not in _LOADERS:
         raise StageError(f"no reader for the family {family!r}", where=str(path), hint=f"known: {', '.join(_LOADERS)}")
     loader, main = _LOADERS[family]
-    folder, name = (path, "adapter_model.safetensors") if path.is_dir() else (path.parent, path.name)
+    file = weights_file(path)
+    folder, name = file.parent, file.name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -82,7 +84,7 @@ def _peft_tensors(file: Path) -> dict[str, Tensor]:
 
 def _peft_model(named: Mapping[str, Tensor], file: Path) -> _Skeleton:
     config = file.parent / "adapter_config.json"
-    if file.name == "adapter_model.safetensors" and config.is_file():
+    if file.name == WEIGHTS and config.is_file():
         options = json.loads(config.read_text(encoding="utf-8"))
     else:
         with safe_open(file, framework="pt") as opened:
