@@ -47,9 +47,11 @@ FAMILIES: tuple[Family, ...] = (
         name="sdxl",
         title="Stable Diffusion XL",
         pipeline="StableDiffusionXLPipeline",
+        load="draft.diffusion.families.sdxl:load",
         part="unet",
         markers=("model.diffusion_model.input_blocks.", "conditioner.embedders.1."),
         encoders=("text_encoder", "text_encoder_2"),
+        stand_in="emoji_xl",
     ),
     Family(
         name="sd3",

@@ -1,0 +1,258 @@
+"""Stable Diffusion XL: two text encoders, a UNet that also knows size and crop, an autoencoder (arXiv 2307.01952)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from draft.diffusion.conditioning import Conditioning
+from draft.diffusion.families import families
+from draft.diffusion.families.pretrained import undisturbed
+from draft.diffusion.families.sd import read_schedule
+from draft.diffusion.families.sdxl_parts import TEXT, Parts, pretrained_parts
+from draft.diffusion.families.sdxl_single_file import single_file_parts
+from draft.diffusion.saturation import clip
+from draft.diffusion.schedule import FlowSchedule, Schedule
+from draft.errors import DraftError, DraftWarning
+from draft.family import Family
+from draft.types import Images, Latents, Size
+
+
+@dataclass
+class StableDiffusionXL:
+    """A Stable Diffusion XL model; see `draft.diffusion.families.TextToImage`."""
+
+    parts: Parts
+    noise: Schedule | FlowSchedule
+    device: torch.device
+    dtype: torch.dtype
+    family: Family
+    _towers: dict[str, Any] | None = field(default_factory=dict)
+    _recompute: bool = False
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The UNet, read when first asked for."""
+        return self._read("unet", self.dtype)
+
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder, never in float16 where its configuration asks for more: its activations overflow there."""
+        careful = self.dtype == torch.float16 and self.parts.configs["vae"].get("force_upcast", True)
+        return self._read("vae", torch.float32 if careful else self.dtype)
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """Both text encoders, read when first asked for; nothing once they are dropped."""
+        if self._towers is None:
+            return {}
+        for name in TEXT:
+            if name not in self._towers:
+                self._towers[name] = self._read(name, self.dtype)
+        return self._towers
+
+    @property
+    def default_size(self) -> Size:
+        """The size of the images the model was trained for."""
+        sample = self.parts.configs["unet"].get("sample_size") or 128
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+        return Size(int(height) * self.pixels_per_latent, int(width) * self.pixels_per_latent)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels along the side of one latent."""
+        return 2 ** (len(self.parts.configs["vae"]["block_out_channels"]) - 1)
+
+    def encode(self, prompts: Sequence[str], size: Size) -> Conditioning:
+        """Embed prompts by both text encoders, without gradient, one by one, so that no prompt's bits depend on others.
+
+        Args:
+            prompts: B prompts.
+            size: Of the images that the network is asked for.
+
+        Returns:
+            text (B, L, D1 + D2), both encoders' next-to-last states; pooled (B, P), the second's projection; both in
+            the model's precision; time_ids (B, 6), float32.
+
+        Raises:
+            RuntimeError: The text encoders were dropped.
+        """
+        if self._towers is None:
+            raise RuntimeError("the text encoders were dropped")
+        embedded = [self._embed(str(prompt), size) for prompt in prompts]
+        return Conditioning.cat(embedded)
+
+    def unconditional(self, negative_prompt: str, size: Size) -> Conditioning:
+        """What guidance leads away from, of length 1.
+
+        Args:
+            negative_prompt: Its text; where it is empty and the pipeline says so (`force_zeros_for_empty_prompt`), text
+                and pooled are zero instead of the empty text's.
+            size: Of the images that the network is asked for.
+
+        Returns:
+            As of `encode`.
+        """
+        if negative_prompt or not self.parts.zeros:
+            return self.encode([negative_prompt], size)
+        widths = [int(self.parts.configs[name]["hidden_size"]) for name in TEXT]
+        length = int(self.parts.tokenizers[0].model_max_length)
+        pooled = int(self.parts.configs[TEXT[1]]["projection_dim"])
+        zeros = partial(torch.zeros, device=self.device, dtype=self.dtype)
+        return self._sized(zeros(1, length, sum(widths)), zeros(1, pooled), size)
+
+    def drop_encoders(self) -> None:
+        """Free the text encoders' memory."""
+        self._towers = None
+
+    def denoise(self, latents: Latents, time: Tensor, conditioning: Conditioning) -> Tensor:
+        """Call the UNet in the model's precision.
+
+        Args:
+            latents: (N, C, h, w).
+            time: Scalar.
+            conditioning: As of `encode`, of length N.
+
+        Returns:
+            The output in the latents' precision, (N, C, h, w).
+        """
+        given = conditioning.tensors
+        out = self.network(
+            latents.to(self.dtype),
+            time,
+            encoder_hidden_states=given["text"].to(self.dtype),
+            added_cond_kwargs={"text_embeds": given["pooled"].to(self.dtype), "time_ids": given["time_ids"]},
+            return_dict=False,
+        )[0]
+        return out.to(latents.dtype)
+
+    def decode(self, latents: Latents, *, straight_through: bool = False) -> Images:
+        """Decode latents to images, with gradient.
+
+        Args:
+            latents: (B, C, h, w), scaled as the UNet sees them.
+            straight_through: Whether the gradient passes where values are clipped; see `draft.diffusion.saturation`.
+
+        Returns:
+            sRGB clipped to [0, 1], (B, 3, H, W), in the latents' precision.
+        """
+        config: Any = self.vae.config
+        mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+        scaled = latents / config.scaling_factor
+        if mean is not None and std is not None:  # Playground's
+            mean, std = (torch.tensor(values).to(latents)[:, None, None] for values in (mean, std))
+            scaled = latents * std / config.scaling_factor + mean
+        images = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].to(latents.dtype)
+        return clip(images / 2 + 0.5, straight_through=straight_through)
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Shape (C, h, w) of the latents of an image.
+
+        Args:
+            size: The image's.
+
+        Returns:
+            (C, h, w).
+
+        Raises:
+            DraftError: A side is no multiple of what one latent covers.
+        """
+        multiple = self.pixels_per_latent
+        if size.height % multiple or size.width % multiple or size.frames != 1:
+            got = size.height if size == Size(size.height, size.height) else size
+            raise DraftError(f"resolution must be a multiple of {multiple} for this model (got {got})")
+        return int(self.parts.configs["vae"]["latent_channels"]), size.height // multiple, size.width // multiple
+
+    def schedule(self, size: Size, steps: int) -> Schedule | FlowSchedule:
+        """The noise schedule, which is the same for every size and number of steps."""
+        return self.noise
+
+    def checkpoint_blocks(self, on: bool) -> None:
+        """Recompute the UNet's and the decoder's blocks in backward instead of keeping their activations."""
+        self._recompute = on
+        for name in ("network", "vae"):
+            if name in vars(self):
+                recompute_blocks(vars(self)[name], on)
+
+    def _read(self, part: str, dtype: torch.dtype) -> Any:
+        with undisturbed():
+            module: Any = self.parts.read(part, dtype)
+        # diffusers' own `to` warns of casts.
+        module = nn.Module.to(module.requires_grad_(False).eval(), self.device, dtype)
+        if part not in TEXT:
+            recompute_blocks(module, self._recompute)
+        return module
+
+    def _embed(self, prompt: str, size: Size) -> Conditioning:
+        states = []
+        for tokenizer, tower in zip(self.parts.tokenizers, self.encoders.values(), strict=True):
+            limit = int(tokenizer.model_max_length)
+            length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+            if length > limit and not states:
+                what = f"prompt cut to {limit} tokens (got {length}): {prompt[:60]!r}..."
+                warnings.warn(what, DraftWarning, stacklevel=4)
+            tokens = tokenizer(prompt, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+            with torch.no_grad():
+                out = tower(tokens.input_ids.to(self.device), output_hidden_states=True)
+            states.append(out.hidden_states[-2])
+        return self._sized(torch.cat(states, dim=-1), out.text_embeds, size)
+
+    def _sized(self, text: Tensor, pooled: Tensor, size: Size) -> Conditioning:
+        """With the micro-conditioning of an image that is neither enlarged nor cropped: original size, crop, size."""
+        ids = torch.tensor([[size.height, size.width, 0, 0, size.height, size.width]], dtype=torch.float32)
+        return Conditioning({"text": text, "pooled": pooled, "time_ids": ids.to(self.device)})
+
+
+def load(model: str, *, device: torch.device, dtype: torch.dtype) -> StableDiffusionXL:
+    """Open a `StableDiffusionXLPipeline` folder, hub id or single-file checkpoint; weights are read when needed.
+
+    Args:
+        model: Folder, `.safetensors` file or hub id.
+        device: Where to.
+        dtype: Precision of the weights, in which they are read; see `StableDiffusionXL.vae` for the autoencoder's.
+
+    Returns:
+        The model, frozen and in evaluation mode.
+
+    Raises:
+        DraftError: A component is missing, of a wrong type or unreachable, or a pickle was given.
+    """
+    path = Path(model)
+    parts = single_file_parts(path) if path.is_file() else pretrained_parts(model)
+    noise = read_schedule(parts.configs["scheduler"])
+    return StableDiffusionXL(parts, noise, device, dtype, families()["sdxl"])
+
+
+def recompute_blocks(network: Any, on: bool) -> None:
+    """Recompute a network's blocks in backward, where it carries gradient, instead of keeping their activations.
+
+    Args:
+        network: A UNet or an autoencoder of diffusers.
+        on: Whether; off keeps the activations.
+    """
+    if on:
+        network.enable_gradient_checkpointing(_recomputed)
+    else:
+        network.disable_gradient_checkpointing()
+
+
+def _recomputed(block: Any, *inputs: Any) -> Any:
+    # The decoder's last block alone holds half of all activations, so its layers are recomputed one by one.
+    if isinstance(block, UpDecoderBlock2D):
+        sample, embedding = inputs
+        for layer in block.resnets:
+            sample = _recomputed(layer, sample, embedding)
+        for layer in block.upsamplers or ():
+            sample = _recomputed(layer, sample)
+        return sample
+    # Nothing in a block is random, so there is no RNG state to keep for the recomputation.
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
