@@ -20,6 +20,8 @@ from torch import Tensor
 
 from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.methods.backpropagation import Backpropagation
+from draft.methods.run import Batch
 from draft.methods.values import (
     AlignProp,
     DirectAlign,
@@ -36,10 +38,9 @@ from draft.methods.values import (
 )
 from draft.progress import Silent
 from draft.rewards.extensions import model_path
-from draft.rewards.plugins import build_reward
 from draft.rewards.reward import Term
-from draft.training.rules.backpropagation import Backpropagation
-from draft.training.run import Batch, Run, prepare
+from draft.rewards.terms import build_reward
+from draft.training.run import Run, prepare
 from draft.training.settings import TrainSettings
 from draft.types import Prompts
 
@@ -98,8 +99,8 @@ def gradients(run: Run, batch: Batch, method: Method, draws: int) -> list[Tensor
     reuse = draws if method.traits.reuses_rollouts else 1
     drawing = replace(run, settings=replace(run.settings, method=method, rollout_reuse=reuse))
     for _ in range(draws // reuse):
-        rule = Backpropagation(method, drawing)  # type: ignore[arg-type]
-        for surrogate in rule._surrogates(drawing, batch, []):
+        rule = Backpropagation(method, drawing)
+        for surrogate in rule.surrogates(drawing, batch, []):
             run.optimizer.zero_grad(set_to_none=True)
             scored = run.scorer.loss_gradient(
                 surrogate.latents, batch.prompts, loss=run.settings.loss, groups=surrogate.groups
@@ -155,7 +156,7 @@ def main() -> None:
     )
     reward = build_reward("clip_score", {"model": "emoji/clip"}, where="clip_score")
     run = prepare(settings, model_path("emoji"), Prompts(PROMPTS), [Term("clip", reward)], 0, Silent())
-    rule = Backpropagation(settings.method, run)  # type: ignore[arg-type]
+    rule = Backpropagation(settings.method, run)
     for step in range(arguments.updates):
         rule.update(run, step)
     for steps in arguments.steps:

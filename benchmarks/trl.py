@@ -99,8 +99,8 @@ def gradients(arguments: argparse.Namespace) -> dict[str, float]:
     from draft.diffusion.lora import add_lora, lora_parameters
     from draft.diffusion.schedule import make_grid
     from draft.diffusion.settings import LoraSettings, SamplerSettings
-    from draft.diffusion.surrogate import Networks, sample_with_plan
-    from draft.methods.plans import draw_plan
+    from draft.diffusion.surrogate import Denoisers, sample_with_plan
+    from draft.methods.modules import draw_plan
     from draft.methods.values import DraftK
 
     peer = trainer(arguments)
@@ -125,7 +125,7 @@ def gradients(arguments: argparse.Namespace) -> dict[str, float]:
     texts = model.encode([PROMPTS[k % len(PROMPTS)] for k in range(arguments.batch)])
     output = guide(model.denoise, grid, texts, model.encode([""]), GUIDANCE)
     plan = draw_plan(DraftK(k=arguments.k), arguments.steps, torch.Generator())
-    images = model.decode(sample_with_plan(Networks(value=output, recorded=output), grid, plan, noise))
+    images = model.decode(sample_with_plan(Denoisers(no_grad=output, with_grad=output), grid, plan, noise))
     (-score(images).mean()).backward()
     assert len(ours) == len(weights) == len(lora_parameters(model.unet))
     difference = sum(float((ours[n].grad - weights[n].grad).square().sum()) for n in ours) ** 0.5

@@ -19,8 +19,8 @@ from pydantic import Field
 
 from draft.errors import DraftError
 from draft.family import Family
+from draft.rewards.extensions import model_path
 from draft.rewards.hookspecs import NamedModel, hookimpl
-from draft.rewards.plugins import model_path
 from draft.rewards.reward import Reward, Score
 from draft.types import Prompts, per_prompt
 
@@ -57,7 +57,7 @@ def load(name: str, device: str = "cpu", **options: Any) -> Score:
         >>> compressible = draft.load("jpeg", quality=50)
     """
     from draft.rewards.inputs import guarded
-    from draft.rewards.plugins import build_reward
+    from draft.rewards.terms import build_reward
 
     reward = build_reward(name, options, where=name)
     import torch

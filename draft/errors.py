@@ -1,5 +1,10 @@
 """The errors a user can cause, each with its place and a way out."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
 
 class DraftError(Exception):
     """Something the user can mend; shown without a traceback, exit code 2.
@@ -85,9 +90,43 @@ class ConfigErrors(ConfigError):
         errors: The errors, in the order in which a reader meets them in the file.
     """
 
-    def __init__(self, errors: "list[DraftError]") -> None:
+    def __init__(self, errors: list[DraftError]) -> None:
         super().__init__(f"{len(errors)} errors")
         self.errors = errors
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A setting that cannot be as it is, found by whoever declares it; a pipeline's check adds the place in the file.
+
+    Args:
+        keys: Where it is, from the settings that were asked about.
+        what: What is wrong, beginning with its key.
+        hint: What to do.
+    """
+
+    keys: tuple[str, ...]
+    what: str
+    hint: str = ""
+
+
+def did_you_mean(value: str, known: list[str], *, otherwise: str = "") -> str:
+    """A hint for a misspelt name: the closest known one, or else `otherwise`.
+
+    Args:
+        value: The name as the user wrote it.
+        known: All names there are.
+        otherwise: The hint where none is close.
+
+    Returns:
+        The hint.
+
+    Example:
+        >>> did_you_mean("jepg", ["jpeg", "clip_score"])
+        "did you mean 'jpeg'?"
+    """
+    close = get_close_matches(value, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else otherwise

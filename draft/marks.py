@@ -71,6 +71,25 @@ class Partly:
     of: type[Any]
 
 
+@dataclass(frozen=True, eq=False)
+class ByKind:
+    """The field has one of several dataclasses, chosen by its key `kind`.
+
+    They are in a list that may grow, unlike the alternatives of a union: it is read whenever pydantic makes a schema or
+    the keys of a file are listed.
+
+    Args:
+        classes: The dataclasses, each with a field `kind: Literal["name"] = "name"`.
+    """
+
+    classes: list[type[Any]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        """The schema of a discriminated union, in pydantic's own form."""
+        choices = {typing.get_args(hints(each)["kind"])[0]: handler.generate_schema(each) for each in self.classes}
+        return {"type": "tagged-union", "choices": choices, "discriminator": "kind"}
+
+
 @dataclass(frozen=True)
 class Elsewhere:
     """The mappings in this field do not have a key that one may expect there.

@@ -18,6 +18,7 @@ LIGHT = (
     "draft.errors",
     "draft.marks",
     "draft.files",
+    "draft.processes",
     "draft.types",
     "draft.prompts",
     "draft.progress",
@@ -97,6 +98,38 @@ def test_each_module_imports_alone_and_without_a_warning_of_ours() -> None:
 def test_whatever_answers_quickly_imports_no_torch() -> None:
     names = ["draft", *(name for name in modules() if light(name)), "draft_emoji.plugin", "draft_emoji.judge"]
     assert alone(names, torch_free=True) == {}
+
+
+# What Windows lacks. Other packages, which look at the system's name, are imported before it goes.
+LESS = """
+import importlib, json, os, signal, sys
+names, first = {names}, {first}
+for name in first:
+    importlib.import_module(name)
+for known in [m for m in sys.modules if m.partition(".")[0] in ("draft", "draft_cli", "draft_rewards", "draft_emoji")]:
+    del sys.modules[known]
+for name in ("fcntl", "pwd", "grp", "resource", "termios", "pty"):
+    sys.modules[name] = None
+for name in ("fork", "killpg", "setsid", "getpgrp", "getpgid", "getuid", "geteuid", "sysconf", "openpty"):
+    delattr(os, name)
+for name in ("SIGKILL", "SIGUSR1", "SIGHUP"):
+    delattr(signal, name)
+failed = {{}}
+for name in names:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        failed[name] = f"{{type(error).__name__}}: {{error}}"
+print(json.dumps(failed))
+"""
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_each_module_imports_where_a_system_has_only_what_windows_has(quick: bool) -> None:
+    names = [name for name in modules() if light(name)] if quick else modules()
+    done = run(LESS.format(names=names, first=[] if quick else names))
+    assert done.returncode == 0, done.stderr
+    assert "draft_cli.app" in names and json.loads(done.stdout.splitlines()[-1]) == {}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["rewards", "list"], ["rewards", "show", "clip_score"], ["models"]])

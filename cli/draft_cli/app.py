@@ -11,8 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from draft.errors import ConfigError, DraftError
-from draft.rewards.discovery import did_you_mean
+from draft.errors import ConfigError, DraftError, did_you_mean
 
 COMMANDS = {
     "run": ("draft_cli.run:run_command", "Run a pipeline file."),

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from draft.errors import ConfigError
+from draft.errors import ConfigError, did_you_mean
 from draft.files import weights_file
-from draft.rewards.discovery import did_you_mean
 from draft_cli.mix import BOUNDS, CHOICES
 
 if TYPE_CHECKING:

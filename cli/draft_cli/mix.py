@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from draft.adapters.hub import local_path
 from draft.adapters.settings import MixSettings, check_settings
-from draft.errors import ConfigError
-from draft.rewards.discovery import did_you_mean
+from draft.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from draft.adapters.mixture import MixReport

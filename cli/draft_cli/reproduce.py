@@ -154,7 +154,7 @@ def _digests(files: Sequence[Path]) -> dict[str, str]:
 
 def _model(name: str) -> str:
     """A model as the pipeline may name it from wherever it lies: a folder or file by its absolute path."""
-    from draft.rewards.plugins import named_model
+    from draft.rewards.extensions import named_model
 
     if not name or named_model(name) is not None:
         return name

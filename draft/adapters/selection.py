@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from draft.errors import StageError
-from draft.rewards.discovery import did_you_mean
+from draft.errors import StageError, did_you_mean
 
 
 def module_factors(

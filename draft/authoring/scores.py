@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -17,19 +16,20 @@ from draft.authoring.stand_in import offering_stand_in
 from draft.errors import ConfigError, DraftError
 from draft.progress import Progress
 from draft.prompts import load_prompts
+from draft.report.data import as_csv, as_json
 from draft.rewards.reward import Reward, Term
-from draft.scoring.measuring import Metric
+from draft.scoring.rewards import LoadedReward, numbers
 from draft.types import Prompts
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One picture and what the reward says of it.
+class ScoredPicture:
+    """One picture and its score.
 
     Args:
-        file: The file, as found.
+        file: The file, as it was named.
         prompt: Its prompt; None where none was given.
-        score: The score; NaN where the reward says so.
+        score: The score; NaN where the reward has none.
     """
 
     file: Path
@@ -38,7 +38,7 @@ class Scored:
 
 
 class Unprompted(Prompts):
-    """The prompts of images of which nothing is said: a reward that reads one is an error, others are not disturbed.
+    """The prompts of images that have none: a reward that reads one is an error, others work.
 
     Args:
         count: The number B of images.
@@ -106,7 +106,7 @@ def score_pictures(
     device: torch.device,
     batch_size: int,
     progress: Progress,
-) -> list[Scored]:
+) -> list[ScoredPicture]:
     """Score picture files with one reward, without gradient.
 
     Args:
@@ -139,7 +139,7 @@ def score_pictures(
             )
         batch_size = len(files)
     with offering_stand_in(reward):
-        metric = Metric(Term(reward.name, reward), device, reward.load(device))
+        loaded = LoadedReward(Term(reward.name, reward), reward.load(device), device)
     scores = [math.nan] * len(files)
     progress.start("score", len(files))
     for group in by_size.values():
@@ -147,19 +147,24 @@ def score_pictures(
             chosen = group[start : start + batch_size]
             images = torch.stack([read_picture(files[index]) for index in chosen])
             try:
-                found = metric.see(prompts.take(chosen), images) or metric.finish(prompts.take(chosen))
+                values = numbers(loaded.scores(images, prompts.take(chosen)))
             except DraftError as error:
                 error.where = error.where or reward.name
                 raise
-            for index, score in zip(chosen, found, strict=True):
+            for index, score in zip(chosen, values, strict=True):
                 scores[index] = score + 0.0  # -0 is 0
             progress.advance(len(chosen))
     progress.stop()
-    said = [None] * len(files) if isinstance(prompts, Unprompted) else list(prompts)
-    return [Scored(*row) for row in zip(files, said, scores, strict=True)]
+    texts = [None] * len(files) if isinstance(prompts, Unprompted) else list(prompts)
+    return [ScoredPicture(*row) for row in zip(files, texts, scores, strict=True)]
 
 
-def as_json(reward: Reward, rows: Sequence[Scored]) -> str:
+def reward_values(reward: Reward) -> dict[str, Any]:
+    """A reward as plain values: its name as `use`, and its parameters."""
+    return {"use": reward.name, **reward.model_dump(mode="json")}
+
+
+def json_text(reward: Reward, rows: Sequence[ScoredPicture]) -> str:
     """The scores with the reward's name and parameters; a score that is no number becomes null.
 
     Args:
@@ -169,25 +174,21 @@ def as_json(reward: Reward, rows: Sequence[Scored]) -> str:
     Returns:
         One JSON object with the keys `reward` and `scores`.
     """
-    scores = [
-        {"file": str(row.file), "prompt": row.prompt, "score": row.score if math.isfinite(row.score) else None}
-        for row in rows
-    ]
-    told = {"use": reward.name, **reward.model_dump(mode="json")}
-    return json.dumps({"reward": told, "scores": scores}, indent=2, ensure_ascii=False)
+    scores = [{"file": str(row.file), "prompt": row.prompt, "score": row.score} for row in rows]
+    return as_json({"reward": reward_values(reward), "scores": scores})
 
 
-def write_csv(reward: Reward, rows: Sequence[Scored], stream: TextIO) -> None:
+def csv_text(reward: Reward, rows: Sequence[ScoredPicture]) -> str:
     """The same as a table: `file`, `prompt`, `score`, `reward`, and `reward.OPTION` for each parameter.
 
     Args:
         reward: The reward with its parameters.
         rows: What was scored.
-        stream: Where to; opened with ``newline=""``.
+
+    Returns:
+        CSV text.
     """
     options = reward.model_dump(mode="json")
-    told = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in options.values()]
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["file", "prompt", "score", "reward", *(f"reward.{option}" for option in options)])
-    for row in rows:
-        writer.writerow([str(row.file), row.prompt or "", repr(row.score), reward.name, *told])
+    shown = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in options.values()]
+    header = ["file", "prompt", "score", "reward", *(f"reward.{option}" for option in options)]
+    return as_csv(header, ([str(row.file), row.prompt or "", repr(row.score), reward.name, *shown] for row in rows))

@@ -20,9 +20,10 @@ from draft.diffusion.memory import check_fits
 from draft.diffusion.sampling import sample
 from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import SamplerSettings
-from draft.errors import ConfigError, DraftWarning
+from draft.errors import ConfigError, DraftWarning, did_you_mean
 from draft.progress import Progress
-from draft.rewards.plugins import did_you_mean, model_path, named_model, named_models, without_gradient
+from draft.rewards.extensions import model_path, named_model, named_models
+from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Reward
 from draft.types import Images
 

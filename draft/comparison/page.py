@@ -1,16 +1,12 @@
-"""The page of a comparison: one HTML file that needs nothing else."""
+"""The page of a comparison."""
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
-
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from draft.comparison.results import Comparison
 from draft.comparison.table import note, search_table, tables
-from draft.evaluation.page import soft_breaks
-from draft.evaluation.results import versions
+from draft.report.page import png_uri, render
 
 
 def write_page(comparison: Comparison, plot: Path, path: Path, *, config_text: str) -> None:
@@ -22,31 +18,24 @@ def write_page(comparison: Comparison, plot: Path, path: Path, *, config_text: s
         path: Where the page goes.
         config_text: The pipeline's configuration, shown as text.
     """
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("draft.comparison", "."), PackageLoader("draft.evaluation", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["soft"] = soft_breaks
     budget = comparison.settings.budget
     reward, costs, *rest = tables(comparison)
     searched = search_table(comparison)
-    text = environment.get_template("page.html.j2").render(
+    text = render(
+        "comparison/page.html.j2",
+        mark="comparison",
         title=comparison.title or "Comparison",
         columns=2,
         facts=[
             ("model", comparison.model),
-            ("methods", str(len(comparison.entrants))),
+            ("methods", str(len(comparison.methods))),
             ("seeds", ", ".join(map(str, comparison.settings.seeds))),
             ("budget", f"{budget.updates} updates, {budget.evaluations} images scored, {budget.seconds:g} s"),
         ],
         note=note(comparison).replace("`", ""),
-        plot="data:image/png;base64," + base64.b64encode(plot.read_bytes()).decode(),
+        plot=png_uri(plot),
         results=[reward, costs],
         rest=[*rest, *([searched] if searched else [])],
         config=config_text,
-        versions=versions(),
     )
     path.write_text(text, encoding="utf-8")

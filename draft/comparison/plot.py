@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from draft.comparison.results import Comparison, Entrant
+from draft.comparison.results import Comparison, MethodResult
 from draft.comparison.samples import REWARD
 from draft.comparison.settings import AXES
 
@@ -51,18 +51,18 @@ class Line:
     high: Sequence[float]
 
 
-def make_line(entrant: Entrant, axis: str, *, start: float) -> Line:
+def make_line(method: MethodResult, axis: str, *, start: float) -> Line:
     """Join the seeds' curves, update by update, as far as all of them go.
 
     Args:
-        entrant: The method.
+        method: The method.
         axis: What is spent.
         start: The base model's reward, where every curve begins.
 
     Returns:
         The curve.
     """
-    curves = [made.curve for made in entrant.whole]
+    curves = [run.curve for run in method.completed]
     joined = list(zip(*curves, strict=False))
     spent = [[point.spending[axis] for point in points] for points in joined]
     rewards = [[start], *([point.figures[REWARD] for point in points] for points in joined)]
@@ -81,8 +81,8 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         comparison: The comparison.
         path: The PNG file.
     """
-    shown = [label for label in comparison.ranked if comparison.entrants[label].whole]
-    looks = {label: (_COLOURS[i % 7], _DASHES[i // 7 % 3]) for i, label in enumerate(comparison.entrants)}
+    shown = [label for label in comparison.ranked if comparison.methods[label].completed]
+    looks = {label: (_COLOURS[i % 7], _DASHES[i // 7 % 3]) for i, label in enumerate(comparison.methods)}
     start = comparison.start[REWARD]
     with rc_context(_STYLE):
         figure = Figure(figsize=(13, max(4.2, 0.24 * len(shown) + 1.6)), layout="constrained")
@@ -91,7 +91,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
             limit = getattr(comparison.settings.budget, axis)
             for label in shown:
                 colour, dashes = looks[label]
-                line = make_line(comparison.entrants[label], axis, start=start)
+                line = make_line(comparison.methods[label], axis, start=start)
                 axes.plot(line.x, line.mean, color=colour, linestyle=dashes, linewidth=1.8, label=_plain(label))
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.12, linewidth=0)
             axes.axhline(start, color="#8a8f99", linewidth=0.8, linestyle=(0, (1, 2)))
@@ -105,7 +105,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Names beside the last panel, in the order in which the methods are ranked."""
+    """Names beside the last metric_set, in the order in which the methods are ranked."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, handlelength=2.6, borderaxespad=0)
 

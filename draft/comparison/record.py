@@ -1,4 +1,4 @@
-"""What a training came to, as a value and as a file in its folder."""
+"""What a training of a comparison came to, as a value and as a file in its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class TrainingRun:
     """One training, as far as it came.
 
     Args:
@@ -33,7 +33,7 @@ class Attempt:
         curve: Points on training prompts, in order.
         spent: Axis to where it stood when that budget was spent; without those that it never spent.
         spending: What it spent in all.
-        memory: The most memory that its updates took beyond what was held before it, bytes; None: nobody knows.
+        memory: The most memory that its updates took beyond what was held before it, bytes; None: unknown.
         failure: Why it broke off; empty where it did not.
     """
 
@@ -46,28 +46,28 @@ class Attempt:
     failure: str = ""
 
 
-def write_attempt(attempt: Attempt, file: Path) -> None:
-    """Write an attempt, so that the file is an old whole one or the new one.
+def write_training_run(run: TrainingRun, file: Path) -> None:
+    """Write what a training came to; the file is complete at every moment, the old one or the new one.
 
     Args:
-        attempt: The attempt.
+        run: The training.
         file: Where; its folder exists.
     """
-    write_text(file, json.dumps(asdict(attempt), indent=1) + "\n")
+    write_text(file, json.dumps(asdict(run), indent=1) + "\n")
 
 
-def read_attempt(file: Path) -> Attempt | None:
-    """Read an attempt.
+def read_training_run(file: Path) -> TrainingRun | None:
+    """Read what a training came to.
 
     Args:
-        file: As `write_attempt` wrote it.
+        file: As `write_training_run` wrote it.
 
     Returns:
-        The attempt; None where there is no such file.
+        The training; None where there is no such file.
     """
     if not file.is_file():
         return None
     data = json.loads(file.read_text(encoding="utf-8"))
     curve = tuple(Point(**point) for point in data.pop("curve"))
     spent = {axis: Point(**point) for axis, point in data.pop("spent").items()}
-    return Attempt(curve=curve, spent=spent, **data)
+    return TrainingRun(curve=curve, spent=spent, **data)

@@ -1,40 +1,39 @@
-"""What a comparison found: means over seeds, their spread, and everything as JSON."""
+"""The results of a comparison: means over seeds, their spread, and everything as JSON."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from draft.comparison.record import Attempt
+from draft.comparison.record import TrainingRun
 from draft.comparison.samples import REWARD
 from draft.comparison.search import AXIS, figure
-from draft.comparison.settings import AXES, ComparisonSettings, Contender
-from draft.evaluation.results import finite, versions
+from draft.comparison.settings import AXES, ComparisonSettings, MethodConfig
+from draft.report.data import as_json, with_origin
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class MethodResult:
     """One method's part in a comparison.
 
     Args:
-        contender: The method and its settings.
+        config: The method and its settings.
         rate: The learning rate that it was given; None where every one failed.
         tried: The search: learning rate to training.
-        attempts: The trainings that are shown, one per seed.
+        runs: The trainings that are shown, one per seed.
     """
 
-    contender: Contender
+    config: MethodConfig
     rate: float | None
-    tried: Mapping[float, Attempt]
-    attempts: Sequence[Attempt]
+    tried: Mapping[float, TrainingRun]
+    runs: Sequence[TrainingRun]
 
     @property
-    def whole(self) -> list[Attempt]:
+    def completed(self) -> list[TrainingRun]:
         """The trainings that did not break off."""
-        return [made for made in self.attempts if not made.failure]
+        return [run for run in self.runs if not run.failure]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Comparison:
         images: Images behind each figure, of held-out prompts.
         start: What the base model scores on the training prompts of the curves.
         base: What it scores on the held-out prompts.
-        entrants: The methods by label.
+        methods: The methods by label.
     """
 
     title: str
@@ -59,7 +58,7 @@ class Comparison:
     images: int
     start: Mapping[str, float]
     base: Mapping[str, float]
-    entrants: Mapping[str, Entrant]
+    methods: Mapping[str, MethodResult]
 
     @property
     def labels(self) -> list[str]:
@@ -70,7 +69,7 @@ class Comparison:
     @property
     def ranked(self) -> list[str]:
         """The methods by their reward for the same seconds, the failed ones last."""
-        rewards = {label: spread(entrant, AXIS, REWARD).mean for label, entrant in self.entrants.items()}
+        rewards = {label: spread(method, AXIS, REWARD).mean for label, method in self.methods.items()}
         return sorted(rewards, key=lambda label: (math.isnan(rewards[label]), -rewards[label]))
 
 
@@ -89,18 +88,18 @@ class Spread:
     count: int
 
 
-def spread(entrant: Entrant, axis: str, label: str) -> Spread:
+def spread(method: MethodResult, axis: str, label: str) -> Spread:
     """A method's score where a budget is spent, over its seeds.
 
     Args:
-        entrant: The method.
+        method: The method.
         axis: The budget.
         label: The score.
 
     Returns:
         Mean and standard deviation of those that came so far.
     """
-    return spread_of([figure(made, axis, label) for made in entrant.attempts])
+    return spread_of([figure(run, axis, label) for run in method.runs])
 
 
 def spread_of(values: Sequence[float]) -> Spread:
@@ -110,56 +109,56 @@ def spread_of(values: Sequence[float]) -> Spread:
     return Spread(mean, statistics.stdev(known) if len(known) > 1 else float("nan"), len(known))
 
 
-def per_update(entrant: Entrant, axis: str) -> Spread:
+def per_update(method: MethodResult, axis: str) -> Spread:
     """What an update costs a method: seconds, or images scored.
 
     Args:
-        entrant: The method.
+        method: The method.
         axis: `seconds` or `evaluations`.
 
     Returns:
         Mean and standard deviation over its seeds.
     """
-    return spread_of([made.spending[axis] / made.spending["updates"] for made in entrant.whole])
+    return spread_of([run.spending[axis] / run.spending["updates"] for run in method.completed])
 
 
-def memory(entrant: Entrant) -> int | None:
-    """The most memory that a method's trainings took, bytes; None where nobody knows."""
-    known = [made.memory for made in entrant.whole if made.memory is not None]
+def memory(method: MethodResult) -> int | None:
+    """The most memory that a method's trainings took, bytes; None where it is unknown."""
+    known = [run.memory for run in method.completed if run.memory is not None]
     return max(known, default=None)
 
 
-def remarks(entrant: Entrant, settings: ComparisonSettings) -> list[str]:
+def remarks(method: MethodResult, settings: ComparisonSettings) -> list[str]:
     """What a reader of the table has to know of a method: failures, budgets not spent, a search at its edge.
 
     Args:
-        entrant: The method.
+        method: The method.
         settings: The comparison.
 
     Returns:
         Clauses; none where nothing is remarkable.
     """
-    found = []
-    if entrant.rate is None:
-        reasons = dict.fromkeys(made.failure or "no finite reward" for made in entrant.tried.values())
+    clauses = []
+    if method.rate is None:
+        reasons = dict.fromkeys(run.failure or "no finite reward" for run in method.tried.values())
         return [f"failed with every learning rate: {'; '.join(reasons)}"]
-    if lost := [f"{rate:g}" for rate, made in entrant.tried.items() if made.failure]:
-        found.append(f"learning rate {', '.join(lost)} failed in the search")
-    if failed := [made for made in entrant.attempts if made.failure]:
-        found.append(f"{len(failed)} of {len(entrant.attempts)} trainings failed: {failed[0].failure}")
+    if lost := [f"{rate:g}" for rate, run in method.tried.items() if run.failure]:
+        clauses.append(f"learning rate {', '.join(lost)} failed in the search")
+    if failed := [run for run in method.runs if run.failure]:
+        clauses.append(f"{len(failed)} of {len(method.runs)} trainings failed: {failed[0].failure}")
     for axis in AXES:
-        if entrant.whole and any(axis not in made.spent for made in entrant.whole):
+        if method.completed and any(axis not in run.spent for run in method.completed):
             limit = getattr(settings.budget, axis)
             longest = settings.budget.seconds * settings.budget.cap
-            found.append(f"{limit:g} {axis} not spent within {longest:g} s")
-    if len(entrant.tried) > 1 and entrant.rate in (min(entrant.tried), max(entrant.tried)):
-        end = "smallest" if entrant.rate == min(entrant.tried) else "largest"
-        found.append(f"its learning rate is the {end} that was tried")
-    return found
+            clauses.append(f"{limit:g} {axis} not spent within {longest:g} s")
+    if len(method.tried) > 1 and method.rate in (min(method.tried), max(method.tried)):
+        end = "smallest" if method.rate == min(method.tried) else "largest"
+        clauses.append(f"its learning rate is the {end} that was tried")
+    return clauses
 
 
-def as_json(comparison: Comparison, *, config_text: str = "") -> str:
-    """Everything that was found, as JSON; NaN is written as null.
+def json_text(comparison: Comparison, *, config_text: str = "") -> str:
+    """Everything that was measured, as JSON; NaN is written as null.
 
     Args:
         comparison: The comparison.
@@ -170,17 +169,17 @@ def as_json(comparison: Comparison, *, config_text: str = "") -> str:
     """
     methods = {
         label: {
-            "method": asdict(entrant.contender.method),
-            "learning_rate": entrant.rate,
-            "remarks": remarks(entrant, comparison.settings),
-            "at": {axis: {name: asdict(spread(entrant, axis, name)) for name in comparison.base} for axis in AXES},
-            "seconds_per_update": asdict(per_update(entrant, "seconds")),
-            "evaluations_per_update": asdict(per_update(entrant, "evaluations")),
-            "memory": memory(entrant),
-            "search": [asdict(made) for made in entrant.tried.values()],
-            "trainings": [asdict(made) for made in entrant.attempts],
+            "method": asdict(method.config.method),
+            "learning_rate": method.rate,
+            "remarks": remarks(method, comparison.settings),
+            "at": {axis: {name: asdict(spread(method, axis, name)) for name in comparison.base} for axis in AXES},
+            "seconds_per_update": asdict(per_update(method, "seconds")),
+            "evaluations_per_update": asdict(per_update(method, "evaluations")),
+            "memory": memory(method),
+            "search": [asdict(run) for run in method.tried.values()],
+            "trainings": [asdict(run) for run in method.runs],
         }
-        for label, entrant in comparison.entrants.items()
+        for label, method in comparison.methods.items()
     }
     value = {
         "title": comparison.title,
@@ -190,7 +189,5 @@ def as_json(comparison: Comparison, *, config_text: str = "") -> str:
         "start": dict(comparison.start),
         "base": dict(comparison.base),
         "methods": methods,
-        "versions": versions(),
-        "config": config_text,
     }
-    return json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n"
+    return as_json(with_origin(value, config_text), indent=1)

@@ -1,4 +1,4 @@
-"""What every method is measured by: proper samples from the same prompts and seeds, scored by the same rewards.
+"""How every method is measured: proper samples from the same prompts and seeds, scored by the same rewards.
 
 A method's own training reward will not do. ReFL scores one-step predictions, methods with eta = 1 score noisy rollouts,
 and each has seen other prompts by then.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +18,8 @@ from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images, seeded_noise
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
-from draft.evaluation.arms import Shots, plan_shots
-from draft.scoring.measuring import Metric, score_all
+from draft.evaluation.variants import PromptSeeds, seed_prompts
+from draft.scoring.rewards import LoadedReward, finite_mean, score_batches
 from draft.types import Images, Prompts, Size, size_of
 
 REWARD = "reward"
@@ -28,11 +27,11 @@ REWARD = "reward"
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Prompts with their seeds, ready to be sampled by a model without its text encoders, and what scores the images.
+class MetricSet:
+    """Prompts with their seeds, ready for a model without its text encoders, and the rewards that score the images.
 
     Args:
-        shots: One prompt and seed per image.
+        seeded: One prompt and seed per image.
         conditioning: Each image's prompt's, of length N, on the CPU.
         unconditional: The negative prompt's, of length 1.
         noise: Each image's start, (N, C, ...) on the CPU.
@@ -43,28 +42,28 @@ class Panel:
         weights: Label to weight in the sum, of those that are trained for.
     """
 
-    shots: Shots
+    seeded: PromptSeeds
     conditioning: Conditioning
     unconditional: Conditioning
     noise: Tensor
     sampler: SamplerSettings
     size: Size
     batch_size: int
-    metrics: Sequence[Metric]
+    metrics: Sequence[LoadedReward]
     weights: Mapping[str, float]
 
 
-def make_panel(
+def make_metric_set(
     model: TextToImage,
     prompts: Prompts,
-    metrics: Sequence[Metric],
+    metrics: Sequence[LoadedReward],
     *,
     weights: Mapping[str, float],
     settings: ComparisonSettings,
     measure: MeasureSettings,
     seed: int,
-) -> Panel:
-    """Embed prompts and draw the noise for a panel.
+) -> MetricSet:
+    """Embed prompts and draw the noise.
 
     Args:
         model: The base model, with its text encoders.
@@ -76,19 +75,19 @@ def make_panel(
         seed: The first image's seed.
 
     Returns:
-        The panel.
+        The metric set.
     """
-    shots = plan_shots(prompts, images_per_prompt=measure.images_per_prompt, seed=seed)
+    seeded = seed_prompts(prompts, images_per_prompt=measure.images_per_prompt, seed=seed)
     size = size_of(settings.resolution, model.default_size)
     with torch.no_grad():
         starts = range(0, len(prompts), measure.batch_size)
         parts = [model.encode(list(prompts[k : k + measure.batch_size]), size).to("cpu") for k in starts]
         unconditional = model.unconditional(settings.sampler.negative_prompt, size)
-    return Panel(
-        shots=shots,
-        conditioning=Conditioning.cat(parts)[list(shots.groups)],
+    return MetricSet(
+        seeded=seeded,
+        conditioning=Conditioning.cat(parts)[list(seeded.groups)],
         unconditional=unconditional,
-        noise=seeded_noise(shots.seeds, model.latent_shape(size)),
+        noise=seeded_noise(seeded.seeds, model.latent_shape(size)),
         sampler=replace(settings.sampler, eta=0.0),
         size=size,
         batch_size=measure.batch_size,
@@ -97,20 +96,20 @@ def make_panel(
     )
 
 
-def measure_panel(model: TextToImage, panel: Panel) -> dict[str, float]:
-    """Sample a panel with the model as it stands and score it.
+def measure_metrics(model: TextToImage, metric_set: MetricSet) -> dict[str, float]:
+    """Sample a metric set with the model as it is, and score the images.
 
     Args:
         model: The model, with whichever adapter is on.
-        panel: What to sample, and what scores.
+        metric_set: What to sample, and what scores.
 
     Returns:
         Mean score by label, and under `reward` the weighted sum of those that are trained for; NaN where a reward gave
         no score at all.
     """
-    scores = score_all(panel.metrics, _draw(model, panel), panel.shots.prompts)
-    figures = {label: _mean(values) for label, values in scores.items()}
-    return {REWARD: sum(weight * figures[label] for label, weight in panel.weights.items()), **figures}
+    scores = score_batches(metric_set.metrics, _draw(model, metric_set), metric_set.seeded.prompts)
+    figures = {label: finite_mean(values) for label, values in scores.items()}
+    return {REWARD: sum(weight * figures[label] for label, weight in metric_set.weights.items()), **figures}
 
 
 def evenly(prompts: Prompts, count: int) -> Prompts:
@@ -131,16 +130,13 @@ def evenly(prompts: Prompts, count: int) -> Prompts:
     return prompts.take(k * len(prompts) // count for k in range(count))
 
 
-def _draw(model: TextToImage, panel: Panel) -> Iterator[tuple[Prompts, Images]]:
-    for start in range(0, len(panel.noise), panel.batch_size):
-        chosen = slice(start, start + panel.batch_size)
-        conditioning = panel.conditioning[chosen].to(model.device)
-        images = sample_images(model, conditioning, panel.unconditional, panel.noise[chosen], panel.sampler, panel.size)
+def _draw(model: TextToImage, metric_set: MetricSet) -> Iterator[tuple[Prompts, Images]]:
+    for start in range(0, len(metric_set.noise), metric_set.batch_size):
+        chosen = slice(start, start + metric_set.batch_size)
+        conditioning, noise = metric_set.conditioning[chosen].to(model.device), metric_set.noise[chosen]
+        images = sample_images(
+            model, conditioning, metric_set.unconditional, noise, metric_set.sampler, metric_set.size
+        )
         if not bool(images.isfinite().all()):
             raise StageError("its samples are not finite")
-        yield panel.shots.prompts[chosen], images
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else float("nan")
+        yield metric_set.seeded.prompts[chosen], images

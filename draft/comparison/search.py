@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from draft.comparison.record import Attempt
+from draft.comparison.record import TrainingRun
 from draft.comparison.samples import REWARD
 
 AXIS = "seconds"
-"""What the trainings of a search may spend alike."""
+"""The budget that all trainings of a search share."""
 
 
 def find_rate(
-    rates: Sequence[float], try_rate: Callable[[float], Attempt]
-) -> tuple[float | None, dict[float, Attempt]]:
+    rates: Sequence[float], try_rate: Callable[[float], TrainingRun]
+) -> tuple[float | None, dict[float, TrainingRun]]:
     """Train once with each learning rate and take the one whose samples score best.
 
     Args:
@@ -27,22 +27,22 @@ def find_rate(
     if len(rates) == 1:
         return rates[0], {}
     tried = {rate: try_rate(rate) for rate in dict.fromkeys(rates)}
-    rewards = {rate: figure(made, AXIS, REWARD) for rate, made in tried.items()}
+    rewards = {rate: figure(run, AXIS, REWARD) for rate, run in tried.items()}
     usable = [rate for rate in rewards if math.isfinite(rewards[rate])]
     return max(usable, key=lambda rate: rewards[rate], default=None), tried
 
 
-def figure(attempt: Attempt, axis: str, label: str) -> float:
+def figure(run: TrainingRun, axis: str, label: str) -> float:
     """What a training's samples scored when it had spent one budget.
 
     Args:
-        attempt: The training.
+        run: The training.
         axis: The budget.
         label: The score.
 
     Returns:
         The score; NaN where the training failed or never came so far.
     """
-    if attempt.failure or axis not in attempt.spent:
+    if run.failure or axis not in run.spent:
         return float("nan")
-    return attempt.spent[axis].figures[label]
+    return run.spent[axis].figures[label]

@@ -18,7 +18,7 @@ Rates = Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSettings:
-    """What every training may spend; each is looked at when it has spent the one, the other and the third.
+    """The budget of each training, which is evaluated once each of the first three limits is reached.
 
     Args:
         updates: Updates of the weights.
@@ -36,7 +36,7 @@ class BudgetSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """How each method finds its learning rate: one short training for each, and the best proper samples win.
+    """How each method's learning rate is chosen: one short training for each, and the best proper samples win.
 
     Args:
         share: Share of `budget.seconds` that each learning rate gets.
@@ -64,7 +64,7 @@ class CurveSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
-    """What is looked at where a budget is spent.
+    """How a trained adapter is evaluated when a budget is spent.
 
     Args:
         images_per_prompt: Seeds per prompt.
@@ -98,8 +98,8 @@ class ComparisonSettings(LearningSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender(TrainSettings):
-    """A method that is compared: what its trainings are like, but for their learning rate.
+class MethodConfig(TrainSettings):
+    """A method that is compared: the settings of its trainings, except their learning rate.
 
     Args:
         learning_rates: The learning rates that it tries.

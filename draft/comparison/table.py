@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from draft.comparison.results import Comparison, Spread, memory, per_update, remarks, spread
 from draft.comparison.samples import REWARD
 from draft.comparison.settings import AXES
-from draft.evaluation.page import number
+from draft.report.numbers import NONE, mean_and_deviation, number
+from draft.report.table import Table, as_markdown
 
 UNITS = {"updates": "updates", "evaluations": "images scored", "seconds": "s of training"}
 """An axis in words that follow its number."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Args:
-        title: What it shows.
-        columns: The heads of its columns.
-        rows: Its rows, each as long as `columns`.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -43,27 +27,27 @@ def tables(comparison: Comparison) -> list[Table]:
     limits = {axis: f"{getattr(budget, axis):g} {UNITS[axis]}" for axis in AXES}
     rewards, costs = [], []
     for label in ranked:
-        entrant = comparison.entrants[label]
-        said = "; ".join(remarks(entrant, comparison.settings))
-        rewards.append([label, *(cell(spread(entrant, axis, REWARD)) for axis in AXES), said])
-        rate = f"{entrant.rate:g}" if entrant.rate is not None else "–"
-        seconds, images = (per_update(entrant, axis) for axis in ("seconds", "evaluations"))
-        most = memory(entrant)
-        held = f"{most / 2**20:.0f} MiB" if most is not None else "–"
-        costs.append([label, rate, cell(seconds), "–" if math.isnan(images.mean) else f"{images.mean:.4g}", held])
+        method = comparison.methods[label]
+        text = "; ".join(remarks(method, comparison.settings))
+        rewards.append([label, *(cell(spread(method, axis, REWARD)) for axis in AXES), text])
+        rate = f"{method.rate:g}" if method.rate is not None else NONE
+        seconds, images = (per_update(method, axis) for axis in ("seconds", "evaluations"))
+        most = memory(method)
+        held = f"{most / 2**20:.0f} MiB" if most is not None else NONE
+        costs.append([label, rate, cell(seconds), NONE if math.isnan(images.mean) else f"{images.mean:.4g}", held])
     rewards.append(["base", *[number(comparison.base[REWARD])] * len(AXES), ""])
-    found = [
-        Table("Reward", ["method", *(f"at {limits[axis]}" for axis in AXES), "remarks"], rewards),
-        Table("Costs", ["method", "learning rate", "s per update", "images per update", "memory"], costs),
+    shown = [
+        Table(["method", *(f"at {limits[axis]}" for axis in AXES), "remarks"], rewards, "Reward"),
+        Table(["method", "learning rate", "s per update", "images per update", "memory"], costs, "Costs"),
     ]
     for axis in AXES:
         lines = [
-            [label, *(cell(spread(comparison.entrants[label], axis, name)) for name in comparison.labels)]
+            [label, *(cell(spread(comparison.methods[label], axis, name)) for name in comparison.labels)]
             for label in ranked
         ]
         line = ["base", *(number(comparison.base[name]) for name in comparison.labels)]
-        found.append(Table(f"Everything at {limits[axis]}", ["method", *comparison.labels], [*lines, line]))
-    return found
+        shown.append(Table(["method", *comparison.labels], [*lines, line], f"Everything at {limits[axis]}"))
+    return shown
 
 
 def search_table(comparison: Comparison) -> Table | None:
@@ -75,20 +59,20 @@ def search_table(comparison: Comparison) -> Table | None:
     Returns:
         Methods in rows, learning rates in columns, the chosen one marked.
     """
-    rates = sorted({rate for entrant in comparison.entrants.values() for rate in entrant.tried})
+    rates = sorted({rate for method in comparison.methods.values() for rate in method.tried})
     if not rates:
         return None
     rows = []
     for label in comparison.ranked:
-        entrant = comparison.entrants[label]
+        method = comparison.methods[label]
         cells = []
         for rate in rates:
-            made = entrant.tried.get(rate)
-            point = made.spent.get("seconds") if made else None
-            text = "failed" if made and made.failure else number(point.figures[REWARD]) if point else ""
-            cells.append(f"{text} *" if rate == entrant.rate and text else text)
+            run = method.tried.get(rate)
+            point = run.spent.get("seconds") if run else None
+            text = "failed" if run and run.failure else number(point.figures[REWARD]) if point else ""
+            cells.append(f"{text} *" if rate == method.rate and text else text)
         rows.append([label, *cells])
-    return Table("Search for learning rates", ["method", *(f"{rate:g}" for rate in rates)], rows)
+    return Table(["method", *(f"{rate:g}" for rate in rates)], rows, "Search for learning rates")
 
 
 def markdown(comparison: Comparison) -> str:
@@ -103,9 +87,7 @@ def markdown(comparison: Comparison) -> str:
     searched = search_table(comparison)
     parts = [note(comparison)]
     for table in [*tables(comparison), *([searched] if searched else [])]:
-        heads, *rows = ([cell.replace("|", "\\|") for cell in row] for row in [table.columns, *table.rows])
-        rule = ["---", *["---:"] * (len(heads) - 1)]
-        parts.append("\n".join([f"**{table.title}**\n", *(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])]))
+        parts.append(f"**{table.title}**\n\n{as_markdown(table, align='---:')}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -123,19 +105,5 @@ def note(comparison: Comparison) -> str:
 
 
 def cell(value: Spread) -> str:
-    """A mean with its spread to as many places: `45.90 ± 0.21`; a dash where there is none.
-
-    Args:
-        value: The spread.
-
-    Returns:
-        Text.
-    """
-    mean = number(value.mean)
-    if math.isnan(value.deviation):
-        return mean
-    return f"{mean} ± {number(value.deviation) if 'e' in mean else format(value.deviation, f'.{_places(mean)}f')}"
-
-
-def _places(text: str) -> int:
-    return len(text.partition(".")[2])
+    """A mean with its spread; a dash where there is none."""
+    return mean_and_deviation(value.mean, value.deviation)

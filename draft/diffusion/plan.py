@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from draft.diffusion.settings import Frozen
@@ -22,6 +23,9 @@ class Plan:
         stop: The last step made, whose one-step prediction of the clean latent is the sample; None: all steps are.
         jacobians: Whether the chain runs through the network; without, along the straight path alone.
         frozen: What is held fixed on the straight path.
+
+    Raises:
+        ValueError: It stops at a step that does not exist.
     """
 
     recorded: tuple[bool, ...]
@@ -30,6 +34,10 @@ class Plan:
     stop: int | None = None
     jacobians: bool = True
     frozen: Frozen = "auto"
+
+    def __post_init__(self) -> None:
+        if self.stop is not None and not 0 <= self.stop < self.steps:
+            raise ValueError(f"a plan of {self.steps} steps cannot stop at step {self.stop}")
 
     @property
     def steps(self) -> int:
@@ -40,3 +48,32 @@ class Plan:
     def recorded_steps(self) -> int:
         """How many steps of the rollout are recorded, re-noised copies not counted."""
         return sum(self.recorded)
+
+
+def last_steps(count: int, steps: int, *, copies: int = 0) -> Plan:
+    """Record the last steps and cut the chain before them.
+
+    Args:
+        count: How many, 1..T.
+        steps: Number T of sampling steps.
+        copies: Re-noised copies of the last step.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: There are fewer steps.
+
+    Example:
+        >>> last_steps(2, 4).recorded
+        (False, False, True, True)
+    """
+    if not 0 < count <= steps:
+        raise ValueError(f"a plan of {steps} steps cannot record {count}")
+    first = steps - count
+    return Plan(recorded=at_steps(range(first, steps), steps), cut=at_steps({first} - {0}, steps), copies=copies)
+
+
+def at_steps(chosen: Collection[int], steps: int) -> tuple[bool, ...]:
+    """Whether each of T steps is among the chosen ones."""
+    return tuple(i in chosen for i in range(steps))

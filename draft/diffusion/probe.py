@@ -28,7 +28,7 @@ class Chain:
     adjoints: Tensor
 
 
-def take_apart(
+def decompose_gradient(
     output: Output,
     grid: Grid,
     rollout: Rollout,

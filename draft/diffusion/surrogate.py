@@ -16,24 +16,24 @@ from draft.diffusion.schedule import Grid
 
 
 @dataclass(frozen=True)
-class Networks:
+class Denoisers:
     """The guided network as a method calls it.
 
     Args:
-        value: For values alone; always called without autograd.
-        recorded: For calls that carry gradient, with whatever belongs to them: the policy of guidance,
+        no_grad: For values alone; always called without autograd.
+        with_grad: For calls that carry gradient, with whatever belongs to them: the policy of guidance,
             checkpointing, a penalty.
     """
 
-    value: Output
-    recorded: Output
+    no_grad: Output
+    with_grad: Output
 
     def call(self, x: Tensor, i: int, *, recorded: bool) -> Tensor:
         """The output at (x, i), with gradient or as a constant."""
         if recorded:
-            return self.recorded(x, i)
+            return self.with_grad(x, i)
         with torch.no_grad():
-            return self.value(x, i)
+            return self.no_grad(x, i)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def roll_out(output: Output, grid: Grid, noise: Tensor, fresh: Sequence[Tensor] 
 
 
 def sample_with_plan(
-    networks: Networks,
+    denoisers: Denoisers,
     grid: Grid,
     plan: Plan,
     noise: Tensor,
@@ -118,7 +118,7 @@ def sample_with_plan(
     copies x^m = alpha sg(x0) + sigma z^m, with (alpha, sigma) of the last sampling time (arXiv 2309.17400).
 
     Args:
-        networks: The guided network.
+        denoisers: The guided network.
         grid: The sampling grid of T steps.
         plan: Which steps are recorded, where the chain is cut, where the rollout ends, how many copies.
         noise: Standard normal noise, (B, C, ...); any rank.
@@ -143,10 +143,10 @@ def sample_with_plan(
     def step(x: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Where step i lands, and its prediction of the clean latent."""
         if form is None:
-            x0, e = predict(grid, x, networks.call(x, i, recorded=plan.recorded[i]), i)
+            x0, e = predict(grid, x, denoisers.call(x, i, recorded=plan.recorded[i]), i)
             return move(grid, x0, e, i, fresh[i] if fresh is not None else None), x0
         constant = x.detach()
-        slope = form.slope(constant, networks.call(constant, i, recorded=plan.recorded[i]), i)
+        slope = form.slope(constant, denoisers.call(constant, i, recorded=plan.recorded[i]), i)
         return form.carry[i] * x + form.gain[i] * slope, form.clean(x, slope, i)
 
     x = x0 = noise

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from draft.evaluation.results import Results
-from draft.evaluation.svg import FAINT, INK, LINE, SERIES, short, style, svg_text
+from draft.report.charts import FAINT, INK, LINE, SERIES, short, style, svg_text
 
 # What a metrics file holds besides rewards and is of no use as a curve.
 _UNINTERESTING = ("loss", "step", "epoch", "seconds", "time", "eta", "memory", "learning_rate", "lr", "images")
@@ -29,7 +29,7 @@ def gain_chart(results: Results, label: str) -> str:
     Returns:
         SVG text; empty without any finite gain.
     """
-    rows = [(arm, results.cells[arm][label].gain) for arm in results.arms[1:]]
+    rows = [(variant, results.cells[variant][label].gain) for variant in results.variants[1:]]
     shown = [(i, gain) for i, (_, gain) in enumerate(rows) if gain is not None and math.isfinite(gain.mean)]
     if not shown:
         return ""
@@ -44,7 +44,7 @@ def gain_chart(results: Results, label: str) -> str:
                     [gain.low, gain.high], [i, i], color=colour, linewidth=3.5, solid_capstyle="round", alpha=0.55
                 )
             axes.plot([gain.mean], [i], "o", color=colour, markersize=8, markeredgewidth=0 if gain.significant else 1.5)
-        axes.set_yticks(range(len(rows)), [short(arm) for arm, _ in rows])
+        axes.set_yticks(range(len(rows)), [short(variant) for variant, _ in rows])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.margins(x=0.12)

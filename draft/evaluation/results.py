@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from draft.diffusion.control.schedules import AdapterSchedule
 from draft.diffusion.settings import SamplerSettings
 from draft.evaluation.settings import EvaluateSettings
 from draft.evaluation.statistics import Interval, paired_gain
+from draft.report.data import as_csv, as_json, with_origin
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One reward of one arm.
+    """One reward of one variant.
 
     Args:
         mean: Mean score with its interval.
@@ -44,7 +39,7 @@ class Results:
         prompts: One per image.
         seeds: One per image.
         groups: Number of each image's prompt.
-        cells: By arm, then by reward label; the base is the first arm.
+        cells: By variant, then by reward label; the base is the first variant.
         settings: The evaluation's settings.
         descriptions: What each reward measures, by label.
         schedules: In which steps an adapter takes part, by label, where that is not all of them.
@@ -62,8 +57,8 @@ class Results:
     schedules: Mapping[str, AdapterSchedule] = field(default_factory=dict)
 
     @property
-    def arms(self) -> list[str]:
-        """The arms, the base first."""
+    def variants(self) -> list[str]:
+        """The variants, the base first."""
         return list(self.cells)
 
     @property
@@ -75,26 +70,26 @@ class Results:
 def compare(
     scores: Mapping[str, Mapping[str, Sequence[float]]], groups: Sequence[int], *, samples: int, seed: int
 ) -> dict[str, dict[str, Cell]]:
-    """Turn scores into means, gains over the first arm, and their intervals.
+    """Turn scores into means, gains over the first variant, and their intervals.
 
     Args:
-        scores: By arm, then by label; the first arm is the base.
+        scores: By variant, then by label; the first variant is the base.
         groups: Number of each image's prompt.
         samples: Bootstrap resamples.
         seed: Seed of the resampling.
 
     Returns:
-        Cells by arm and label.
+        Cells by variant and label.
     """
     base = next(iter(scores.values()))
     cells: dict[str, dict[str, Cell]] = {}
-    for arm, by_label in scores.items():
-        cells[arm] = {}
+    for variant, by_label in scores.items():
+        cells[variant] = {}
         for label, values in by_label.items():
             zero = [0.0] * len(values)
             mean = paired_gain(zero, values, groups, samples=samples, seed=seed)
             gain = None if by_label is base else paired_gain(base[label], values, groups, samples=samples, seed=seed)
-            cells[arm][label] = Cell(mean, gain, tuple(values))
+            cells[variant][label] = Cell(mean, gain, tuple(values))
     return cells
 
 
@@ -109,22 +104,22 @@ def verdict(results: Results) -> str:
     """
     count = len(set(results.groups))
     where = f"{count} prompt{'s' if count != 1 else ''}"
-    tuned = results.arms[1:]
+    tuned = results.variants[1:]
     if not tuned or not results.labels:
         return f"{results.model} on its own, {where} and {len(results.seeds)} images."
     clauses = []
-    for arm in tuned:
+    for variant in tuned:
         gains = [
-            (label, cell.gain) for label, cell in results.cells[arm].items() if cell.gain and cell.gain.significant
+            (label, cell.gain) for label, cell in results.cells[variant].items() if cell.gain and cell.gain.significant
         ]
         raised = [label for label, gain in gains if gain.mean > 0]
         lowered = [label for label, gain in gains if gain.mean < 0]
         said = [f"{verb} {_listed(names)}" for verb, names in (("raises", raised), ("lowers", lowered)) if names]
-        clauses.append(f"{arm} {' and '.join(said)}" if said else f"{arm} changes nothing beyond chance")
+        clauses.append(f"{variant} {' and '.join(said)}" if said else f"{variant} changes nothing beyond chance")
     return f"On {where}, {'; '.join(clauses)}."
 
 
-def as_json(results: Results, *, config_text: str = "") -> str:
+def json_text(results: Results, *, config_text: str = "") -> str:
     """The report as JSON; NaN is written as null.
 
     Args:
@@ -142,7 +137,7 @@ def as_json(results: Results, *, config_text: str = "") -> str:
         "schedules": {label: asdict(schedule) for label, schedule in results.schedules.items()},
         "settings": settings_values(results.settings),
         "arms": {
-            arm: {
+            variant: {
                 label: {
                     "mean": asdict(cell.mean),
                     "gain": asdict(cell.gain) | {"significant": cell.gain.significant} if cell.gain else None,
@@ -150,19 +145,17 @@ def as_json(results: Results, *, config_text: str = "") -> str:
                 }
                 for label, cell in by_label.items()
             }
-            for arm, by_label in results.cells.items()
+            for variant, by_label in results.cells.items()
         },
         "images": [
             {"prompt": prompt, "seed": seed} for prompt, seed in zip(results.prompts, results.seeds, strict=True)
         ],
-        "versions": versions(),
-        "config": config_text,
     }
-    return json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
+    return as_json(with_origin(value, config_text))
 
 
-def as_csv(results: Results) -> str:
-    """Every image's scores, one line per arm and image.
+def csv_text(results: Results) -> str:
+    """Every image's scores, one line per variant and image.
 
     Args:
         results: The evaluation.
@@ -170,13 +163,12 @@ def as_csv(results: Results) -> str:
     Returns:
         CSV text with a header: arm, image, seed, prompt, one column per reward.
     """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["arm", "image", "seed", "prompt", *results.labels])
-    for arm, by_label in results.cells.items():
-        for i, (prompt, seed) in enumerate(zip(results.prompts, results.seeds, strict=True)):
-            writer.writerow([arm, i, seed, prompt, *(cell.scores[i] for cell in by_label.values())])
-    return stream.getvalue()
+    rows = (
+        [variant, i, seed, prompt, *(cell.scores[i] for cell in by_label.values())]
+        for variant, by_label in results.cells.items()
+        for i, (prompt, seed) in enumerate(zip(results.prompts, results.seeds, strict=True))
+    )
+    return as_csv(["arm", "image", "seed", "prompt", *results.labels], rows)
 
 
 def settings_values(settings: EvaluateSettings) -> dict[str, Any]:
@@ -191,33 +183,6 @@ def settings_values(settings: EvaluateSettings) -> dict[str, Any]:
     values = {each.name: getattr(settings, each.name) for each in fields(EvaluateSettings)}
     sampler = values.pop("sampler")
     return {f"sampler.{each.name}": getattr(sampler, each.name) for each in fields(SamplerSettings)} | values
-
-
-def versions() -> dict[str, str]:
-    """The versions that made the results: Python and the packages that matter."""
-    found = {"python": platform.python_version()}
-    for name, package in {
-        "draft": "draft-diffusion",
-        "torch": "torch",
-        "diffusers": "diffusers",
-        "peft": "peft",
-    }.items():
-        try:
-            found[name] = version(package)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def finite(value: Any) -> Any:
-    """A value for JSON, which knows no NaN and no infinity: they become None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 from draft.adapters.files.metadata import draft_version
 from draft.adapters.files.stamp import stamp_adapter
 from draft.evaluation.generate import safe_name
-from draft.evaluation.results import Results, finite, settings_values
+from draft.evaluation.results import Results, settings_values
 from draft.evaluation.settings import EvaluateSettings
 from draft.marks import Inert, Layout, hints, marks
+from draft.report.data import finite
 from draft.rewards.reward import Term
 
 STAMP = "draft.evaluation"
@@ -59,7 +60,7 @@ def figures(results: Results, label: str, terms: Sequence[Term]) -> dict[str, An
     Returns:
         Plain values for JSON.
     """
-    base = results.cells[results.arms[0]]
+    base = results.cells[results.variants[0]]
     rewards = {}
     for term in terms:
         cell = results.cells[label][term.label]

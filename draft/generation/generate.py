@@ -15,18 +15,18 @@ from torch import Tensor
 
 from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.diffusion.control.values import SamplingMethod
-from draft.diffusion.device import choose_device
-from draft.diffusion.families import TextToImage
 from draft.diffusion.schedule import make_grid
-from draft.evaluation.arms import BASE, Shots, load_arms, plan_shots, save_pictures, switch, to_picture
-from draft.evaluation.generate import grid, safe_name
+from draft.evaluation.generate import safe_name
 from draft.evaluation.settings import GenerateSettings
+from draft.evaluation.variants import BASE, PromptSeeds, load_model_with_adapters, seed_prompts, switch
 from draft.generation.cost import Cost
-from draft.generation.methods import Studio, draw_plain, draw_with
+from draft.generation.methods import SamplingContext, draw_plain, draw_with
 from draft.progress import Progress
+from draft.report.pictures import contact_sheet, save_pictures, to_picture
 from draft.rewards.reward import Term
-from draft.scoring.backward import Loaded, Scorer
-from draft.scoring.guards import check_scores, check_terms
+from draft.scoring.backward import Scorer
+from draft.scoring.guards import check_terms
+from draft.scoring.rewards import finite_mean, load_rewards, numbers
 from draft.types import Prompts, size_of
 
 REWARD = "reward"
@@ -35,12 +35,12 @@ REWARD = "reward"
 
 @dataclass
 class Record:
-    """What is known of the images drawn so far.
+    """The images drawn so far, and their scores.
 
     Args:
-        images: One entry per image: file, arm, prompt, seed.
+        images: One entry per image: file, variant, prompt, seed.
         rewards: One entry per image: the file, scores before and after, cost, details.
-        rows: Pictures, an arm's plain ones and then those of the method.
+        rows: Pictures, a variant's plain ones and then those of the method.
     """
 
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -73,51 +73,52 @@ def generate_by_reward(
         prompts: What to draw.
         terms: What is raised; those of weight 0 are measured only.
         seed: The first image's seed; image i has `seed + i`.
-        folder: Receives `images/<arm>/0000.png ...`, `images/grid.png` (of each arm the plain pictures, and below those
-            of the method), `images/images.jsonl` and `images/rewards.jsonl`.
+        folder: Receives `images/<variant>/0000.png ...`, `images/grid.png` (of each variant the plain
+            pictures, and below them those of the method), `images/images.jsonl` and `images/rewards.jsonl`.
         progress: The reporter.
         schedules: In which steps an adapter takes part, by label; those that are not there: in all.
 
     Returns:
-        `{"images": N, "<arm>.<label>": mean, "<arm>.<label>.gain": gain over plain sampling, "network_calls": ...}`;
+        `{"images": N, "<variant>.<label>": mean, "<variant>.<label>.gain": gain over plain sampling,
+        "network_calls": ...}`;
         the weighted sum has the label `reward`, and costs are per image.
 
     Raises:
         DraftError: The model, an adapter, the prompts or a reward cannot be used.
     """
     check_terms(terms, gradient=method.reward_gradient)
-    shots = plan_shots(prompts, images_per_prompt=settings.images_per_prompt, seed=seed)
-    pipeline = load_arms(model, adapters, settings, progress)
-    scorer = Scorer(pipeline.decode, _load(terms, pipeline), method.micro_batch_size)
-    arms = list(adapters) or [BASE]
+    seeded = seed_prompts(prompts, images_per_prompt=settings.images_per_prompt, seed=seed)
+    loaded_model = load_model_with_adapters(model, adapters, settings, progress)
+    scorer = Scorer(loaded_model.decode, load_rewards(terms, loaded_model.device), method.micro_batch_size)
+    variants = list(adapters) or [BASE]
     record, target = Record(), folder / "images"
-    size = size_of(settings.resolution, pipeline.default_size)
-    progress.start("generate", len(arms) * len(shots.seeds))
-    for arm in arms:
-        switch(pipeline, arm, adapters)
-        studio = Studio(
-            model=pipeline,
+    size = size_of(settings.resolution, loaded_model.default_size)
+    progress.start("generate", len(variants) * len(seeded.seeds))
+    for variant in variants:
+        switch(loaded_model, variant, adapters)
+        context = SamplingContext(
+            model=loaded_model,
             scorer=scorer,
-            grid=make_grid(pipeline.schedule(size, settings.sampler.num_inference_steps), settings.sampler),
+            grid=make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler),
             sampler=settings.sampler,
-            schedule=(schedules or {}).get(arm, Constant()),
-            unconditional=pipeline.unconditional(settings.sampler.negative_prompt, size),
+            schedule=(schedules or {}).get(variant, Constant()),
+            unconditional=loaded_model.unconditional(settings.sampler.negative_prompt, size),
             size=size,
         )
-        _draw_arm(arm, method, studio, shots, settings.batch_size, target, record, progress)
+        _draw_variant(variant, method, context, seeded, settings.batch_size, target, record, progress)
     progress.stop()
     for name, entries in (("images", record.images), ("rewards", record.rewards)):
         lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
         (target / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    grid(record.rows).save(target / "grid.png")
-    return _figures(record, arms)
+    contact_sheet(record.rows).save(target / "grid.png")
+    return _figures(record, variants)
 
 
-def _draw_arm(
-    arm: str,
+def _draw_variant(
+    variant: str,
     method: SamplingMethod,
-    studio: Studio,
-    shots: Shots,
+    context: SamplingContext,
+    seeded: PromptSeeds,
     batch_size: int,
     target: Path,
     record: Record,
@@ -125,18 +126,18 @@ def _draw_arm(
 ) -> None:
     plain: list[Image.Image] = []
     pictures: list[Image.Image] = []
-    for start in range(0, len(shots.seeds), batch_size):
+    for start in range(0, len(seeded.seeds), batch_size):
         chosen = slice(start, start + batch_size)
-        prompts, seeds = shots.prompts[chosen], shots.seeds[chosen]
-        before, old = _look(studio, draw_plain(studio, prompts, seeds), prompts)
-        drawn = draw_with(method, studio, prompts, seeds)
-        after, new = _look(studio, drawn.latents, prompts)
+        prompts, seeds = seeded.prompts[chosen], seeded.seeds[chosen]
+        before, old = _look(context, draw_plain(context, prompts, seeds), prompts)
+        drawn = draw_with(method, context, prompts, seeds)
+        after, new = _look(context, drawn.latents, prompts)
         plain += old
         pictures += new
-        files = save_pictures(new, target / safe_name(arm), start=start)
+        files = save_pictures(new, target / safe_name(variant), start=start)
         share = {name: value / len(seeds) for name, value in asdict(drawn.cost).items()}
         for i, file in enumerate(files):
-            name = {"file": file.relative_to(target).as_posix(), "arm": arm}
+            name = {"file": file.relative_to(target).as_posix(), "arm": variant}
             record.images.append({**name, "prompt": prompts[i], "seed": seeds[i]})
             record.rewards.append({**name, "before": before[i], "after": after[i], "cost": share, **drawn.details[i]})
         gain = [a[REWARD] - b[REWARD] for a, b in zip(after, before, strict=True)]
@@ -144,43 +145,29 @@ def _draw_arm(
     record.rows += [plain, pictures]
 
 
-def _load(terms: Sequence[Term], model: TextToImage) -> list[Loaded]:
-    places = [choose_device(term.device) if term.device else model.device for term in terms]
-    return [Loaded(term, term.reward.load(place), place) for term, place in zip(terms, places, strict=True)]
-
-
-def _look(studio: Studio, latents: Tensor, prompts: Prompts) -> tuple[list[dict[str, float]], list[Image.Image]]:
+def _look(
+    context: SamplingContext, latents: Tensor, prompts: Prompts
+) -> tuple[list[dict[str, float]], list[Image.Image]]:
     """Every image's scores by label, with their weighted sum, and its picture."""
     with torch.no_grad():
-        images = studio.model.decode(latents).float()
-        scores = [
-            check_scores(each.term.label, each.score(images.to(each.device), prompts), len(prompts), gradient=False)
-            .double()
-            .tolist()
-            for each in studio.scorer.terms
-        ]
-    terms = [each.term for each in studio.scorer.terms]
-    found = []
-    for values in zip(*scores, strict=True):
-        total = sum(term.weight * value for term, value in zip(terms, values, strict=True) if term.weight)
-        found.append({REWARD: total, **{term.label: value for term, value in zip(terms, values, strict=True)}})
-    return found, [to_picture(image) for image in images]
+        images = context.model.decode(latents).float()
+    rewards = context.scorer.rewards
+    scored = []
+    for values in zip(*(numbers(reward.scores(images, prompts)) for reward in rewards), strict=True):
+        by_label = {reward.label: value for reward, value in zip(rewards, values, strict=True)}
+        total = sum(reward.term.weight * by_label[reward.label] for reward in rewards if reward.term.weight)
+        scored.append({REWARD: total, **by_label})
+    return scored, [to_picture(image) for image in images]
 
 
-def _figures(record: Record, arms: Sequence[str]) -> dict[str, float]:
+def _figures(record: Record, variants: Sequence[str]) -> dict[str, float]:
     figures = {"images": float(len(record.images))}
-    for arm in arms:
-        entries = [entry for entry in record.rewards if entry["arm"] == arm]
+    for variant in variants:
+        entries = [entry for entry in record.rewards if entry["arm"] == variant]
         for label in entries[0]["after"]:
             after = [entry["after"][label] for entry in entries]
             gains = [entry["after"][label] - entry["before"][label] for entry in entries]
-            figures[f"{arm}.{label}"], figures[f"{arm}.{label}.gain"] = _mean(after), _mean(gains)
+            figures[f"{variant}.{label}"], figures[f"{variant}.{label}.gain"] = finite_mean(after), finite_mean(gains)
     for name in asdict(Cost()):
-        figures[name] = _mean([entry["cost"][name] for entry in record.rewards])
+        figures[name] = finite_mean([entry["cost"][name] for entry in record.rewards])
     return figures
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of those that are numbers; a reward that is measured only may have none for an image."""
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else float("nan")

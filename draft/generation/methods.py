@@ -1,4 +1,4 @@
-"""A batch of pictures by each method: what its mathematics needs, and what it found."""
+"""A batch of pictures by each method."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from draft.diffusion.schedule import Grid
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
 from draft.generation.cost import Cost, counted
-from draft.scoring.backward import Scored, Scorer
+from draft.scoring.backward import ScoredLatents, Scorer
 from draft.types import Prompts, Size
 
 
 @dataclass(frozen=True)
-class Studio:
-    """What all batches have in common.
+class SamplingContext:
+    """What sampling needs that is the same for all batches.
 
     Args:
-        model: The model, switched to an arm.
+        model: The model, switched to a variant.
         scorer: Decoder and rewards.
         grid: The sampling grid.
         sampler: How images are sampled.
-        schedule: In which steps the arm's adapter takes part.
+        schedule: In which steps the variant's adapter takes part.
         unconditional: The negative prompt's conditioning, of length 1.
         size: The images' size.
     """
@@ -78,7 +78,7 @@ class Drawn:
     Args:
         latents: Final latents, (B, C, ...).
         cost: What all of them cost.
-        details: For each image, what its method has to say about it.
+        details: For each image its method's own entries: the iteration or the modifier that was chosen.
     """
 
     latents: Tensor
@@ -86,17 +86,17 @@ class Drawn:
     details: Sequence[dict[str, Any]] = ()
 
 
-def draw_plain(studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Tensor:
+def draw_plain(context: SamplingContext, prompts: Prompts, seeds: Sequence[int]) -> Tensor:
     """Final latents without any method, (B, C, ...)."""
-    return studio.sample(studio.output(list(prompts)), studio.draws(seeds, studio.start))
+    return context.sample(context.output(list(prompts)), context.draws(seeds, context.start))
 
 
-def draw_with(method: SamplingMethod, studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
+def draw_with(method: SamplingMethod, context: SamplingContext, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
     """Sample a batch by a method.
 
     Args:
         method: The method.
-        studio: Model, rewards, grid.
+        context: Model, rewards, grid.
         prompts: B prompts.
         seeds: B seeds; all noise of an image comes from its own.
 
@@ -108,51 +108,52 @@ def draw_with(method: SamplingMethod, studio: Studio, prompts: Prompts, seeds: S
     """
     match method:
         case NoiseOpt():
-            return _optimised(method, studio, prompts, seeds)
+            return _optimised(method, context, prompts, seeds)
         case Guided():
-            return _steered(method, studio, prompts, seeds)
+            return _steered(method, context, prompts, seeds)
         case PromptSearch():
-            return _searched(method, studio, prompts, seeds)
+            return _searched(method, context, prompts, seeds)
 
 
-def _optimised(method: NoiseOpt, studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
-    cost, draws = Cost(), studio.draws(seeds, studio.start)
-    rewards = _Rewards(studio.scorer, prompts, cost)
+def _optimised(method: NoiseOpt, context: SamplingContext, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
+    cost, draws = Cost(), context.draws(seeds, context.start)
+    rewards = _Rewards(context.scorer, prompts, cost)
     fresh = draws[1:] or None
-    found = optimise_noise(
-        studio.output(list(prompts), cost), studio.grid, draws[0], rewards.gradient, method, fresh=fresh
+    optimised = optimise_noise(
+        context.output(list(prompts), cost), context.grid, draws[0], rewards.gradient, method, fresh=fresh
     )
-    return Drawn(found.latents, cost, [{"iteration": int(k)} for k in found.iterations])
+    return Drawn(optimised.latents, cost, [{"iteration": int(k)} for k in optimised.iterations])
 
 
-def _steered(method: Guided, studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
-    cost, more = Cost(), (method.recurrence - 1) * studio.grid.steps
-    draws = studio.draws(seeds, studio.start + more)
+def _steered(method: Guided, context: SamplingContext, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
+    cost, more = Cost(), (method.recurrence - 1) * context.grid.steps
+    draws = context.draws(seeds, context.start + more)
     latents = steer(
-        studio.output(list(prompts), cost),
-        studio.grid,
+        context.output(list(prompts), cost),
+        context.grid,
         draws[0],
-        _Rewards(studio.scorer, prompts, cost).gradient,
+        _Rewards(context.scorer, prompts, cost).gradient,
         method,
-        fresh=draws[1 : studio.start] or None,
-        again=draws[studio.start :],
+        fresh=draws[1 : context.start] or None,
+        again=draws[context.start :],
     )
     return Drawn(latents, cost, [{} for _ in prompts])
 
 
-def _searched(method: PromptSearch, studio: Studio, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
+def _searched(method: PromptSearch, context: SamplingContext, prompts: Prompts, seeds: Sequence[int]) -> Drawn:
     cost, ways = Cost(), ("", *method.modifiers)
-    rewards = _Rewards(studio.scorer, prompts, cost)
+    rewards = _Rewards(context.scorer, prompts, cost)
     rounds = -(-method.budget // len(ways))
-    draws = studio.draws(seeds, rounds * studio.start)
+    draws = context.draws(seeds, rounds * context.start)
     outputs = [
-        studio.output([modified(text, way) if way else text for text in prompts], cost) for way in ways[: method.budget]
+        context.output([modified(text, way) if way else text for text in prompts], cost)
+        for way in ways[: method.budget]
     ]
 
     def candidates() -> Iterator[Tensor]:
         for number in range(method.budget):
             again, way = divmod(number, len(ways))
-            yield studio.sample(outputs[way], draws[again * studio.start : (again + 1) * studio.start])
+            yield context.sample(outputs[way], draws[again * context.start : (again + 1) * context.start])
 
     best = best_of(candidates(), rewards.value)
     chosen = [divmod(int(number), len(ways)) for number in best.chosen]
@@ -176,7 +177,7 @@ class _Rewards:
         assert scored.gradient is not None
         return scored.rewards, scored.gradient
 
-    def _counted(self, scored: Scored, *, gradients: bool) -> Scored:
+    def _counted(self, scored: ScoredLatents, *, gradients: bool) -> ScoredLatents:
         self.cost.reward_evaluations += scored.figures.evaluations
         self.cost.reward_gradients += scored.figures.evaluations * gradients
         bad = ~scored.rewards.isfinite()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from draft.errors import ConfigError, ResourceError, StageError
+from draft import processes
+from draft.errors import ResourceError, StageError
 from draft.isolation.environment import FINISHED, environment_folder, interpreter, own_requirement, own_variables
 from draft.isolation.failures import IsolatedError, last_lines
 from draft.isolation.settings import Isolation
@@ -76,9 +76,8 @@ def build_environment(isolation: Isolation, *, where: str, say: Callable[[str], 
 
 def _call(command: Sequence[str], start: Path, lock: int, made: str, where: str) -> None:
     # pip inherits the lock: should this process be killed, nobody begins anew before pip has gone, too.
-    inherited = () if os.name == "nt" else (lock,)
     done = subprocess.run(
-        command, cwd=start, env=own_variables(), pass_fds=inherited,
+        command, cwd=start, env=own_variables(), **processes.passed_on(lock),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
     if done.returncode == 0:
@@ -104,21 +103,5 @@ def _alone(folder: Path) -> Iterator[int]:
     """Wait until no other process makes this environment; the operating system drops the lock of one that dies."""
     # Not draft.files.locked: pip must inherit the open file that holds the lock.
     with folder.with_name(f"{folder.name}.lock").open("a+b") as stream:
-        _wait(stream.fileno())
+        processes.hold(stream.fileno())
         yield stream.fileno()
-
-
-if os.name == "nt":
-    import msvcrt
-
-    def _wait(number: int) -> None:
-        try:
-            msvcrt.locking(number, msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
-        except OSError:  # after ten seconds of waiting
-            raise ConfigError("another process makes this environment", hint="wait for it") from None
-
-else:
-    import fcntl
-
-    def _wait(number: int) -> None:
-        fcntl.flock(number, fcntl.LOCK_EX)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import threading
 import time
@@ -13,6 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, cast
 
+from draft import processes
 from draft.errors import PluginError
 from draft.isolation.environment import own_variables
 from draft.isolation.failures import IsolatedError, heard, missing, raised
@@ -24,8 +24,6 @@ Doing: TypeAlias = Literal["starting", "checking its options", "loading", "scori
 
 _LOOK = 0.25
 """Seconds between two looks whether a process that has not answered is alive."""
-_GRACE = 2.0
-"""Seconds for a process to clean up after itself before it is killed."""
 _KEPT = 32 * 1024
 """Bytes of a process's output that are kept, the newest."""
 
@@ -46,7 +44,7 @@ class Worker:
         # -P: a folder `draft` where we stand must not hide the one that is installed there.
         try:
             self._process = subprocess.Popen(
-                [str(python), "-P", "-m", MODULE], env=own_variables(), start_new_session=True, bufsize=0,
+                [str(python), "-P", "-m", MODULE], env=own_variables(), bufsize=0, **processes.own_group(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
         except OSError as error:
@@ -128,17 +126,17 @@ class Worker:
         process, name = self._process, self.name
         if error is not None:
             # The pipe closes a moment before the process is gone.
-            _wait(process, _GRACE)
+            processes.wait(process)
         code = process.poll()
         if code is None and error is None:
-            _show_stack(process)
+            processes.show_stack(process, _LOOK)
             option, _, seconds = limit.partition(": ")
             what = f"reward {name!r} did not answer within {seconds} s while {doing}, and was stopped"
             hint = f"if it only needs longer, raise isolated.{option}"
         elif code is None:
             what, hint = f"the process of reward {name!r} broke off while {doing}: {error}", ""
         elif code < 0:
-            what = f"the process of reward {name!r} was ended by {_signal(-code)} while {doing}"
+            what = f"the process of reward {name!r} was ended by {processes.signal_name(-code)} while {doing}"
             hint = "nobody sends SIGKILL but a system without memory left, or a person" if code == -9 else ""
         else:
             said = f": {error}" if isinstance(error, Broken) else ""
@@ -184,46 +182,8 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
         return  # a fork of ours that comes to its end; the process is not its own
     try:
-        if process.poll() is None:
-            process.terminate()
-            _wait(process, _GRACE)
+        processes.end(process)
     finally:
-        _kill_group(process)
-        process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 stream.close()
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    if os.name == "nt":
-        process.kill()
-        return
-    try:
-        # The watchman stays in the group to the last, so its number cannot mean another one by now.
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all of them have gone
-    except PermissionError:
-        process.kill()  # macOS says so of a group in which only dead processes wait to be collected
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
-
-
-def _show_stack(process: subprocess.Popen[bytes]) -> None:
-    """Let a process that hangs write where it does; it does so even while it holds Python's lock."""
-    if hasattr(signal, "SIGUSR1"):
-        process.send_signal(signal.SIGUSR1)
-        time.sleep(_LOOK)
-
-
-def _signal(number: int) -> str:
-    try:
-        return f"{signal.Signals(number).name} ({signal.strsignal(number)})"
-    except ValueError:
-        return f"signal {number}"

@@ -1,4 +1,8 @@
-"""Tensors as raw bytes and back. Imports torch, and no numpy: an old torch beside a new numpy cannot convert."""
+"""Tensors as raw bytes and back.
+
+Imports torch alone: an old torch next to a new numpy cannot convert, and safetensors, which would write the same bytes,
+goes through numpy and is nothing that the environment of a reward must have.
+"""
 
 from __future__ import annotations
 

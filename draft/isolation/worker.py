@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import functools
 import os
-import select
+import queue
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from typing import Any, NoReturn
 
+from draft import processes
 from draft.errors import DraftError, StageError
 from draft.isolation.describe import describe
 from draft.isolation.failures import told
-from draft.isolation.frames import PROTOCOL, receive, send
+from draft.isolation.frames import PROTOCOL, Broken, receive, send
 from draft.rewards.discovery import OWN
 from draft.rewards.reward import Score
 from draft.rewards.terms import build_reward
@@ -52,15 +55,15 @@ def main() -> NoReturn:
     if sys.stdin is None or sys.stdin.isatty():
         sys.exit("this program is started by Draft, for a reward with `isolated` in a pipeline")
     requests, answers = _take_pipes()
-    _set_watchman(requests.fileno(), answers.fileno())
+    watched = processes.watch(requests.fileno(), answers.fileno())
+    next_request = functools.partial(receive, requests) if watched else _read_ahead(requests)
     faulthandler.enable()
-    if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1)
+    processes.dump_stacks(faulthandler.register)
     signal.signal(signal.SIGTERM, _stop)
     held = Loaded()
     try:
         send(answers, {"protocol": PROTOCOL, "draft": _version(OWN)})
-        while (request := receive(requests)) is not None:
+        while (request := next_request()) is not None:
             send(answers, *_answer(held, *request))
     except Ended:
         pass
@@ -151,24 +154,22 @@ def _take_pipes() -> tuple[FileIO, FileIO]:
     return requests, answers
 
 
-def _set_watchman(requests: int, answers: int) -> None:
-    """Fork a process that ends this whole group as soon as Draft is gone, even if this one hangs in the middle of C.
+def _read_ahead(requests: FileIO) -> Callable[[], tuple[dict[str, Any], bytearray] | None]:
+    """Read in a thread, which notices that Draft is gone while a request is answered, where nothing else watches."""
+    arrived: queue.SimpleQueue[tuple[dict[str, Any], bytearray] | None] = queue.SimpleQueue()
 
-    The pipe of requests hangs up when Draft closes it or dies of whatever, and only then.
-    """
-    if not hasattr(os, "fork") or os.getpgrp() != os.getpid() or os.fork():
-        return
-    try:
-        os.close(answers)
-        silent = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(silent, number)
-        hangup = select.poll()
-        hangup.register(requests, 0)
-        hangup.poll()
-        os.killpg(0, signal.SIGKILL)
-    finally:
-        os._exit(1)
+    def read() -> None:
+        while True:
+            try:
+                request = receive(requests)
+            except (OSError, Broken):
+                request = None
+            arrived.put(request)
+            if request is None:
+                processes.end_late()
+
+    threading.Thread(target=read, daemon=True).start()
+    return arrived.get
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -6,16 +6,21 @@ discrete form is used throughout, for diffusion and flow models alike: no step s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from draft.diffusion.sampling import Output, move, predict
 from draft.diffusion.schedule import Grid
+from draft.diffusion.surrogate import roll_out
 from draft.errors import DraftError
-from draft.methods.values.regression import AdjointMatching
+from draft.methods.run import Batch, TrainingRun
+from draft.methods.update import Update, accumulate_and_step
+from draft.methods.values import AdjointMatching
+from draft.scoring.figures import Figures
 
 DECAY = 0.9
 """Of the running mean of the terms' quantile, as in the authors' code."""
@@ -159,3 +164,93 @@ def running_quantile(before: float | None, terms: Tensor, quantile: float) -> fl
     """
     now = float(torch.quantile(terms.flatten().sqrt(), quantile))
     return now if before is None else DECAY * before + (1 - DECAY) * now
+
+
+class Rule:
+    """Makes updates by Adjoint Matching; remembers the running quantile beyond which a term is an outlier.
+
+    Guidance is in the rollout alone, neither in the adjoint nor in what is regressed, as in the authors' code. No more
+    than one step's graph is held at a time.
+
+    Args:
+        method: The method's value.
+        run: The training.
+
+    Raises:
+        DraftError: No step of the sampler adds noise: there is one step only.
+    """
+
+    def __init__(self, method: AdjointMatching, run: TrainingRun) -> None:
+        self.method = method
+        self.threshold: float | None = None
+        noisy_steps(run.grid)
+
+    def update(self, run: TrainingRun, step: int) -> Update:
+        """Make one update."""
+        notes: list[Tensor] = []
+        update = accumulate_and_step(run, lambda run, scale: self._accumulate(run, scale, notes), step)
+        names = ("unmatched", "dropped", "adjoint_growth")
+        return replace(update, extra=dict(zip(names, torch.stack(notes).mean(0).tolist(), strict=True)))
+
+    def state(self) -> Mapping[str, Any]:
+        """The running quantile."""
+        return {"threshold": self.threshold}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a running quantile."""
+        self.threshold = state["threshold"]
+
+    def _accumulate(self, run: TrainingRun, scale: float, notes: list[Tensor]) -> Figures:
+        """Add one batch's gradient to the parameters'.
+
+        Notes its terms over those of the base model, the share dropped, and the adjoint's growth towards the noise.
+        """
+        grid, batch, method = run.grid, run.next_batch(), self.method
+        rollout = roll_out(run.output(batch), grid, batch.noise, batch.fresh)
+        scored = run.scorer.reward_gradient(rollout.states[-1], batch.prompts)
+        assert scored.gradient is not None
+        last = -method.reward_multiplier * scored.gradient
+        steps = draw_steps(method, grid, run.random.method)
+        base = run.output(batch, adapted=False, guided=False, recorded=True)
+        targets = [each for each in lean_adjoint(base, grid, rollout.states, last, steps[0]) if each.step in steps]
+        targets, batch = self._maybe_unconditional(run, batch, targets, rollout.states)
+        output = run.output(batch, guided=False, recorded=True)
+
+        def term(target: Target) -> Tensor:
+            mean = step_mean(output, grid, rollout.states[target.step], target.step)
+            return matching_loss(mean, target, grid.std[target.step])
+
+        with torch.no_grad():  # once for their sizes, since a term may have to be left out
+            terms = torch.stack([term(target) for target in targets])
+            kept, loss = self._kept(terms)
+            idle = torch.stack([matching_loss(each.mean, each, grid.std[each.step]) for each in targets])
+            growth = (targets[-1].adjoint.flatten(1).norm(dim=1) / last.flatten(1).norm(dim=1)).mean()
+            notes.append(torch.stack([terms.mean() / idle.mean(), 1 - kept.mean(), growth]))
+        for target, keep in zip(targets, kept, strict=True):
+            ((term(target) * keep).sum() * (scale / terms.numel())).backward()
+        return replace(scored.figures, loss=loss)
+
+    def _kept(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """Which terms teach, 1 or 0, and the loss, a mean over all of them; a term that is no number is kept."""
+        method = self.method
+        if method.outliers == "clamp":
+            most = method.clamp * method.reward_multiplier**2
+            return (~(terms > most)).to(terms), terms.clamp(max=most).mean()
+        if method.outliers == "keep":
+            return torch.ones_like(terms), terms.mean()
+        self.threshold = running_quantile(self.threshold, terms, method.quantile)
+        kept = (~(terms.sqrt() > self.threshold)).to(terms)
+        return kept, (terms * kept).mean()
+
+    def _maybe_unconditional(
+        self, run: TrainingRun, batch: Batch, targets: list[Target], states: tuple[Tensor, ...]
+    ) -> tuple[list[Target], Batch]:
+        """Now and then regress the unconditional branch, which guidance multiplies too, onto the same adjoint."""
+        share = self.method.prompt_dropout if run.has_two_branches else 0.0
+        if not share or float(torch.rand((), generator=run.random.method)) >= share:
+            return targets, batch
+        blank = replace(batch, conditioning=run.unconditional.expand(len(batch.conditioning)))
+        base = run.output(blank, adapted=False, guided=False)
+        with torch.no_grad():
+            means = [step_mean(base, run.grid, states[each.step], each.step) for each in targets]
+        return [replace(each, mean=mean) for each, mean in zip(targets, means, strict=True)], blank

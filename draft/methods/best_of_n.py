@@ -5,11 +5,18 @@ Reward-weighted regression and its sparse form, as the baselines of DDPO (Black 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from draft.diffusion.schedule import Grid
-from draft.methods.values.policy import Selection
+from draft.diffusion.sampling import renoise
+from draft.diffusion.schedule import FlowSchedule, Grid, make_grid
+from draft.methods.rounds import collect, minibatches
+from draft.methods.run import Stateless, TrainingRun
+from draft.methods.update import Update, take_step
+from draft.methods.values import BestOfN
+from draft.methods.values.best_of_n import Selection
 
 
 def sample_weights(
@@ -30,25 +37,25 @@ def sample_weights(
             each prompt.
         sharpness: b.
         share: The share that `top` keeps, at least one sample.
-        per_prompt: Whether softmax and share are taken over each prompt's samples.
+        per_prompt: Whether softmax and share are collected over each prompt's samples.
 
     Returns:
         w >= 0, (N,); with `weighted` their sum is N.
     """
     if selection != "best" and not per_prompt:
         prompts = torch.zeros_like(prompts)
-    found = torch.zeros_like(rewards)
+    weights = torch.zeros_like(rewards)
     for prompt in prompts.unique():
         same = prompts == prompt
         inside = rewards[same]
         if selection == "weighted":
-            found[same] = len(inside) * (sharpness * inside).softmax(0)
+            weights[same] = len(inside) * (sharpness * inside).softmax(0)
             continue
         kept = 1 if selection == "best" else max(1, round(share * len(inside)))
         ones = torch.zeros_like(inside)
         ones[inside.topk(kept).indices] = 1
-        found[same] = ones
-    return found
+        weights[same] = ones
+    return weights
 
 
 def concentration(weights: Tensor) -> float:
@@ -81,3 +88,59 @@ def denoising_target(grid: Grid, y: Tensor, z: Tensor, i: int) -> Tensor:
 def denoising_loss(grid: Grid, out: Tensor, y: Tensor, z: Tensor, i: int) -> Tensor:
     """Each sample's mean squared error of the output at alpha_i y + sigma_i z, (B,)."""
     return (out - denoising_target(grid, y, z, i)).square().flatten(1).mean(1)
+
+
+class Rule(Stateless):
+    """The rule of reward-weighted and filtered training.
+
+    Args:
+        method: The method's value.
+        run: The training.
+    """
+
+    def __init__(self, method: BestOfN, run: TrainingRun) -> None:
+        self.method = method
+        self.levels = run.grid
+        if method.times == "schedule":
+            schedule = run.model.schedule(run.size, run.grid.steps)
+            count = schedule.times if isinstance(schedule, FlowSchedule) else len(schedule.alphas_cumprod)
+            sampler = replace(run.settings.sampler, num_inference_steps=count, spacing="trailing", final="one", eta=0.0)
+            self.levels = make_grid(schedule, sampler)
+
+    def update(self, run: TrainingRun, step: int) -> Update:
+        """Make one update: a round, and one or more steps of the optimiser on what it keeps."""
+        method, collected = self.method, collect(run, samples=self.method.samples, path=False)
+        weights = sample_weights(
+            collected.rewards,
+            torch.tensor(collected.batch.indices, device=collected.rewards.device),
+            selection=method.selection,
+            sharpness=method.sharpness,
+            share=method.share,
+            per_prompt=method.per_prompt,
+        )
+        kept = torch.arange(len(collected)) if method.selection == "weighted" else weights.cpu().nonzero().squeeze(1)
+        clean = collected.rollout.states[-1]
+        total, norm, steps = torch.zeros((), device=clean.device), 0.0, 0
+        parts = minibatches(
+            len(kept), passes=method.inner_epochs, parts=method.minibatches, generator=run.random.method
+        )
+        for chosen in parts:
+            run.optimizer.zero_grad(set_to_none=True)
+            for some in kept[chosen].split(run.settings.batch_size):
+                # One level for these images together, as the network takes one time; the published code draws one each.
+                i = int(torch.randint(self.levels.steps, (), generator=run.random.method))
+                y = clean[some]
+                z = run.draw_noise(y)
+                output = run.output(collected.take(some), guided=method.guided, recorded=True, grid=self.levels)
+                out = output(renoise(self.levels, y, z, i), i)
+                losses = weights[some] * denoising_loss(self.levels, out, y, z, i)
+                (losses.sum() / len(chosen)).backward()
+                total += losses.detach().sum() / len(kept)
+            norm = take_step(run, collected.figures, step)
+            steps += 1
+        extra = {
+            "denoising_loss": float(total) / method.inner_epochs,
+            "kept": len(kept) / len(collected),
+            "concentration": concentration(weights),
+        }
+        return Update(collected.figures, norm, steps, extra)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from draft.diffusion.sampling import move, predict
 from draft.diffusion.schedule import Grid
+from draft.errors import DraftError
+from draft.methods.rounds import Round, collect, minibatches
+from draft.methods.run import TrainingRun
+from draft.methods.update import Update, take_step
+from draft.methods.values import DDPO
 
 Memory = Mapping[int, Sequence[float]]
 """Prompt to its newest rewards, oldest first."""
@@ -119,9 +125,93 @@ def weigh_rewards(
     if buffer:
         for prompt, value in zip(prompts, values.tolist(), strict=True):
             remembered[prompt] = [*remembered.get(prompt, ()), value][-buffer:]
-    found = torch.empty_like(values)
+    advantages = torch.empty_like(values)
     for n, prompt in enumerate(prompts):
-        own = remembered.get(prompt, ())
-        known = torch.tensor(own, dtype=torch.float64) if buffer and len(own) >= min_count else values
-        found[n] = (values[n] - known.mean()) / (known.std(correction=0) + SMALLEST_SPREAD)
-    return found.clamp(-clip, clip).to(rewards.device, torch.float32), remembered
+        kept = remembered.get(prompt, ())
+        known = torch.tensor(kept, dtype=torch.float64) if buffer and len(kept) >= min_count else values
+        advantages[n] = (values[n] - known.mean()) / (known.std(correction=0) + SMALLEST_SPREAD)
+    return advantages.clamp(-clip, clip).to(rewards.device, torch.float32), remembered
+
+
+class Rule:
+    """The rule of DDPO; it remembers each prompt's newest rewards.
+
+    Args:
+        method: The method's value.
+        run: The training.
+
+    Raises:
+        DraftError: No step has fresh noise.
+    """
+
+    def __init__(self, method: DDPO, run: TrainingRun) -> None:
+        self.method, self.steps = method, noisy_steps(run.grid)
+        self.memory: Memory = {}
+        if not self.steps:
+            raise DraftError(
+                "ddpo needs at least one sampling step with fresh noise, "
+                f"of which there is none in {run.grid.steps} (got sampler.eta {run.settings.sampler.eta:g})",
+                hint="set sampler.eta: 1, and two steps or more",
+            )
+
+    def update(self, run: TrainingRun, step: int) -> Update:
+        """Make one update: a round, and one or more steps of the optimiser on it."""
+        method, collected = self.method, collect(run)
+        advantages, self.memory = weigh_rewards(
+            collected.rewards,
+            collected.batch.indices,
+            self.memory,
+            buffer=method.prompt_buffer,
+            min_count=method.prompt_min_count,
+            clip=method.advantage_clip,
+        )
+        old = {i: self._log_density(run, collected, collected.rollout.outs[i], i) for i in self.steps}
+        sums, norm, steps = torch.zeros(3, device=collected.rewards.device), 0.0, 0
+        parts = minibatches(
+            len(collected), passes=method.inner_epochs, parts=method.minibatches, generator=run.random.method
+        )
+        for chosen in parts:
+            run.optimizer.zero_grad(set_to_none=True)
+            for some in chosen.split(run.settings.batch_size):
+                for i in self.steps:
+                    sums += self._accumulate(run, collected, some, i, advantages, old[i], 1 / len(chosen))
+            norm = take_step(run, collected.figures, step)
+            steps += 1
+        ratio, clipped, distance = (sums / (method.inner_epochs * len(self.steps) * len(collected))).tolist()
+        extra = {"ratio": ratio, "ratio_clipped": clipped} | ({"kl": distance} if method.kl else {})
+        return Update(collected.figures, norm, steps, extra)
+
+    def state(self) -> Mapping[str, Any]:
+        """Each prompt's newest rewards."""
+        return {"rewards": {prompt: list(kept) for prompt, kept in self.memory.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        self.memory = state["rewards"]
+
+    def _log_density(
+        self, run: TrainingRun, collected: Round, out: Tensor, i: int, some: Tensor | slice = slice(None)
+    ) -> Tensor:
+        x, x_next = (collected.rollout.states[j][some] for j in (i, i + 1))
+        return log_density(x_next, step_mean(run.grid, x, out, i), run.grid.std[i])
+
+    def _accumulate(
+        self, run: TrainingRun, collected: Round, some: Tensor, i: int, advantages: Tensor, old: Tensor, scale: float
+    ) -> Tensor:
+        """Add one step's gradient of some samples; returns sums of ratio, whether it is clipped, and distance.
+
+        One step's graph at a time, so that memory does not grow with T. The published code draws the steps in random
+        order; all are added up before the optimiser moves, so the order changes nothing and is not drawn here.
+        """
+        batch, x, method = collected.take(some), collected.rollout.states[i][some], self.method
+        out = run.output(batch, recorded=True)(x, i)
+        log_ratio = self._log_density(run, collected, out, i, some) - old[some]
+        losses = clipped_loss(log_ratio, advantages[some], method.clip)
+        distance = torch.zeros_like(losses)
+        if method.kl:
+            with torch.no_grad():
+                base = run.output(batch, adapted=False)(x, i)
+            distance = base_distance(run.grid, x, out, base, i)
+        (scale / len(self.steps) * (losses + method.kl * distance).sum()).backward()
+        ratio = log_ratio.detach().exp()
+        return torch.stack([ratio.sum(), ((ratio - 1).abs() > method.clip).sum(), distance.detach().sum()])

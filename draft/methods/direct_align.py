@@ -10,8 +10,8 @@ from torch import Tensor
 from draft.diffusion.sampling import predict, renoise
 from draft.diffusion.schedule import FlowSchedule, Grid, Schedule, make_grid
 from draft.diffusion.settings import SamplerSettings
-from draft.diffusion.surrogate import Group, Networks, Rollout, Surrogate
-from draft.methods.values.leaps import DirectAlign
+from draft.diffusion.surrogate import Denoisers, Group, Rollout, Surrogate
+from draft.methods.values import DirectAlign
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,20 @@ class Levels:
     share: float
 
 
+def call_grid(method: DirectAlign, schedule: Schedule | FlowSchedule, grid: Grid) -> Grid:
+    """Levels of its own, whatever the sampler's are."""
+    return level_grid(schedule)
+
+
 def level_grid(schedule: Schedule | FlowSchedule) -> Grid:
     """All noise levels that Direct-Align can take: one per training time, shifted in flow matching."""
     times = schedule.times if isinstance(schedule, FlowSchedule) else len(schedule.alphas_cumprod)
     return make_grid(schedule, SamplerSettings(num_inference_steps=times))
+
+
+def recorded_calls(method: DirectAlign) -> int:
+    """One call in each branch."""
+    return 2 if method.branches == "both" else 1
 
 
 def draw_levels(method: DirectAlign, levels: int, generator: torch.Generator) -> Levels:
@@ -56,7 +66,9 @@ def draw_levels(method: DirectAlign, levels: int, generator: torch.Generator) ->
     return Levels(max(middle - distance, first), middle, min(middle + distance, last), share)
 
 
-def recover(networks: Networks, grid: Grid, y: Tensor, z: Tensor, a: int, b: int, *, recovery: str = "move") -> Tensor:
+def recover(
+    denoisers: Denoisers, grid: Grid, y: Tensor, z: Tensor, a: int, b: int, *, recovery: str = "move"
+) -> Tensor:
     """Noise a clean sample with known noise to level a, move it to level b by one call, take the known noise off.
 
     x_a = alpha_a y + sigma_a z, x_b = alpha_b x0(x_a) + sigma_b e(x_a), and y^ = (x_b - sigma_b z) / alpha_b (the
@@ -65,7 +77,7 @@ def recover(networks: Networks, grid: Grid, y: Tensor, z: Tensor, a: int, b: int
     y^ - y is -(rho_a - rho_b) de and -(D / alpha_a) de.
 
     Args:
-        networks: The guided network.
+        denoisers: The guided network.
         grid: Noise levels.
         y: Clean latents, (B, C, ...), without gradient.
         z: The noise they were made from.
@@ -77,15 +89,15 @@ def recover(networks: Networks, grid: Grid, y: Tensor, z: Tensor, a: int, b: int
         y^, with the call's gradient.
     """
     x = renoise(grid, y, z, a).detach()
-    x0, e = predict(grid, x, networks.recorded(x, a), a)
+    x0, e = predict(grid, x, denoisers.with_grad(x, a), a)
     if recovery == "delta":
         delta = grid.sigma[a] - grid.sigma[b]
         return (x - delta * e - (grid.sigma[a] - delta) * z) / grid.alpha[a]
     return (renoise(grid, x0, e, b) - grid.sigma[b] * z) / grid.alpha[b]
 
 
-def direct_align(
-    method: DirectAlign, networks: Networks, grid: Grid, rollout: Rollout, generator: torch.Generator
+def surrogate(
+    method: DirectAlign, denoisers: Denoisers, grid: Grid, rollout: Rollout, generator: torch.Generator
 ) -> Surrogate:
     """Draw levels (and words), and recover the rollout's sample in each branch.
 
@@ -96,7 +108,7 @@ def direct_align(
 
     Args:
         method: The method's value.
-        networks: The guided network on the grid of levels.
+        denoisers: The guided network on the grid of levels.
         grid: That grid; not the sampler's.
         rollout: Whose last state is the sample and whose first its noise.
         generator: Of the draws, on the CPU.
@@ -120,7 +132,7 @@ def direct_align(
     for branch, a, b, sign in (("denoise", at.noisy, at.middle, 1.0), ("inversion", at.clean, at.middle, -1.0)):
         if method.branches not in (branch, "both"):
             continue
-        latents.append(recover(networks, grid, y, z, a, b, recovery=method.recovery))
+        latents.append(recover(denoisers, grid, y, z, a, b, recovery=method.recovery))
         if weights is not None:
             groups.append(Group((("", sign),), weights))
         elif branch == "denoise":

@@ -18,7 +18,8 @@ from draft.pipeline.graph import parse_reference
 from draft.pipeline.isolated import source_files
 from draft.pipeline.schema import VERSIONS, MixStage
 from draft.pipeline.sources import source_digest, weights_digest
-from draft.rewards.plugins import derived_model, named_models, reward_config
+from draft.rewards.extensions import derived_model, named_models
+from draft.rewards.terms import reward_config
 from draft.types import Prompts
 
 RECORD = "stage.json"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from draft.errors import ConfigError, DraftError, DraftWarning
+from draft.errors import ConfigError, DraftError, DraftWarning, did_you_mean
 from draft.pipeline.checks import check_files, check_model, check_prompts, check_rewards, check_training
 from draft.pipeline.comparison import Compared, check_comparison
 from draft.pipeline.describe import keys_at
@@ -36,8 +36,7 @@ from draft.pipeline.schema import (
     TrainStage,
 )
 from draft.pipeline.strips import check_strip
-from draft.rewards.discovery import did_you_mean
-from draft.rewards.plugins import named_model
+from draft.rewards.extensions import named_model
 from draft.rewards.reward import Term
 from draft.types import Prompts
 

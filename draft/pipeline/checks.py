@@ -11,17 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from draft.errors import ConfigError, ConfigErrors, DraftError
+from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.isolation.reward import isolated_reward
+from draft.methods.values.problems import method_problems
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.isolated import read_isolation, written
 from draft.prompts import load_prompts
-from draft.rewards.discovery import did_you_mean
-from draft.rewards.plugins import build_term, derived_model, model_place, named_models, without_gradient
+from draft.rewards.extensions import derived_model, model_place, named_models
+from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
+from draft.rewards.terms import build_term
 from draft.training.settings import TrainSettings
-from draft.training.suitability import method_problems
 from draft.types import Prompts
 
 Base: TypeAlias = Callable[[Keys], Path]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from draft.comparison.settings import Contender
+from draft.comparison.settings import MethodConfig
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.checks import Base, check_prompts, check_rewards, check_training
 from draft.pipeline.document import Document
@@ -31,7 +31,7 @@ class Compared:
         terms: What is measured besides the rewards that are trained for.
     """
 
-    contenders: Mapping[str, Contender]
+    contenders: Mapping[str, MethodConfig]
     prompts: Prompts
     terms: tuple[Term, ...]
 
@@ -67,7 +67,7 @@ def check_comparison(
         prompts = check_prompts(inner, here, document, base, errors)
         measured = check_rewards(inner, here, prompts, document, base, errors)
     _check_labels(terms, measured, keys, document, errors)
-    contenders: dict[str, Contender] = {}
+    contenders: dict[str, MethodConfig] = {}
     if config is not None:
         found = {label: _contender(config, label, keys, document, errors) for label in config.methods}
         contenders = {label: contender for label, contender in found.items() if contender is not None}
@@ -78,7 +78,7 @@ def check_comparison(
 
 def _contender(
     config: CompareStage, label: str, keys: Keys, document: Document, errors: list[DraftError]
-) -> Contender | None:
+) -> MethodConfig | None:
     """A method's settings: its own, and for the rest the stage's."""
     here, own = (*keys, "methods", label), config.methods[label]
     for key in own:

@@ -9,16 +9,18 @@ import re
 import types
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import TypeAdapter
-from pydantic.fields import FieldInfo
 
 from draft.errors import DraftError
 from draft.isolation.settings import Isolation
+from draft.marks import ByKind
 from draft.pipeline.document import Path
 from draft.pipeline.schema import KINDS, OUTPUTS, AdapterInput, Head, PipelineFile
-from draft.rewards.plugins import find_reward, reward_entries
+from draft.rewards.discovery import reward_entries
+from draft.rewards.loading import find_reward
+from draft.rewards.words import type_in_words
 
 
 def keys_at(kind: Any, path: Path, data: Any) -> list[str]:
@@ -154,7 +156,7 @@ def _rows(cls: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
                     if row[0] != f"{key}.kind":
                         yield row
         else:
-            yield key, _words(hints[name]), _default_words(default), described.get(name, "")
+            yield key, type_in_words(hints[name]), _default_words(default), described.get(name, "")
 
 
 _REQUIRED = object()
@@ -173,40 +175,6 @@ def _default_words(default: Any) -> str:
     return f"`{json.dumps(plain)}`"
 
 
-def _words(hint: Any) -> str:
-    if typing.get_origin(hint) is Annotated:
-        bounds = [word for word in map(_bound, _flat(hint.__metadata__)) if word]
-        return ", ".join([_words(hint.__origin__), *bounds])
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_words(option) for option in arguments))
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
-    if origin is tuple:
-        return f"list of {_words(arguments[0])}"
-    if origin is dict:
-        return "mapping"
-    if dataclasses.is_dataclass(hint):
-        return "mapping of " + ", ".join(f"`{name}`" for name in _hints(hint))
-    names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "null"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _flat(metadata: tuple[Any, ...]) -> Iterator[Any]:
-    for item in metadata:
-        if isinstance(item, FieldInfo):
-            yield from item.metadata
-        else:
-            yield item
-
-
-def _bound(constraint: Any) -> str:
-    for name, text in (("ge", "at least {}"), ("gt", "more than {}"), ("le", "at most {}"), ("lt", "less than {}")):
-        if (value := getattr(constraint, name, None)) is not None:
-            return text.format(value) if value < 1e6 else ""
-    return ""
-
-
 def _hints(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name.rstrip("_"): hints[field.name] for field in dataclasses.fields(cls)}
@@ -223,7 +191,8 @@ def _tag(cls: Any) -> str | None:
 
 def _alternatives(hint: Any) -> Iterator[Any]:
     if typing.get_origin(hint) is Annotated:
-        yield from _alternatives(hint.__origin__)
+        chosen = next((mark.classes for mark in hint.__metadata__ if isinstance(mark, ByKind)), None)
+        yield from _alternatives(hint.__origin__) if chosen is None else chosen
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
         for option in typing.get_args(hint):
             yield from _alternatives(option)

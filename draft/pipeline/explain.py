@@ -10,42 +10,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, did_you_mean
+from draft.methods.values import METHODS
 from draft.pipeline.describe import keys_at, kinds_at
 from draft.pipeline.document import Document, Path, value_at
-from draft.rewards.discovery import did_you_mean
+from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown
 
 _TAGS = ("a list of prompts", "a prompt file")
-_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-_MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
-_EXPECTED = {
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "int_parsing": "an integer",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "dataclass_type": "a mapping",
-    "dataclass_exact_type": "a mapping",
-    "model_type": "a mapping",
-    "finite_number": "a finite number",
-    "none_required": "null",
-}
-_BOUNDS = {
-    "greater_than_equal": ("ge", "at least {}"),
-    "greater_than": ("gt", "greater than {}"),
-    "less_than": ("lt", "less than {}"),
-    "less_than_equal": ("le", "at most {}"),
-}
 
 
 @lru_cache(maxsize=32)
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(kind: Any, methods: tuple[Any, ...]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # a method that joined the list has another schema
 
 
 def validate(kind: Any, data: Any, path: Path, document: Document) -> tuple[Any, list[DraftError]]:
@@ -62,7 +38,7 @@ def validate(kind: Any, data: Any, path: Path, document: Document) -> tuple[Any,
     """
     try:
         # In JSON mode strictness still lets a list become a tuple and an integer a float.
-        return _adapter(kind).validate_json(json.dumps(data), strict=True), []
+        return _adapter(kind, tuple(METHODS)).validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
         return None, list(_explain(error, data, kind, path, document))
 
@@ -72,10 +48,10 @@ def _explain(error: ValidationError, data: Any, kind: Any, path: Path, document:
     grouped: dict[Path, list[Any]] = {}
     for detail in error.errors(include_url=False):
         grouped.setdefault(_clean(detail["loc"], data), []).append(detail)
-    unknown = [loc for loc, details in grouped.items() if details[0]["type"] in _UNKNOWN]
+    unknown = [loc for loc, details in grouped.items() if details[0]["type"] in UNKNOWN]
     for loc, details in grouped.items():
         close = get_close_matches(str(loc[-1]), [str(other[-1]) for other in unknown if other[:-1] == loc[:-1]])
-        if details[0]["type"] in _MISSING and close:
+        if details[0]["type"] in MISSING and close:
             continue  # it is there, misspelt
         if details[0]["type"] == "too_short" and any(other[: len(loc)] == loc != other for other in grouped):
             continue  # its items are wrong, and pydantic counts the right ones only
@@ -85,14 +61,14 @@ def _explain(error: ValidationError, data: Any, kind: Any, path: Path, document:
 def _finding(details: list[Any], loc: Path, data: Any, kind: Any, path: Path, document: Document) -> ConfigError:
     detail, place = details[0], document.place((*path, *loc))
     key = ".".join(map(str, (*path, *loc)))
-    got = _shown(value_at(data, loc))
+    got = shown(value_at(data, loc))
     context = detail.get("ctx", {})
     match detail["type"]:
-        case unknown if unknown in _UNKNOWN:
+        case unknown if unknown in UNKNOWN:
             known = keys_at(kind, loc[:-1], data)
             hint = did_you_mean(str(loc[-1]), known, otherwise=f"the keys here are {', '.join(known)}")
             return ConfigError(f"unknown key {key!r}", where=place, hint=hint)
-        case missing if missing in _MISSING:
+        case missing if missing in MISSING:
             return ConfigError(f"missing key {key!r}", where=place, hint=f"add '{loc[-1]}:'")
         case "union_tag_invalid":
             known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
@@ -113,23 +89,12 @@ def _finding(details: list[Any], loc: Path, data: Any, kind: Any, path: Path, do
             what = f"{key!r} is not a usable name" if value_at(data, loc) is None else f"{key} is not a usable name"
             name = loc[-1] if isinstance(value_at(data, loc[:-1]), Mapping) and len(loc) > 1 else value_at(data, loc)
             return ConfigError(
-                f"{what} (got {_shown(name)})",
+                f"{what} (got {shown(name)})",
                 where=place,
                 hint="names have letters, digits, - and _, and begin with a letter or a digit",
             )
-    expected = dict.fromkeys(_expectation(finding) for finding in details)
-    return ConfigError(f"{key} must be {' or '.join(expected)} (got {got})", where=place)
-
-
-def _expectation(detail: Any) -> str:
-    if detail["type"] in _EXPECTED:
-        return _EXPECTED[detail["type"]]
-    if detail["type"] in _BOUNDS:
-        name, text = _BOUNDS[detail["type"]]
-        return text.format(f"{detail['ctx'][name]:g}" if detail["ctx"][name] < 1e6 else detail["ctx"][name])
-    if detail["type"] == "literal_error":
-        return detail["ctx"]["expected"]
-    return detail["msg"][:1].lower() + detail["msg"][1:]
+    wanted = dict.fromkeys(expected(finding) or message(finding) for finding in details)
+    return ConfigError(f"{key} must be {' or '.join(wanted)} (got {got})", where=place)
 
 
 def _clean(loc: Iterable[str | int], data: Any) -> Path:
@@ -153,8 +118,3 @@ def _clean(loc: Iterable[str | int], data: Any) -> Path:
             value = None
         clean.append(part)
     return tuple(clean)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

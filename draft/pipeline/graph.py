@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.document import Document, Path
 from draft.pipeline.schema import OUTPUTS
-from draft.rewards.discovery import did_you_mean
 
 _REFERENCE = re.compile(r"\$\{out:([^{}]*)\}")
 

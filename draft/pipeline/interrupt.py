@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from draft.errors import DraftError, ResourceError
+from draft.processes import on_termination
 
 RUNS = Path("runs")
 """Where results go unless the person says otherwise."""
@@ -69,14 +68,8 @@ def noting(resume: str, stage: str, *, rehearsal: str = "") -> Iterator[None]:
 def sigterm() -> Iterator[None]:
     """Turn SIGTERM into `Terminated`, where this thread may."""
 
-    def stop(number: int, frame: object) -> None:
+    def stop() -> None:
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():
+    with on_termination(stop):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import draft
-from draft.errors import ConfigError, ConfigErrors
+from draft.errors import ConfigError, ConfigErrors, did_you_mean
 from draft.pipeline.check import Pipeline, check_document
 from draft.pipeline.document import parse_document
 from draft.pipeline.overrides import apply_overrides
 from draft.pipeline.rehearsal import use_stand_ins
-from draft.rewards.discovery import did_you_mean
 
 
 def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: bool = False) -> Pipeline:

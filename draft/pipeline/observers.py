@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from draft.progress import Progress
-from draft.rewards.plugins import extensions
+from draft.rewards.extensions import extensions
 
 
 class Observers:

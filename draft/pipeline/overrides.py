@@ -10,13 +10,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.describe import keys_at
 from draft.pipeline.document import Document, Path, parse_value, value_at
 from draft.pipeline.rehearsal import Replacement
 from draft.pipeline.resolve import environment_values, first_line, hold, plain_data
 from draft.pipeline.schema import KINDS, Head
-from draft.rewards.discovery import did_you_mean
 
 REHEARSAL = "rehearsal"
 _SHORTEST = {"stages": 3, "vars": 2}

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from draft.errors import ConfigError, StageError
+from draft.errors import ConfigError, StageError, did_you_mean
 from draft.pipeline.cache import StageRecord, damage, differences, fingerprint, identity, read_record
 from draft.pipeline.check import CheckedStage, Pipeline
 from draft.pipeline.graph import parse_reference
-from draft.rewards.discovery import did_you_mean
 
 PARTIAL = ".partial"
 BEGUN = "begun.json"

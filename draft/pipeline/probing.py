@@ -9,7 +9,7 @@ from draft.errors import ConfigError, DraftError
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.schema import ProbeStage
-from draft.rewards.plugins import without_gradient
+from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
 
 

@@ -15,7 +15,7 @@ from draft.adapters.files.header import read_header
 from draft.files import sha256, weights_file
 from draft.pipeline.check import CheckedStage
 from draft.pipeline.sources import weights_digest
-from draft.rewards.plugins import named_model
+from draft.rewards.extensions import named_model
 
 MISSING = "???"
 """Stands for what a file may not say; a pipeline with it is told by `draft check` what must be given."""

@@ -29,7 +29,7 @@ from draft.pipeline.schema import (
     StripStage,
     TrainStage,
 )
-from draft.rewards.plugins import part_options
+from draft.rewards.parts import part_options
 from draft.rewards.reward import MODEL_OPTIONS, Reward
 
 SUFFIX = "-rehearsal"

@@ -10,10 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.document import Document, Path
 from draft.pipeline.graph import parse_reference
-from draft.rewards.discovery import did_you_mean
 
 
 def hold(value: Any, keys: Path, document: Document, errors: list[DraftError]) -> Any:

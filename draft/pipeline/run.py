@@ -28,7 +28,7 @@ from draft.pipeline.rehearsal import listing
 from draft.pipeline.resolve import escaped
 from draft.pipeline.stages import EXECUTORS, Executor, Job, adapter_metadata
 from draft.progress import Progress, Silent, duration
-from draft.rewards.plugins import each_reward
+from draft.rewards.parts import each_reward
 
 
 @dataclass(frozen=True)

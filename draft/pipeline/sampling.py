@@ -7,13 +7,12 @@ from typing import Any
 
 from draft.diffusion.control.schedules import AdapterSchedule, Annealed, Combined, LastSteps
 from draft.diffusion.control.values import Guided, NoiseOpt, PromptSearch
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, Problem
 from draft.pipeline.document import Document
 from draft.pipeline.document import Path as Keys
 from draft.pipeline.schema import EvaluateStage, GenerateStage, Stage
-from draft.rewards.plugins import without_gradient
+from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
-from draft.training.suitability import Problem
 
 
 def check_sampling(

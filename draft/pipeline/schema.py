@@ -10,11 +10,11 @@ from annotated_types import MinLen
 from pydantic import Discriminator, Field, Tag
 
 from draft.adapters.settings import MixSettings
-from draft.comparison.settings import ComparisonSettings, Contender, MeasureSettings
+from draft.comparison.settings import ComparisonSettings, MeasureSettings, MethodConfig
 from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.diffusion.control.values import SamplingMethod
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
-from draft.methods.values import DraftLV, Method
+from draft.methods.values import Method
 from draft.probe.settings import ProbeSettings
 from draft.scoring.objective import LinearLoss, Loss
 from draft.strips.settings import StripSettings
@@ -103,7 +103,6 @@ class TrainStage(TrainSettings):
     model: Text
     prompts: PromptSource
     rewards: Annotated[Rewards, MinLen(1)]
-    method: Annotated[Method, Field(discriminator="kind")] = field(default_factory=DraftLV)
     loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
     init_adapter: Text | None = None
     base_adapters: tuple[BaseAdapter, ...] = ()
@@ -185,7 +184,7 @@ class Measure(MeasureSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparedMethod(Contender):
+class ComparedMethod(MethodConfig):
     """A method of a comparison, merged with what the stage says for all of them.
 
     Args:
@@ -193,7 +192,7 @@ class ComparedMethod(Contender):
         loss: The loss of an image as a function of its weighted sum of rewards R.
     """
 
-    method: Annotated[Method, Field(discriminator="kind")]  # pyright: ignore[reportGeneralTypeIssues]
+    method: Method  # pyright: ignore[reportGeneralTypeIssues]
     loss: Annotated[Loss, Field(discriminator="kind")] = field(default_factory=LinearLoss)
 
 

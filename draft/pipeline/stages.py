@@ -153,8 +153,8 @@ def run_generate(job: Job) -> Mapping[str, float]:
 
 def run_compare(job: Job) -> Mapping[str, float]:
     """Compare methods under one budget and write tables, curves and the page."""
-    from draft.comparison.attempt import Ground
     from draft.comparison.compare import compare
+    from draft.comparison.training import TrainingInputs
 
     stage, compared = _expect(job, CompareStage), job.stage.compared
     if compared is None:
@@ -163,7 +163,7 @@ def run_compare(job: Job) -> Mapping[str, float]:
         return compare(
             stage,
             compared.contenders,
-            ground=Ground(model=job.stage.model, prompts=job.stage.prompts, terms=job.stage.terms),
+            inputs=TrainingInputs(model=job.stage.model, prompts=job.stage.prompts, terms=job.stage.terms),
             measure=stage.measure,
             held_out=compared.prompts,
             measures=compared.terms,

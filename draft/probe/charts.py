@@ -6,8 +6,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from draft.evaluation.svg import FAINT, INK, LINE, SERIES, style, svg_text
 from draft.probe.health import Health, recommended
+from draft.report.charts import FAINT, INK, LINE, SERIES, style, svg_text
 
 
 def norm_chart(health: Health) -> str:

@@ -1,16 +1,15 @@
-"""The page of a probe: one HTML file that needs nothing else."""
+"""The page of a probe."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from draft.evaluation.results import versions
 from draft.probe.charts import norm_chart, step_chart
 from draft.probe.health import recommended, verdict
 from draft.probe.results import Probed, grid_table, norm_table, notes
+from draft.report.page import render
 
 
 def write_page(probed: Probed, path: Path, *, config_text: str) -> None:
@@ -21,15 +20,10 @@ def write_page(probed: Probed, path: Path, *, config_text: str) -> None:
         path: Where the page goes.
         config_text: The pipeline's configuration, shown as text.
     """
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("draft.probe", "."), PackageLoader("draft.evaluation", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     health, sampler, said = probed.health, probed.settings.sampler, verdict(probed.health)
-    text = environment.get_template("page.html.j2").render(
+    text = render(
+        "probe/page.html.j2",
+        mark="probe",
         title=probed.title or "Probe",
         columns=2,
         verdict=f"{said[:1].upper()}{said[1:]}.",
@@ -45,6 +39,5 @@ def write_page(probed: Probed, path: Path, *, config_text: str) -> None:
         norms=norm_table(health),
         grids=grid_table(probed.grids),
         config=config_text,
-        versions=versions(),
     )
     path.write_text(text, encoding="utf-8")

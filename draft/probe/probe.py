@@ -12,7 +12,7 @@ from torch import Tensor
 
 from draft.adapters.files.formats import denoiser_factors, read_adapter
 from draft.diffusion.lora import adapter_parameters, load_lora, use_lora
-from draft.diffusion.probe import agreement, cosines, take_apart
+from draft.diffusion.probe import agreement, cosines, decompose_gradient
 from draft.diffusion.schedule import make_grid, step_sensitivities
 from draft.diffusion.settings import SamplerSettings
 from draft.diffusion.surrogate import roll_out
@@ -20,15 +20,14 @@ from draft.errors import DraftError, StageError
 from draft.methods.values import Draft
 from draft.probe.health import GridFigures, Health, recommended, truncations, verdict
 from draft.probe.page import write_page
-from draft.probe.results import Probed, as_json, as_markdown
+from draft.probe.results import Probed, json_text, markdown
 from draft.probe.settings import OtherGrid, ProbeSettings
 from draft.progress import Progress
 from draft.rewards.reward import Term
-from draft.scoring.backward import Figures
-from draft.scoring.guards import check_finite, check_start, check_terms
+from draft.scoring.figures import check_figures, mean_figures
+from draft.scoring.guards import check_terms
 from draft.training.run import Run, prepare
 from draft.training.settings import TrainSettings
-from draft.training.update import means
 from draft.types import Prompts
 
 _PROBED = "probed"
@@ -89,8 +88,8 @@ def probe(
         scores=scores,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "probe.json").write_text(as_json(probed, config_text=config_text), encoding="utf-8")
-    (folder / "probe.md").write_text(as_markdown(probed), encoding="utf-8")
+    (folder / "probe.json").write_text(json_text(probed, config_text=config_text), encoding="utf-8")
+    (folder / "probe.md").write_text(markdown(probed), encoding="utf-8")
     write_page(probed, folder / "probe.html", config_text=config_text)
     progress.say(verdict(health))
     first, last = health.truncations[0], health.truncations[-1]
@@ -152,9 +151,9 @@ def _measure(
         rollout = roll_out(run.output(batch), run.grid, batch.noise, batch.fresh)
         scored = run.scorer.reward_gradient(rollout.states[-1], batch.prompts)
         assert scored.gradient is not None
-        _check(run, scored.figures)
+        check_figures(run.rewards, mean_figures(run.rewards, [scored.figures]), 0)
         figures.append(scored.figures)
-        chain = take_apart(
+        chain = decompose_gradient(
             run.output(batch, gradient=run.settings.cfg_gradient, recorded=True),
             run.grid,
             rollout,
@@ -177,13 +176,7 @@ def _measure(
         adjoints=adjoints.mean(0).tolist(),
         norms=norms.tolist(),
     )
-    return health, means(run, figures)[0]
-
-
-def _check(run: Run, figures: Figures) -> None:
-    scores, gradients, _ = means(run, [figures])
-    check_finite(scores, 0)
-    check_start({each.term.label: gradients[each.term.label] for each in run.loaded if each.term.weight})
+    return health, dict(mean_figures(run.rewards, figures).scores)
 
 
 def _grid(run: Run, sampler: SamplerSettings) -> GridFigures:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from draft.evaluation.page import number
-from draft.evaluation.results import finite, versions
 from draft.probe.health import FACTOR, GridFigures, Health, Truncation, objection, recommended, verdict
 from draft.probe.settings import ProbeSettings
+from draft.report.data import as_json, with_origin
+from draft.report.numbers import number
+from draft.report.table import Table, as_markdown
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,6 @@ class Probed:
     health: Health
     grids: Sequence[GridFigures]
     scores: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Args:
-        columns: The heads of its columns.
-        rows: Its rows, each as long as `columns`.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def norm_table(health: Health) -> Table:
@@ -102,21 +89,21 @@ def notes(probed: Probed) -> list[str]:
     ]
 
 
-def as_markdown(probed: Probed) -> str:
+def markdown(probed: Probed) -> str:
     """The findings as a Markdown text: verdict, notes, tables."""
     said = verdict(probed.health)
     parts = [
         f"# {probed.title or 'Probe'}",
         f"{said[:1].upper()}{said[1:]}.",
         *notes(probed),
-        _markdown(norm_table(probed.health)),
+        as_markdown(norm_table(probed.health)),
         "How far the network reaches in the last steps, |∂x′/∂out|:",
-        _markdown(grid_table(probed.grids)),
+        as_markdown(grid_table(probed.grids)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def as_json(probed: Probed, *, config_text: str = "") -> str:
+def json_text(probed: Probed, *, config_text: str = "") -> str:
     """The findings as JSON; what is not finite is written as null.
 
     Args:
@@ -146,10 +133,8 @@ def as_json(probed: Probed, *, config_text: str = "") -> str:
         "adjoint_of_noise": health.adjoints[0],
         "norms": [list(each) for each in health.norms],
         "grids": [asdict(grid) for grid in probed.grids],
-        "versions": versions(),
-        "config": config_text,
     }
-    return json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
+    return as_json(with_origin(value, config_text))
 
 
 def _judged(found: Truncation, limit: int) -> str:
@@ -160,8 +145,3 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value  # type: ignore[call-overload]
-
-
-def _markdown(table: Table) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from draft.rewards.discovery import Entry
 from draft.rewards.reward import Reward
+from draft.rewards.words import schema_bounds, schema_type_in_words
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Option:
 
     Args:
         name: The key in a pipeline file.
-        type: Its type in words: ``"integer"``, ``"string"``, ``"list of string"``, ...
+        type: Its type in words: ``"integer"``, ``"text"``, ``"list of text"``, ...
         default: Its default as YAML; ``"required"`` if there is none.
         bounds: Its bounds in words, or nothing.
         description: What it does.
@@ -95,7 +96,8 @@ def options(reward: type[Reward]) -> list[Option]:
     for name, field in reward.model_fields.items():
         entry = schema["properties"][name]
         default = "required" if field.is_required() else _yaml(field.get_default(call_default_factory=True))
-        listed.append(Option(name, _type(entry, schema), default, _bounds(entry), field.description or ""))
+        kind = schema_type_in_words(entry, schema)
+        listed.append(Option(name, kind, default, schema_bounds(entry), field.description or ""))
     return listed
 
 
@@ -138,34 +140,6 @@ def _class_name(node: ast.ClassDef) -> str:
 
 def _first_line(text: str) -> str:
     return " ".join(text.strip().split("\n\n")[0].split())
-
-
-def _type(entry: dict[str, Any], schema: dict[str, Any]) -> str:
-    if "$ref" in entry:
-        return _type(schema["$defs"][entry["$ref"].rsplit("/", 1)[-1]], schema)
-    if "anyOf" in entry:
-        return " or ".join(_type(one, schema) for one in entry["anyOf"])
-    if "enum" in entry:
-        return " or ".join(map(_yaml, entry["enum"]))
-    if entry.get("type") == "array" and isinstance(entry.get("items"), dict):
-        return f"list of {_type(entry['items'], schema)}"
-    return str(entry.get("type", "any"))
-
-
-def _bounds(entry: dict[str, Any]) -> str:
-    low, high = entry.get("minimum"), entry.get("maximum")
-    if low is not None and high is not None:
-        return f"{low} to {high}"
-    words = {
-        "minimum": "at least {}",
-        "exclusiveMinimum": "above {}",
-        "maximum": "at most {}",
-        "exclusiveMaximum": "below {}",
-        "minLength": "at least {} characters",
-        "minItems": "at least {} items",
-        "maxItems": "at most {} items",
-    }
-    return ", ".join(text.format(entry[key]) for key, text in words.items() if key in entry)
 
 
 def _yaml(value: Any) -> str:

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import metadata
 
 REWARDS = "draft"
@@ -44,9 +43,6 @@ class Entry:
     def source(self) -> str:
         """Whom to blame: distribution and version."""
         return f"{self.dist} {self.version}"
-
-
-RewardEntry = Entry
 
 
 def entries(group: str, environment: Mapping[str, str] | None = None) -> list[Entry]:
@@ -87,25 +83,6 @@ def enabled(dist: str, environment: Mapping[str, str] | None = None) -> bool:
 def reward_entries() -> list[Entry]:
     """The rewards that are installed and not turned off, from metadata only, sorted by name."""
     return entries(REWARDS)
-
-
-def did_you_mean(value: str, known: list[str], *, otherwise: str = "") -> str:
-    """A hint for a misspelt name: the closest known one, or else `otherwise`.
-
-    Args:
-        value: The name as the user wrote it.
-        known: All names there are.
-        otherwise: The hint where none is close.
-
-    Returns:
-        The hint.
-
-    Example:
-        >>> did_you_mean("jepg", ["jpeg", "clip_score"])
-        "did you mean 'jpeg'?"
-    """
-    close = get_close_matches(value, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else otherwise
 
 
 def _canonical(dist: str) -> str:

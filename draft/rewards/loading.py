@@ -10,8 +10,8 @@ from typing import Any
 
 import pluggy
 
-from draft.errors import PluginError
-from draft.rewards.discovery import REWARDS, Entry, did_you_mean, entries, reward_entries
+from draft.errors import PluginError, did_you_mean
+from draft.rewards.discovery import REWARDS, Entry, entries, reward_entries
 from draft.rewards.hookspecs import ExtensionHooks, RewardHooks
 from draft.rewards.reward import RESERVED, Reward
 

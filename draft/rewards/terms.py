@@ -11,32 +11,14 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from draft.errors import ConfigError, ConfigErrors, DraftError
-from draft.rewards.discovery import did_you_mean
+from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.rewards.loading import find_reward
 from draft.rewards.reward import Reward, Term
+from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown
 
 _REFUSED = {
     "every": ("is not available yet", "leave it out"),
     "isolated": ("is for the rewards of a pipeline", "write it in a pipeline file"),
-}
-_BOUNDS = {
-    "greater_than_equal": ("ge", "at least {}"),
-    "greater_than": ("gt", "greater than {}"),
-    "less_than": ("lt", "less than {}"),
-    "less_than_equal": ("le", "at most {}"),
-    "literal_error": ("expected", "{}"),
-}
-_TYPES = {
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a mapping",
 }
 
 
@@ -137,7 +119,7 @@ def _explain(detail: Any, reward: type[Reward], where: str) -> DraftError:
     if isinstance(told := detail.get("ctx", {}).get("error"), DraftError):
         told.where = place
         return told
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in UNKNOWN:
         known = list(reward.model_fields)
         listed = f"it has {', '.join(known)}" if known else "it has no options"
         return ConfigError(
@@ -145,18 +127,11 @@ def _explain(detail: Any, reward: type[Reward], where: str) -> DraftError:
             where=place,
             hint=did_you_mean(field, known, otherwise=listed),
         )
-    if detail["type"] == "missing":
+    if detail["type"] in MISSING:
         return ConfigError(
             f"reward {reward.name!r} needs the option {field!r}",
             where=place,
             hint=reward.model_fields[field].description or "" if field in reward.model_fields else "",
         )
-    context, kind = detail.get("ctx", {}), detail["type"]
-    if kind in _BOUNDS:
-        key, words = _BOUNDS[kind]
-        message = f"must be {words.format(context[key])}"
-    elif kind in _TYPES:
-        message = f"must be {_TYPES[kind]}"
-    else:
-        message = (detail["msg"][:1].lower() + detail["msg"][1:]).removeprefix("value error, ")
-    return ConfigError(f"{message} (got {got!r})", where=place)
+    what = f"must be {words}" if (words := expected(detail)) else message(detail)
+    return ConfigError(f"{what} (got {shown(got)})", where=place)

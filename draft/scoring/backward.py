@@ -10,65 +10,15 @@ import torch
 from torch import Tensor
 
 from draft.diffusion.surrogate import Group
-from draft.rewards.reward import Score, Term
-from draft.scoring.guards import check_connected, check_scores
-from draft.scoring.loss import loss_slope, loss_value
+from draft.scoring.figures import Figures
 from draft.scoring.objective import LinearLoss, Loss, RobustSettings
+from draft.scoring.rewards import LoadedReward
 from draft.types import Images, Latents, Prompts
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A reward term ready to score.
-
-    Args:
-        term: The term.
-        score: Its loaded function.
-        device: Where it was loaded.
-    """
-
-    term: Term
-    score: Score
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What one pass over images saw; tensors stay on the device so that nothing waits.
-
-    Args:
-        scores: Mean raw score of each term, shape (terms,).
-        gradients: Norm of each term's gradient with respect to the images, not finite where a reward broke, (terms,);
-            None where no gradient was asked for.
-        saturated: Share of pixel values at 0 or 1, which the decoder puts there or beyond; scalar. Their gradient is
-            0 unless `saturation` lets it straight through.
-        loss: Mean loss of the images; scalar.
-        evaluations: Images scored.
-        drop: How far R falls where the images are moved against it, their mean, scalar (RSA-FT's S1); None: they stay.
-    """
-
-    scores: Tensor
-    gradients: Tensor | None
-    saturated: Tensor
-    loss: Tensor
-    evaluations: int
-    drop: Tensor | None = None
-
-    def flat(self) -> Tensor:
-        """All that is always there in one tensor, in the order above, so that it crosses from the device at once."""
-        gradients = torch.ones_like(self.scores) if self.gradients is None else self.gradients
-        return torch.cat([self.scores, gradients, self.saturated.reshape(1), self.loss.reshape(1)])
-
-
-def mean_drop(figures: Sequence[Figures]) -> Tensor | None:
-    """The mean of `drop` over those in which images were moved; None: in none."""
-    drops = [each.drop for each in figures if each.drop is not None]
-    return torch.stack(drops).mean() if drops else None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Latents' rewards.
+class ScoredLatents:
+    """The rewards of latents, and their gradient where it was asked for.
 
     Args:
         rewards: R = sum_k w_k r_k of each sample, (N,).
@@ -87,18 +37,18 @@ class Scorer:
 
     Args:
         decode: Latents to images in [0, 1], differentiable.
-        terms: The loaded rewards.
+        rewards: The loaded rewards.
         micro_batch_size: Images at once; 0: each group of B as a whole. A reward whose scores depend on the rest of the
             batch (`per_image = False`) turns micro-batching off, so that it sees each group whole.
         robust: Steps against the reward in the images, before what counts is scored.
     """
 
     decode: Callable[[Latents], Images]
-    terms: Sequence[Loaded]
+    rewards: Sequence[LoadedReward]
     micro_batch_size: int = 0
     robust: RobustSettings = field(default_factory=RobustSettings)
 
-    def score(self, latents: Latents, prompts: Prompts) -> Scored:
+    def score(self, latents: Latents, prompts: Prompts) -> ScoredLatents:
         """Score latents without gradient; the rewards need none.
 
         Args:
@@ -110,7 +60,7 @@ class Scorer:
         """
         return self._over(latents, prompts, None, None, gradient=False)
 
-    def reward_gradient(self, latents: Latents, prompts: Prompts) -> Scored:
+    def reward_gradient(self, latents: Latents, prompts: Prompts) -> ScoredLatents:
         """Each sample's reward and its gradient dR_n / dlatents_n, images moved against the reward or not.
 
         Args:
@@ -127,7 +77,7 @@ class Scorer:
 
     def loss_gradient(
         self, latents: Latents, prompts: Prompts, *, loss: Loss, groups: Sequence[Group] | None = None
-    ) -> Scored:
+    ) -> ScoredLatents:
         """The gradient of sum_n weight_n loss(R_n) with respect to the latents.
 
         The latents are a leaf; a micro-batch is decoded, each reward gives its gradient with respect to the images and
@@ -150,13 +100,13 @@ class Scorer:
 
     def _over(
         self, latents: Latents, prompts: Prompts, loss: Loss | None, groups: Sequence[Group] | None, *, gradient: bool
-    ) -> Scored:
+    ) -> ScoredLatents:
         count, batch = latents.shape[0], len(prompts)
-        whole = self.micro_batch_size == 0 or any(not each.term.reward.per_image for each in self.terms)
+        whole = self.micro_batch_size == 0 or any(not reward.term.reward.per_image for reward in self.rewards)
         size = batch if whole else min(self.micro_batch_size, batch)
         leaf = latents.detach().requires_grad_(gradient)
         chosen_groups = groups or [Group()] * (count // batch)
-        sums = torch.zeros(2, len(self.terms), device=latents.device)
+        sums = torch.zeros(2, len(self.rewards), device=latents.device)
         saturated, mean_loss, drop = torch.zeros(3, device=latents.device)
         rewards = torch.zeros(count, device=latents.device)
         scored, moved = 0, gradient and self.robust.image_radius > 0
@@ -179,9 +129,9 @@ class Scorer:
             rewards[start:stop] = totals
             weights = torch.ones_like(totals) if group.weights is None else group.weights[inside].to(totals)
             shape = loss or LinearLoss()
-            mean_loss = mean_loss + (weights * loss_value(shape, totals)).sum() / count
+            mean_loss = mean_loss + (weights * shape.value(totals)).sum() / count
             if gradient:
-                factors = weights * loss_slope(shape, totals) if loss is not None else weights
+                factors = weights * loss.slope(totals) if loss is not None else weights
                 images.backward(slope * factors.to(slope).reshape(-1, *[1] * (slope.dim() - 1)))
         figures = Figures(
             scores=sums[0] / count,
@@ -191,25 +141,25 @@ class Scorer:
             evaluations=scored,
             drop=drop if moved else None,
         )
-        return Scored(rewards, leaf.grad, figures)
+        return ScoredLatents(rewards, leaf.grad, figures)
 
     def _pixels(
         self, pixels: Images, prompts: Prompts, group: Group, sums: Tensor | None, *, gradient: bool
     ) -> tuple[Tensor, Tensor]:
         """Rewards of a micro-batch, (b,), and the gradient of their sum; adds up the terms' scores and norms."""
         totals, slope = torch.zeros(len(pixels), device=pixels.device), torch.zeros_like(pixels)
-        for k, loaded in enumerate(self.terms):
-            term_slope = None
+        for k, reward in enumerate(self.rewards):
+            weight, term_slope = reward.term.weight, None
             for prefix, coefficient in group.views:
-                raw, found = _score(loaded, pixels, prompts.prefixed(prefix), gradient=gradient)
-                totals += (coefficient * loaded.term.weight * raw).to(totals)
+                raw, view_slope = _score(reward, pixels, prompts.prefixed(prefix), gradient=gradient)
+                totals += (coefficient * weight * raw).to(totals)
                 if sums is not None and prefix == group.views[0][0]:
                     sums[0, k] += raw.sum().to(sums)
-                if found is not None:
-                    found = found * coefficient
-                    term_slope = found if term_slope is None else term_slope + found
+                if view_slope is not None:
+                    view_slope = view_slope * coefficient
+                    term_slope = view_slope if term_slope is None else term_slope + view_slope
             if term_slope is not None:
-                slope += term_slope * loaded.term.weight
+                slope += term_slope * weight
                 if sums is not None:
                     sums[1, k] += term_slope.norm().to(sums)
         return totals, slope
@@ -256,18 +206,11 @@ def _starts(count: int, batch: int, size: int) -> list[int]:
     return [group + offset for group in range(0, count, batch) for offset in range(0, batch, size)]
 
 
-def _score(loaded: Loaded, pixels: Images, prompts: Prompts, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+def _score(reward: LoadedReward, pixels: Images, prompts: Prompts, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
     """A micro-batch's raw scores, and the gradient of their sum with respect to the pixels unless the weight is 0."""
-    label, batch = loaded.term.label, pixels.shape[0]
-    images = pixels.to(loaded.device)
-    if not (gradient and loaded.term.weight):
-        with torch.no_grad():
-            raw = check_scores(label, loaded.score(images, prompts), batch, gradient=False)
-            return raw.to(pixels.device), None
-    images = images.detach().requires_grad_()
-    raw = check_scores(label, loaded.score(images, prompts), batch, gradient=True)
-    (slope,) = torch.autograd.grad(raw.sum(), images, allow_unused=True)
-    return raw.detach().to(pixels.device), check_connected(label, slope).to(pixels)
+    if gradient and reward.term.weight:
+        return reward.scores_and_gradient(pixels, prompts)
+    return reward.scores(pixels, prompts).to(pixels.device), None
 
 
 def _ball(gradient: Images, robust: RobustSettings) -> Images:

@@ -1,9 +1,9 @@
-"""What can silently go wrong with a reward, checked while training and named by the reward's label."""
+"""Guards against what can silently go wrong with a reward; their errors name the reward by its label."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ def check_terms(terms: Sequence[Term], *, gradient: bool = True) -> None:
         gradient: Whether the method needs the rewards' gradients.
 
     Raises:
-        StageError: No term has a weight, two share a label, or a weighted one has no gradient by its own word.
+        StageError: No term has a weight, two share a label, or a weighted one declares that it has no gradient.
     """
     if not any(term.weight for term in terms):
         raise StageError("training needs at least one reward with a weight other than 0")
@@ -76,10 +76,13 @@ def check_scores(label: str, scores: object, batch: int, *, gradient: bool) -> T
         StageError: Not a tensor of shape (B,), or detached from the images.
     """
     if not isinstance(scores, Tensor):
-        raise StageError(f"reward {label!r}: must return a tensor of shape ({batch},) (got {type(scores).__name__})")
+        raise StageError(
+            f"reward {label!r}: must return a tensor of shape ({batch},) (got {type(scores).__name__})", hint=_CHECK
+        )
     if tuple(scores.shape) != (batch,):
         raise StageError(
-            f"reward {label!r}: must return one score per image, shape ({batch},) (got {tuple(scores.shape)})"
+            f"reward {label!r}: must return one score per image, shape ({batch},) (got {tuple(scores.shape)})",
+            hint=_CHECK,
         )
     if gradient and not scores.requires_grad:
         raise StageError(f"reward {label!r}: its scores are not connected to the images", hint=_CONNECT)
@@ -104,7 +107,7 @@ def check_connected(label: str, gradient: Tensor | None) -> Tensor:
     return gradient
 
 
-def check_start(gradients: dict[str, float]) -> None:
+def check_start(gradients: Mapping[str, float]) -> None:
     """Refuse to start with a reward whose gradient with respect to the images is zero or not finite.
 
     Args:
@@ -120,7 +123,7 @@ def check_start(gradients: dict[str, float]) -> None:
             raise StageError(f"reward {label!r}: its gradient with respect to the images is zero", hint=_CONNECT)
 
 
-def check_finite(values: dict[str, float], update: int) -> None:
+def check_finite(values: Mapping[str, float], update: int) -> None:
     """Stop a training whose figures are no numbers any more, naming the reward and the update.
 
     Args:
@@ -157,5 +160,6 @@ def check_gradient_norm(norm: float, culprits: Sequence[str], update: int) -> No
     )
 
 
+_CHECK = "`draft rewards check NAME` tests a reward by itself"
 _CONNECT = "compute the score from the images with torch operations; no detach, item, numpy, PIL or rounding on the way"
 _DIVERGED = "lower learning_rate, or record fewer steps"

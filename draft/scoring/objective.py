@@ -1,11 +1,17 @@
-"""What is asked of an image beside its reward, as settings: the loss's shape, penalties, robustness. No torch."""
+"""What a training minimises, as settings: the loss of an image as a function of its reward R, penalties, robustness.
+
+No torch is imported: the losses work on the tensors they get.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +20,14 @@ class LinearLoss:
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["linear"] = "linear"
+
+    def value(self, rewards: Tensor) -> Tensor:
+        """The loss of each image, in the rewards' shape."""
+        return -rewards
+
+    def slope(self, rewards: Tensor) -> Tensor:
+        """d loss / d R of each image: -1 where more reward lowers the loss, 0 where it changes nothing."""
+        return -rewards.new_ones(rewards.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +42,14 @@ class HingeLoss:
     margin: float
     kind: Literal["hinge"] = "hinge"
 
+    def value(self, rewards: Tensor) -> Tensor:
+        """The loss of each image, in the rewards' shape."""
+        return (self.margin - rewards).clamp(min=0)
+
+    def slope(self, rewards: Tensor) -> Tensor:
+        """d loss / d R of each image: -1 below the margin, 0 elsewhere."""
+        return -(rewards < self.margin).to(rewards)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceLoss:
@@ -40,6 +62,14 @@ class DistanceLoss:
     __pydantic_config__ = {"extra": "forbid"}
     target: float
     kind: Literal["distance"] = "distance"
+
+    def value(self, rewards: Tensor) -> Tensor:
+        """The loss of each image, in the rewards' shape."""
+        return (rewards - self.target).abs()
+
+    def slope(self, rewards: Tensor) -> Tensor:
+        """d loss / d R of each image: -1 below the target, 1 above it, 0 at it."""
+        return (rewards - self.target).sign()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +85,14 @@ class ClippedLoss:
     low: float
     high: float
     kind: Literal["clipped"] = "clipped"
+
+    def value(self, rewards: Tensor) -> Tensor:
+        """The loss of each image, in the rewards' shape."""
+        return -rewards.clamp(self.low, self.high)
+
+    def slope(self, rewards: Tensor) -> Tensor:
+        """d loss / d R of each image: -1 between the bounds, 0 elsewhere."""
+        return -((rewards > self.low) & (rewards < self.high)).to(rewards)
 
 
 Loss = LinearLoss | HingeLoss | DistanceLoss | ClippedLoss

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -12,32 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from draft.evaluation.page import number
-from draft.evaluation.svg import FAINT, INK, LINE, SERIES, short, style, svg_text
+from draft.report.charts import PAGE, Colours, short, style, svg_text
+from draft.report.numbers import number
 from draft.strips.results import Strip, curve
-
-
-@dataclass(frozen=True)
-class Colours:
-    """What a chart is drawn in.
-
-    Args:
-        ink: Titles.
-        faint: Labels.
-        line: Grid lines.
-        series: The curves.
-    """
-
-    ink: str
-    faint: str
-    line: str
-    series: Sequence[str]
-
-
-PAGE = Colours(INK, FAINT, LINE, SERIES)
-"""Stand-ins that the page replaces by its own."""
-PAPER = Colours("#1b1d22", "#6a6f7a", "#e3e1dc", ("#3a5bd9", "#d9822b", "#1f9d78", "#b0459c", "#8a6d1f", "#2a8fb8"))
-"""Those of a picture on white."""
 
 
 def curve_chart(strip: Strip, label: str) -> str:

@@ -1,4 +1,4 @@
-"""The page of a strip: one HTML file that needs nothing else."""
+"""The page of a strip."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from draft.evaluation.page import data_uri, number, soft_breaks
-from draft.evaluation.results import versions
+from draft.report.numbers import number
+from draft.report.page import data_uri, render
 from draft.strips.charts import curve_chart, grid_means
 from draft.strips.results import Strip, curve, highest, scales_text
 
@@ -19,21 +18,15 @@ def write_page(strip: Strip, pictures: Sequence[Sequence[Path]], path: Path, *, 
     """Write the page.
 
     Args:
-        strip: What was found.
+        strip: What was drawn and scored.
         pictures: For each cell the image files of its rows.
         path: Where the page goes.
         config_text: The pipeline's configuration, shown as text.
     """
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("draft.strips", "."), PackageLoader("draft.evaluation", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["soft"] = soft_breaks
     single = len(strip.labels) == 1
-    text = environment.get_template("page.html.j2").render(
+    text = render(
+        "strips/page.html.j2",
+        mark="strip",
         title=strip.title or "Strip",
         verdict=verdict(strip),
         columns=len(strip.settings.scales),
@@ -53,7 +46,6 @@ def write_page(strip: Strip, pictures: Sequence[Sequence[Path]], path: Path, *, 
         rewards=list(strip.scores),
         descriptions=strip.descriptions,
         config=config_text,
-        versions=versions(),
     )
     path.write_text(text, encoding="utf-8")
 
@@ -62,7 +54,7 @@ def verdict(strip: Strip) -> str:
     """Where each reward's mean is highest, in one sentence.
 
     Args:
-        strip: What was found.
+        strip: What was drawn and scored.
 
     Returns:
         A sentence with a full stop.
@@ -71,10 +63,10 @@ def verdict(strip: Strip) -> str:
     rows = f"{len(strip.seeds)} row{'s' if len(strip.seeds) != 1 else ''}"
     clauses = []
     for label in strip.scores:
-        found = highest(strip, label)
-        if found:
-            agree = "" if len(strip.seeds) == 1 else f" (by itself in {found[1]} of {rows})"
-            clauses.append(f"{label} is highest at {scales_text(strip, found[0])}{agree}")
+        if best := highest(strip, label):
+            cell, agreeing = best
+            agree = "" if len(strip.seeds) == 1 else f" (by itself in {agreeing} of {rows})"
+            clauses.append(f"{label} is highest at {scales_text(strip, cell)}{agree}")
     over = f"{len(strip.cells)} {'scales' if len(strip.labels) == 1 else 'pairs of scales'}"
     return f"{'; '.join(clauses)}." if clauses else f"{named} over {over}, {rows}."
 
@@ -88,7 +80,7 @@ def _rows(strip: Strip, pictures: Sequence[Sequence[Path]]) -> list[dict[str, An
         lines = []
         for line, head in enumerate(heads):
             cells = range(line * wide, (line + 1) * wide)
-            shots = [
+            figures = [
                 (
                     scales_text(strip, cell),
                     data_uri(pictures[cell][row]),
@@ -96,7 +88,7 @@ def _rows(strip: Strip, pictures: Sequence[Sequence[Path]]) -> list[dict[str, An
                 )
                 for cell in cells
             ]
-            lines.append((head, shots))
+            lines.append((head, figures))
         rows.append({"prompt": prompt, "seed": seed, "lines": lines})
     return rows
 
@@ -114,6 +106,9 @@ def _grid(strip: Strip, label: str) -> list[tuple[str, list[tuple[str, int]]]]:
 def _table(strip: Strip) -> list[tuple[str, list[str]]]:
     curves = [curve(strip, label) for label in strip.scores]
     return [
-        (scales_text(strip, cell), [f"{number(each[cell].mean)} ± {number(each[cell].deviation)}" for each in curves])
+        (
+            scales_text(strip, cell),
+            [f"{number(points[cell].mean)} ± {number(points[cell].deviation)}" for points in curves],
+        )
         for cell in range(len(strip.cells))
     ]

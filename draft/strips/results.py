@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from draft.evaluation.results import finite, versions
+from draft.report.data import as_csv, as_json, with_origin
 from draft.strips.settings import StripSettings
 
 
@@ -114,7 +111,7 @@ def scales_text(strip: Strip, cell: int) -> str:
     return ", ".join(f"{label} {scale:g}" for label, scale in zip(strip.labels, strip.cells[cell], strict=True))
 
 
-def as_json(strip: Strip, *, config_text: str = "") -> str:
+def json_text(strip: Strip, *, config_text: str = "") -> str:
     """The figures as JSON; NaN is written as null.
 
     Args:
@@ -139,13 +136,11 @@ def as_json(strip: Strip, *, config_text: str = "") -> str:
         "cells": strip.cells,
         "rows": [{"prompt": prompt, "seed": seed} for prompt, seed in zip(strip.prompts, strip.seeds, strict=True)],
         "rewards": rewards,
-        "versions": versions(),
-        "config": config_text,
     }
-    return json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
+    return as_json(with_origin(value, config_text))
 
 
-def as_csv(strip: Strip) -> str:
+def csv_text(strip: Strip) -> str:
     """Every image's scores, one line per cell and row.
 
     Args:
@@ -154,13 +149,12 @@ def as_csv(strip: Strip) -> str:
     Returns:
         CSV text with a header: a column of scales per adapter, row, seed, prompt, one column per reward.
     """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*(f"scale_{label}" for label in strip.labels), "row", "seed", "prompt", *strip.scores])
-    for cell, scales in enumerate(strip.cells):
-        for row, (prompt, seed) in enumerate(zip(strip.prompts, strip.seeds, strict=True)):
-            writer.writerow([*scales, row, seed, prompt, *(each[cell][row] for each in strip.scores.values())])
-    return stream.getvalue()
+    rows = (
+        [*scales, row, seed, prompt, *(scores[cell][row] for scores in strip.scores.values())]
+        for cell, scales in enumerate(strip.cells)
+        for row, (prompt, seed) in enumerate(zip(strip.prompts, strip.seeds, strict=True))
+    )
+    return as_csv([*(f"scale_{label}" for label in strip.labels), "row", "seed", "prompt", *strip.scores], rows)
 
 
 def _first_highest(scores: Sequence[float]) -> int:

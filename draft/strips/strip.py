@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from draft.evaluation.arms import Shots, blend, draw, keep_pictures, load_arms
+from draft.evaluation.variants import PromptSeeds, blend, draw, keep_pictures, load_model_with_adapters
 from draft.progress import Progress
 from draft.rewards.reward import Term
-from draft.scoring.measuring import load_metrics, score_all
+from draft.scoring.rewards import load_rewards, score_batches
 from draft.strips.page import write_page
-from draft.strips.results import Strip, as_csv, as_json, cells_of, highest
+from draft.strips.results import Strip, cells_of, csv_text, highest, json_text
 from draft.strips.settings import StripSettings
 from draft.strips.sheet import draw_sheet
 from draft.types import Prompts
@@ -43,7 +43,7 @@ def draw_strip(
             adapters `images/<scale>_<scale>/...`.
         progress: The reporter.
         title: The page's heading.
-        model_name: How the page calls the model; empty: as `model`.
+        model_name: What the page calls the model; empty: as `model`.
         config_text: The pipeline's configuration, for the page.
 
     Returns:
@@ -53,18 +53,19 @@ def draw_strip(
         DraftError: The model, an adapter, the prompts or a reward cannot be used.
     """
     groups = tuple(index for index in range(len(prompts)) for _ in settings.seeds)
-    shots = Shots(prompts.take(groups), settings.seeds * len(prompts), groups)
-    pipeline = load_arms(model, {label: (path, 1.0) for label, path in adapters.items()}, settings, progress)
-    metrics = load_metrics(terms, pipeline.device)
+    seeded = PromptSeeds(prompts.take(groups), settings.seeds * len(prompts), groups)
+    full_strength = {label: (path, 1.0) for label, path in adapters.items()}
+    loaded_model = load_model_with_adapters(model, full_strength, settings, progress)
+    rewards = load_rewards(terms, loaded_model.device, check_images=True)
     cells = cells_of(settings, len(adapters))
     pictures: list[list[Path]] = [[] for _ in cells]
     scores: dict[str, list[tuple[float, ...]]] = {term.label: [] for term in terms}
-    progress.start("strip", len(cells) * len(shots.seeds))
+    progress.start("strip", len(cells) * len(seeded.seeds))
     for cell, files in zip(cells, pictures, strict=True):
-        blend(pipeline, dict(zip(adapters, cell, strict=True)), list(adapters))
+        blend(loaded_model, dict(zip(adapters, cell, strict=True)), list(adapters))
         target = folder / "images" / "_".join(f"{scale:g}" for scale in cell)
-        drawn = keep_pictures(draw(pipeline, shots, settings), target, files, progress)
-        for label, values in score_all(metrics, drawn, shots.prompts).items():
+        drawn = keep_pictures(draw(loaded_model, seeded, settings), target, files, progress)
+        for label, values in score_batches(rewards, drawn, seeded.prompts).items():
             scores[label].append(tuple(values))
     progress.stop()
     strip = Strip(
@@ -72,17 +73,17 @@ def draw_strip(
         model=model_name or model,
         labels=tuple(adapters),
         cells=cells,
-        prompts=tuple(shots.prompts),
-        seeds=shots.seeds,
+        prompts=tuple(seeded.prompts),
+        seeds=seeded.seeds,
         scores={label: tuple(values) for label, values in scores.items()},
-        descriptions={term.label: (type(term.reward).__doc__ or "").strip().partition("\n")[0] for term in terms},
+        descriptions={reward.label: reward.summary for reward in rewards},
         settings=settings,
     )
-    (folder / "strip.json").write_text(as_json(strip, config_text=config_text), encoding="utf-8")
-    (folder / "strip.csv").write_text(as_csv(strip), encoding="utf-8")
+    (folder / "strip.json").write_text(json_text(strip, config_text=config_text), encoding="utf-8")
+    (folder / "strip.csv").write_text(csv_text(strip), encoding="utf-8")
     draw_sheet(strip, pictures).save(folder / "strip.png")
     write_page(strip, pictures, folder / "strip.html", config_text=config_text)
-    found = {label: best for label in scores if (best := highest(strip, label))}
-    return {"images": float(len(cells) * len(shots.seeds))} | {
-        f"{label}.highest_at": cells[cell][0] for label, (cell, _) in found.items()
+    best = {label: where for label in scores if (where := highest(strip, label))}
+    return {"images": float(len(cells) * len(seeded.seeds))} | {
+        f"{label}.highest_at": cells[cell][0] for label, (cell, _) in best.items()
     }

@@ -12,10 +12,10 @@ import torch
 
 from draft.errors import StageError
 from draft.files import sha256
+from draft.methods.run import Rule
 from draft.progress import Progress
 from draft.training.checkpoint import Checkpoint, read_checkpoint
 from draft.training.identity import Identity, change_words, differences
-from draft.training.rules.rule import Rule
 from draft.training.run import Run
 from draft.training.settings import TrainSettings
 

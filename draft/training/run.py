@@ -1,9 +1,9 @@
-"""A training in progress: what stays fixed, the few things that change, and what every rule needs of them."""
+"""A training in progress: what stays fixed, the few things that change, and what every method needs of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -19,33 +19,17 @@ from draft.diffusion.lora import lora_off, lora_parameters
 from draft.diffusion.memory import check_fits
 from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid, make_grid
+from draft.methods.run import Batch
 from draft.progress import Progress
 from draft.rewards.reward import Term
-from draft.scoring.backward import Loaded, Scorer
+from draft.scoring.backward import Scorer
 from draft.scoring.guards import check_sensitivity
+from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
+from draft.scoring.rewards import LoadedReward, load_rewards
 from draft.training.base_adapters import FRESH, Foundation, lay_foundation, read_foundation
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
 from draft.types import Prompts, Size, size_of
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one rollout works on.
-
-    Args:
-        prompts: B prompts.
-        indices: Their numbers in the training's prompts.
-        conditioning: Theirs, of length B.
-        noise: Standard normal noise to start from, (B, C, ...).
-        fresh: Standard normal noise of each of the T steps; None where the sampler is deterministic.
-    """
-
-    prompts: Prompts
-    indices: list[int]
-    conditioning: Conditioning
-    noise: Tensor
-    fresh: list[Tensor] | None
 
 
 @dataclass
@@ -63,7 +47,7 @@ class Run:
         parameters: What learns.
         optimizer: AdamW on it.
         random: All randomness.
-        prefix: The denoiser for calls without gradient, compiled if the settings say so.
+        no_grad_denoiser: The denoiser for calls without gradient, compiled if the settings say so.
         preview: (conditioning, noise) of the grid of progress pictures; None: there is none.
     """
 
@@ -77,13 +61,13 @@ class Run:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.AdamW
     random: Randomness
-    prefix: Net
+    no_grad_denoiser: Net
     preview: tuple[Conditioning, Tensor] | None = None
 
     @property
-    def loaded(self) -> Sequence[Loaded]:
-        """The rewards."""
-        return self.scorer.terms
+    def rewards(self) -> Sequence[LoadedReward]:
+        """The loaded rewards."""
+        return self.scorer.rewards
 
     @property
     def size(self) -> Size:
@@ -112,6 +96,7 @@ class Run:
         guided: bool = True,
         gradient: GuidanceGradient = "both",
         recorded: bool = False,
+        grid: Grid | None = None,
     ) -> Output:
         """The network's output as a function of (latents, step).
 
@@ -121,16 +106,17 @@ class Run:
             guided: Whether with guidance.
             gradient: What guidance does in calls that carry gradient.
             recorded: Whether calls may carry gradient; others may be compiled.
+            grid: Whose steps they are; None: the sampling grid's.
 
         Returns:
             The output.
         """
         family = self.model.family
         scale = self.settings.sampler.guidance_scale if guided else without_guidance(family.guidance)
-        net = self.model.denoise if recorded else self.prefix
+        net = self.model.denoise if recorded else self.no_grad_denoiser
         plain = guide(
             net,
-            self.grid,
+            grid or self.grid,
             batch.conditioning,
             self.unconditional,
             scale,
@@ -151,6 +137,11 @@ class Run:
         """Standard normal noise from the method's own generator, (copies * B, C, ...) for latents (B, C, ...)."""
         shape = (copies * like.shape[0], *like.shape[1:])
         return torch.randn(shape, generator=self.random.method).to(like)
+
+    def for_reward_alone(self) -> Run:
+        """The training as if it maximised the mean reward of its images as they are."""
+        settings = replace(self.settings, loss=LinearLoss(), penalty=PenaltySettings())
+        return replace(self, settings=settings, scorer=replace(self.scorer, robust=RobustSettings()))
 
 
 def prepare(
@@ -190,10 +181,7 @@ def prepare(
     progress.say(
         f"{settings.method.kind}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}"
     )
-    loaded = []
-    for term in terms:
-        place = choose_device(term.device) if term.device else device
-        loaded.append(Loaded(term, term.reward.load(place), place))
+    rewards = load_rewards(terms, device)
     # On the CPU: a long prompt file would fill the accelerator.
     conditioning = loaded_model.encode(prompts, size).to("cpu")
     unconditional = loaded_model.unconditional(settings.sampler.negative_prompt, size)
@@ -213,11 +201,11 @@ def prepare(
         fused=device.type == "cuda",
     )
     decode = partial(loaded_model.decode, straight_through=settings.saturation == "straight_through")
-    scorer = Scorer(decode, loaded, settings.micro_batch_size, settings.robust)
-    random, prefix = Randomness(seed, len(prompts)), loaded_model.denoise
+    scorer = Scorer(decode, rewards, settings.micro_batch_size, settings.robust)
+    random, no_grad_denoiser = Randomness(seed, len(prompts)), loaded_model.denoise
     if settings.compile:
-        prefix = cast("Net", torch.compile(prefix))
+        no_grad_denoiser = cast("Net", torch.compile(no_grad_denoiser))
     return Run(
         settings, loaded_model, prompts, scorer, grid, conditioning, unconditional, parameters, optimizer, random,
-        prefix, preview,
+        no_grad_denoiser, preview,
     )  # fmt: skip

@@ -18,8 +18,13 @@ from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images
 from draft.diffusion.lora import lora_factors
 from draft.errors import DivergedError, StageError
+from draft.methods.rules import make_rule
+from draft.methods.run import Rule
+from draft.methods.values.problems import check_method
 from draft.progress import Progress
+from draft.report.pictures import contact_sheet, to_picture
 from draft.rewards.reward import Term
+from draft.scoring.figures import mean_figures
 from draft.scoring.guards import check_terms
 from draft.training.accelerator import make_accelerator
 from draft.training.base_adapters import FRESH, Foundation
@@ -33,14 +38,10 @@ from draft.training.checkpoint import (
 )
 from draft.training.identity import Identity, identity
 from draft.training.metrics import append_metrics, truncate_metrics
-from draft.training.preview import save_grid
 from draft.training.resume import Branch, Continued, branch_off, go_on
-from draft.training.rules.rule import Rule, make_rule
 from draft.training.run import Run, prepare
 from draft.training.schedule import learning_rate_factor
 from draft.training.settings import TrainSettings
-from draft.training.suitability import check_method
-from draft.training.update import means
 from draft.types import Prompts
 
 _CLOSING = 10
@@ -190,13 +191,13 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     made = rule.update(run, step)
-    scores, _, others = means(run, made.figures)
-    weights = {loaded.term.label: loaded.term.weight for loaded in run.loaded}
+    means = mean_figures(run.rewards, made.figures)
+    others = dict(means.others)
     return {
         "step": step + 1,
         "loss": others.pop("loss"),
-        "reward": sum(weight * scores[label] for label, weight in weights.items()),
-        **scores,
+        "reward": sum(reward.term.weight * means.scores[reward.label] for reward in run.rewards),
+        **means.scores,
         "grad_norm": made.grad_norm,
         "lr": rate,
         **others,
@@ -233,7 +234,9 @@ def _save_preview(run: Run, folder: Path, step: int) -> None:
         sample_images(run.model, conditioning[k : k + batch], run.unconditional, noise[k : k + batch], sampler, size)
         for k in range(0, len(noise), batch)
     ]
-    save_grid(torch.cat(images), folder / "previews" / f"step-{step:06d}.png")
+    file = folder / "previews" / f"step-{step:06d}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet([[to_picture(image) for image in torch.cat(images)]], gap=0).save(file)
 
 
 def _log(accelerator: Accelerator, row: Mapping[str, float], settings: TrainSettings) -> None:

@@ -20,7 +20,7 @@ def adapter(folder: Path) -> Path:
     """An adapter that fits the embedded model; its name is no label as it is."""
     from safetensors import safe_open
 
-    from draft.rewards.plugins import model_path
+    from draft.rewards.extensions import model_path
 
     weights = Path(model_path("emoji")) / "unet" / "diffusion_pytorch_model.safetensors"
     with safe_open(weights, "pt") as file:

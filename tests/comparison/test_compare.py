@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from draft.adapters.files.formats import denoiser_factors, read_adapter
-from draft.comparison.attempt import Ground
 from draft.comparison.compare import compare
 from draft.comparison.settings import (
     BudgetSettings,
     ComparisonSettings,
-    Contender,
     CurveSettings,
     MeasureSettings,
+    MethodConfig,
     SearchSettings,
 )
+from draft.comparison.training import TrainingInputs
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
@@ -73,7 +73,7 @@ class Whole(Toy):
         return lambda images, prompts: images.mean(dim=(1, 2, 3)).std().expand(len(images))
 
 
-def contender(method: Method, **own: Any) -> Contender:
+def config(method: Method, **own: Any) -> MethodConfig:
     common: dict[str, Any] = {
         "sampler": SAMPLER,
         "lora": LoraSettings(rank=2),
@@ -84,16 +84,16 @@ def contender(method: Method, **own: Any) -> Contender:
         "device": "cpu",
         "learning_rates": (1e-2,),
     }
-    return Contender(method=method, **{**common, **own})
+    return MethodConfig(method=method, **{**common, **own})
 
 
-LV, K = contender(DraftLV(copies=1)), contender(DraftK(k=2))
+LV, K = config(DraftLV(copies=1)), config(DraftK(k=2))
 
 
 @pytest.fixture
 def compared(tiny_model: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(
-        methods: Mapping[str, Contender],
+        methods: Mapping[str, MethodConfig],
         settings: ComparisonSettings = SETTINGS,
         folder: str = "out",
         reward: str = "bright",
@@ -103,7 +103,7 @@ def compared(tiny_model: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         compare(
             settings,
             methods,
-            ground=Ground(model=str(tiny_model), prompts=PROMPTS, terms=[Term("toy", Toy(kind=reward), 2.0)]),
+            inputs=TrainingInputs(model=str(tiny_model), prompts=PROMPTS, terms=[Term("toy", Toy(kind=reward), 2.0)]),
             measure=MeasureSettings(images_per_prompt=2, batch_size=3),
             held_out=HELD_OUT,
             measures=[Term("contrast", Toy(kind="contrast")), Term("whole", Whole())],
@@ -139,7 +139,7 @@ def test_every_training_is_measured_at_the_first_update_that_spends_a_budget(com
 
 def test_the_figures_are_those_of_proper_samples_from_the_written_adapter(compared, tiny_model, tmp_path) -> None:
     # The training's own samples are noisy and of other prompts; what is measured must be neither.
-    noisy = contender(DraftK(k=1), sampler=replace(SAMPLER, eta=1.0), learning_rates=(0.1,))
+    noisy = config(DraftK(k=1), sampler=replace(SAMPLER, eta=1.0), learning_rates=(0.1,))
     found = compared({"noisy": noisy}, replace(SETTINGS, seeds=(3,)))
     (training,) = found["methods"]["noisy"]["trainings"]
     model = load_text_to_image(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32)

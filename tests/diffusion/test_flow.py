@@ -20,7 +20,7 @@ from draft.diffusion.schedule import FlowSchedule, make_grid, step_sensitivities
 from draft.diffusion.settings import SamplerSettings
 from draft.diffusion.surrogate import roll_out, sample_with_plan
 from draft.errors import DraftError
-from draft.methods.plans import draw_plan
+from draft.methods.modules import draw_plan
 from draft.methods.values import AlignProp, Draft, DraftK, DraftLV, DRTune, ReFL
 
 
@@ -157,7 +157,7 @@ def test_a_trained_flow_samples_its_data_and_learns_a_reward_under_each_method(t
             (-latents[:, 0].mean()).backward()
             optimizer.step()
         with torch.no_grad():
-            better = sample(net.value, grid, noise)[:, 0].mean()
+            better = sample(net.no_grad, grid, noise)[:, 0].mean()
         assert float(better - plain[:, 0].mean()) > 0.3
 
 

@@ -22,7 +22,7 @@ from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import roll_out, sample_with_plan
 from draft.methods.adjoint_matching import lean_adjoint, matching_loss, pull_back, step_mean
 from draft.methods.direct_align import recover
-from draft.methods.plans import draw_plan
+from draft.methods.modules import draw_plan
 from draft.methods.values import AlignProp, DraftK
 
 PREDICTIONS = ["epsilon", "v_prediction", "flow"]

@@ -54,7 +54,7 @@ def test_the_network_itself_says_what_it_predicts(prediction: str, variance: flo
 
 
 def test_a_trained_network_says_what_it_predicts() -> None:
-    from draft.rewards.plugins import model_path
+    from draft.rewards.extensions import model_path
 
     model: Any = load_text_to_image(model_path("emoji"), device=CPU, dtype=torch.float32)
     assert model.noise.prediction == "v_prediction"

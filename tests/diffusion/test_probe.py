@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draft.diffusion.probe import agreement, cosines, take_apart
+from draft.diffusion.probe import agreement, cosines, decompose_gradient
 from draft.diffusion.surrogate import roll_out, sample_with_plan
-from draft.methods.plans import draw_plan
+from draft.methods.modules import draw_plan
 from draft.methods.values import Draft, DraftK
 
 GRIDS = ["epsilon", "v_prediction", "flow"]
@@ -32,7 +32,7 @@ def test_the_last_k_terms_are_the_gradient_of_draft_k_for_every_k(toys, predicti
     end = rollout.states[-1].requires_grad_()
     (slope,) = torch.autograd.grad(end.sin().sum(), end)
     steps: list[int] = []
-    chain = take_apart(
+    chain = decompose_gradient(
         net, grid, rollout, slope, list(net.parameters()), fresh=fresh, made=lambda: steps.append(len(steps))
     )
     assert steps == list(range(STEPS)) and chain.truncated.shape == (STEPS, 9 * STEPS)
@@ -52,7 +52,7 @@ def test_the_adjoints_of_linear_steps_have_their_closed_form(toys) -> None:
     """x' = p x + q W_i x, so lam_i = (p I + q W_i)^T lam_{i+1}."""
     grid, net, noise = toys.toy_grid(4), toys.Linear(3, 4), toys.noise(1, 3)
     w = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
-    chain = take_apart(net, grid, roll_out(net, grid, noise), w, list(net.parameters()))
+    chain = decompose_gradient(net, grid, roll_out(net, grid, noise), w, list(net.parameters()))
     lam, expected = w[0], [w.norm()]
     for i in reversed(range(4)):
         p = grid.next_alpha[i] / grid.alpha[i]

@@ -12,7 +12,7 @@ from draft.diffusion.plan import Plan
 from draft.diffusion.sampling import Output, move, predict, renoise, step
 from draft.diffusion.schedule import FlowSchedule, Grid, Schedule, make_grid
 from draft.diffusion.settings import SamplerSettings
-from draft.diffusion.surrogate import Networks, roll_out
+from draft.diffusion.surrogate import Denoisers, roll_out
 
 
 def toy_grid(steps: int, prediction: Any = "epsilon", **options: Any) -> Grid:
@@ -24,9 +24,9 @@ def toy_grid(steps: int, prediction: Any = "epsilon", **options: Any) -> Grid:
     return make_grid(Schedule(tuple((1 - betas).cumprod(0).tolist()), prediction), settings)
 
 
-def both(output: Output) -> Networks:
+def both(output: Output) -> Denoisers:
     """The same network where it carries gradient and where it does not."""
-    return Networks(value=output, recorded=output)
+    return Denoisers(no_grad=output, with_grad=output)
 
 
 class Linear(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import draft
-from draft.rewards.plugins import named_models
+from draft.rewards.extensions import named_models
 from draft_emoji import WEIGHTS
 from draft_emoji.recipe.preference import degrade
 from draft_emoji.scenes import Composer

@@ -173,7 +173,7 @@ def test_a_repeated_evaluation_gives_the_same_numbers_and_images(
     [
         ({"terms": []}, ConfigError, "nothing to measure"),
         ({"prompts": Prompts([])}, ConfigError, "no prompts to draw"),
-        ({"terms": [Term("w", Wrong())]}, StageError, r"one score per image, shape \(3,\) \(got shape \(2,\)\)"),
+        ({"terms": [Term("w", Wrong())]}, StageError, r"one score per image, shape \(3,\) \(got \(2,\)\)"),
         ({"adapters": {"base": (Path("x"), 1.0)}}, ConfigError, "'base' is the label of the model without adapters"),
         ({"adapters": {"a": (Path("no.safetensors"), 1.0)}}, StageError, "no such adapter file"),
     ],

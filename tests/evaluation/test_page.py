@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from draft.evaluation.charts import read_curves
-from draft.evaluation.page import number, write_page
+from draft.evaluation.page import write_page
 from draft.evaluation.results import Results, compare, verdict
 from draft.evaluation.settings import EvaluateSettings
+from draft.report.numbers import number
 
 EVIL = "<script>document.title='hacked'</script> & \"quoted\" $5 {{ 7*7 }}"
 NAN = float("nan")

@@ -96,7 +96,7 @@ def loaded(tiny_model: Path) -> TextToImage:
 @pytest.fixture
 def quick(loaded: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is loaded once for all tests that neither count its calls nor give it an adapter."""
-    monkeypatch.setattr(module, "load_arms", lambda *arguments: loaded)
+    monkeypatch.setattr(module, "load_model_with_adapters", lambda *arguments: loaded)
     monkeypatch.setattr(module, "switch", lambda *arguments: None)
 
 
@@ -124,7 +124,7 @@ class Counter:
         self.calls = self.gradients = self.scored = 0
 
     def load(self, *arguments: Any) -> TextToImage:
-        model = module.load_arms.__wrapped__(*arguments)  # type: ignore[attr-defined]
+        model = module.load_model_with_adapters.__wrapped__(*arguments)  # type: ignore[attr-defined]
         model.network.register_forward_pre_hook(self._called)
         model.network.conv_in.register_forward_hook(self._entered)
         return model
@@ -159,13 +159,13 @@ class Counter:
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    counter, real = Counter(), module.load_arms
+    counter, real = Counter(), module.load_model_with_adapters
 
-    def load_arms(*arguments: Any) -> TextToImage:
+    def load_model_with_adapters(*arguments: Any) -> TextToImage:
         return counter.load(*arguments)
 
-    load_arms.__wrapped__ = real  # type: ignore[attr-defined]
-    monkeypatch.setattr(module, "load_arms", load_arms)
+    load_model_with_adapters.__wrapped__ = real  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "load_model_with_adapters", load_model_with_adapters)
     return counter
 
 

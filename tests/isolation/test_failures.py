@@ -19,8 +19,9 @@ from draft.isolation.failures import IsolatedError
 from draft.isolation.reward import ending_processes, isolated_reward
 from draft.isolation.settings import Isolation
 from draft.rewards.reward import Term
-from draft.scoring.backward import Loaded, Scorer, split_backward
+from draft.scoring.backward import Scorer, split_backward
 from draft.scoring.objective import LinearLoss
+from draft.scoring.rewards import LoadedReward
 from draft.types import Prompts
 
 CPU = torch.device("cpu")
@@ -76,7 +77,7 @@ def test_what_the_usual_checks_look_for_reaches_them(faulty) -> None:
     assert faulty(IMAGES, ["nan", "nan"]).isnan().all()
     pixels = IMAGES.clone().requires_grad_()
     assert not faulty(pixels, ["detached", ""]).requires_grad
-    term = [Loaded(Term("mine", None, 1.0), faulty, CPU)]  # type: ignore[arg-type]
+    term = [LoadedReward(Term("mine", None, 1.0), faulty, CPU)]  # type: ignore[arg-type]
     with pytest.raises(StageError, match="not connected to the images"):
         split_backward(pixels * 1, Scorer(lambda x: x, term), Prompts(["detached", ""]), loss=LinearLoss())
 
@@ -131,7 +132,7 @@ def test_wrong_options_and_unknown_rewards_are_told_by_the_environment(room) -> 
     with pytest.raises(ConfigErrors) as raised:
         room.reward("glow", {"amount": 3, "amuont": 1})
     assert [(error.where, error.what, error.hint) for error in raised.value.errors] == [
-        ("stages.train.rewards.mine.amount", "must be at most 2.0 (got 3)", ""),
+        ("stages.train.rewards.mine.amount", "must be at most 2 (got 3)", ""),
         ("stages.train.rewards.mine.amuont", "reward 'glow' has no option 'amuont'", "did you mean 'amount'?"),
     ]
     with pytest.raises(

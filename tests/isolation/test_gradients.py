@@ -13,8 +13,9 @@ import draft.testing
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
 from draft.rewards.reward import Reward, Score, Term
-from draft.scoring.backward import Loaded, Scorer, split_backward
+from draft.scoring.backward import Scorer, split_backward
 from draft.scoring.objective import LinearLoss
+from draft.scoring.rewards import LoadedReward
 from draft.types import Prompts
 
 CPU = torch.device("cpu")
@@ -77,7 +78,8 @@ def test_a_trainings_backward_pass_is_the_same_for_every_micro_batch_size(pairs)
         slopes = []
         for which in (1, 2):
             terms = [
-                Loaded(Term(n, pairs[n][0], w), pairs[n][which], CPU) for n, w in (("glow", 0.7), ("spread", -2.0))
+                LoadedReward(Term(n, pairs[n][0], w), pairs[n][which], CPU)
+                for n, w in (("glow", 0.7), ("spread", -2.0))
             ]
             theta = torch.linspace(-1, 1, 4 * 3 * 8 * 8).requires_grad_()
             latents = theta.sin().reshape(4, 3, 8, 8)

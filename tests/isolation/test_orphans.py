@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from draft import processes
+from draft.errors import DraftError
 from draft.isolation.reward import ending_processes
 from draft.rewards.reward import Term
 
@@ -34,9 +37,9 @@ if sys.argv[3] == "raise":
 """
 
 
-def start(room, what: str, then: str = "") -> tuple[subprocess.Popen[str], int]:
+def start(room, what: str, then: str = "", script: str = SCRIPT) -> tuple[subprocess.Popen[str], int]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(room.python), what, then],
+        [sys.executable, "-c", script, str(room.python), what, then],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -91,6 +94,75 @@ def test_it_ends_with_the_block_that_uses_it_and_with_the_last_reference(room, g
     del score
     gc.collect()
     assert gone(worker)
+
+
+TASKKILL = """#!/bin/sh
+children=$(cat /proc/$4/task/*/children)
+echo "$1 $2 $3 $4 and" $children >> {log}
+kill -9 $children $4
+"""
+
+
+@pytest.fixture
+def groupless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A system without process groups, as Windows: its tool that ends a process with its children writes here."""
+    tool = tmp_path / "bin" / "taskkill"
+    tool.parent.mkdir()
+    tool.write_text(TASKKILL.format(log=tmp_path / "log"))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(processes, "GROUPS", False)
+    return tmp_path / "log"
+
+
+def ended(number: int) -> bool:
+    """Whether a process is gone, or becomes so within seconds."""
+    deadline = time.monotonic() + 10
+    while alive(number) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(number)
+
+
+def alive(number: int) -> bool:
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_without_process_groups_it_works_and_ends_by_the_end_of_its_input(room, groupless: Path) -> None:
+    reward = room.reward("counted")
+    score = reward.load(CPU)
+    worker = reward.isolated.workers[0]
+    assert score(torch.ones(1, 3, 2, 2), [""]).tolist() == [12]
+    worker.end()
+    assert worker._process.returncode == 0  # it was not killed: what it had registered for its end has run
+
+
+def test_without_process_groups_a_hang_is_ended_with_its_children(room, groupless: Path) -> None:
+    reward = room.reward("faulty", timeout=1.5)
+    score = reward.load(CPU)
+    worker = reward.isolated.workers[0]
+    with pytest.raises(DraftError, match=r"did not answer within 1\.5 s while scoring"):
+        score(torch.ones(1, 3, 2, 2), ["sleep"])
+    calls = dict(line.split(" and") for line in groupless.read_text().splitlines())
+    (child,) = calls[f"/T /F /PID {worker.pid}"].split()
+    assert ended(worker.pid) and ended(int(child))
+
+
+def test_without_process_groups_it_ends_when_draft_is_killed_while_it_hangs(room) -> None:
+    script = f"from draft import processes\nprocesses.GROUPS = False\n{SCRIPT}"
+    process, worker = start(room, "sleep", script=script)
+    children = Path(f"/proc/{worker}/task/{worker}/children")
+    deadline = time.monotonic() + 30
+    while not children.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (child,) = children.read_text().split()
+    process.kill()
+    process.communicate(timeout=60)
+    assert ended(worker)
+    os.kill(int(child), signal.SIGKILL)  # the tool that would have ended it is not here
 
 
 def test_started_by_hand_it_says_so(room) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import typing
 from pathlib import Path
 
 import pytest
 
 from draft.errors import ConfigErrors, DraftError, DraftWarning
-from draft.methods.values import Method
+from draft.methods.values import METHODS
 from draft.pipeline.load import load_pipeline
 
 
@@ -32,7 +31,6 @@ def _here(workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop.folder)
 
 
-METHODS = [method.kind for method in typing.get_args(Method)]
 CASES = {
     "unknown key": (
         ("learning_rate:", "lerning_rate:"),
@@ -77,7 +75,7 @@ CASES = {
     "a method without kind": (
         ("learning_rate: ${vars.rate}", "method: {k: 2}"),
         "demo.yaml:11: stages.train.method needs a key 'kind' (got {\"k\": 2})\n"
-        f"  hint: the kinds are {', '.join(METHODS)}",
+        f"  hint: the kinds are {', '.join(method.kind for method in METHODS)}",
     ),
     "more recorded than sampled steps": (
         ("learning_rate: ${vars.rate}", "method: {kind: draft_k, k: 60}"),

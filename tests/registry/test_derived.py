@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from draft.errors import PluginError
 from draft.rewards import derived
 from draft.rewards.hookspecs import NamedModel
-from draft.rewards.plugins import model_path, model_place, named_models
+from draft.rewards.extensions import model_path, model_place, named_models
 from draft_cli.app import app
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from draft.errors import PluginError, PluginWarning
-from draft.rewards.plugins import extensions, model_path, named_models
+from draft.rewards.extensions import extensions, model_path, named_models
 
 MODELS = """
     from pathlib import Path

@@ -9,7 +9,8 @@ import pytest
 
 from draft.errors import PluginError
 from draft.rewards.describe import summary
-from draft.rewards.plugins import find_reward, reward_entries
+from draft.rewards.discovery import reward_entries
+from draft.rewards.loading import find_reward
 
 
 def names() -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from draft.errors import ConfigError, ConfigErrors, DraftError
-from draft.rewards.plugins import build_term, reward_config, reward_source
+from draft.rewards.terms import build_term, reward_config, reward_source
 
 
 def errors_of(label: str, options: dict[str, Any], where: str = "stages.train.rewards.x") -> list[DraftError]:
@@ -49,7 +49,7 @@ def test_all_errors_come_at_once_each_with_its_place() -> None:
     [
         ({"quality": "50"}, "must be an integer (got '50')"),
         ({"quality": 50.5}, "must be an integer (got 50.5)"),
-        ({"quality": None}, "must be an integer (got None)"),
+        ({"quality": None}, "must be an integer (got null)"),
         ({"quality": 0}, "must be at least 1 (got 0)"),
     ],
 )

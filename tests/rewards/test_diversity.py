@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import draft
 from draft.rewards.reward import Term
-from draft.scoring.measuring import load_metrics, score_all
+from draft.scoring.rewards import load_rewards, score_batches
 from draft.testing import check_reward
 from draft_rewards._vendi import divided_differences, vendi
 from draft_rewards.diversity import Diversity
@@ -142,6 +142,6 @@ def test_an_evaluation_gives_the_same_scores_whatever_its_batch_size(tiny_clip: 
     found = []
     for size in (1, 2, 5):
         batches = [(prompts[start : start + size], images[start : start + size]) for start in range(0, 5, size)]
-        found.append(score_all(load_metrics(terms, torch.device("cpu")), batches, prompts))
+        found.append(score_batches(load_rewards(terms, torch.device("cpu")), batches, prompts))
     assert found[0] == found[1] == found[2]
     assert len(found[0]["batch"]) == 5 and found[0]["batch"] != found[0]["prompt"]

@@ -19,11 +19,11 @@ from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import ConfigErrors, DraftError
-from draft.evaluation.arms import to_picture
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.run import run_pipeline
+from draft.report.pictures import to_picture
 from draft.strips.page import verdict
-from draft.strips.results import Strip, as_csv, as_json, cells_of, curve, highest
+from draft.strips.results import Strip, cells_of, csv_text, curve, highest, json_text
 from draft.strips.settings import StripSettings
 
 SAMPLER = SamplerSettings(num_inference_steps=2, guidance_scale=1)
@@ -159,8 +159,8 @@ def test_curves_have_mean_deviation_and_range_and_leave_out_what_has_no_score() 
     assert (second.mean, second.deviation) == (5.0, 0.0)
     assert math.isnan(third.mean)
     assert highest(strip, "r") == (1, 1)  # the first row is highest at scale 0, where it has its only score
-    assert json.loads(as_json(strip))["rewards"]["r"]["curve"][2]["mean"] is None
-    assert as_csv(strip).splitlines()[1] == "0.0,0,0,p,1.0"
+    assert json.loads(json_text(strip))["rewards"]["r"]["curve"][2]["mean"] is None
+    assert csv_text(strip).splitlines()[1] == "0.0,0,0,p,1.0"
 
 
 def test_the_highest_cell_is_told_with_the_rows_that_agree() -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from draft.rewards.reward import Reward, Term
-from draft.scoring.backward import Loaded, Scorer, split_backward
+from draft.scoring.backward import Scorer, split_backward
 from draft.scoring.objective import LinearLoss
+from draft.scoring.rewards import LoadedReward
 from draft.training.schedule import learning_rate_factor
 from draft.types import Prompts
 
@@ -48,8 +49,8 @@ def _latents(count: int) -> tuple[Tensor, Tensor]:
     return theta, (theta.sin() * theta).reshape(count, 4, 2, 2)
 
 
-def _terms(*rewards: Reward) -> list[Loaded]:
-    return [Loaded(Term(r.name, r, w), r.load(CPU), CPU) for r, w in zip(rewards, (0.7, -2.0), strict=False)]
+def _terms(*rewards: Reward) -> list[LoadedReward]:
+    return [LoadedReward(Term(r.name, r, w), r.load(CPU), CPU) for r, w in zip(rewards, (0.7, -2.0), strict=False)]
 
 
 PROMPTS = Prompts(["1", "2", "3"])

@@ -19,10 +19,11 @@ from draft.diffusion.sampling import predict, step
 from draft.diffusion.schedule import FlowSchedule, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.diffusion.surrogate import Group, roll_out
+from draft.methods.backpropagation import Backpropagation
+from draft.methods.update import accumulate_and_step
 from draft.methods.values import DraftK, DraftLV, Method
 from draft.rewards.reward import Reward, Term
-from draft.scoring.backward import Loaded, Scorer, split_backward
-from draft.scoring.loss import loss_slope, loss_value
+from draft.scoring.backward import Scorer, split_backward
 from draft.scoring.objective import (
     ClippedLoss,
     DistanceLoss,
@@ -32,11 +33,10 @@ from draft.scoring.objective import (
     PenaltySettings,
     RobustSettings,
 )
-from draft.training.rules.backpropagation import Backpropagation
+from draft.scoring.rewards import LoadedReward
 from draft.training.run import Run
 from draft.training.settings import TrainSettings
 from draft.training.state import Randomness
-from draft.training.update import descend
 from draft.types import Prompts
 
 CPU = torch.device("cpu")
@@ -57,8 +57,8 @@ class Wave(Reward):
         return score
 
 
-def _terms(*weights: float) -> list[Loaded]:
-    return [Loaded(Term(f"wave{k}", Wave(), weight), Wave().load(CPU), CPU) for k, weight in enumerate(weights)]
+def _terms(*weights: float) -> list[LoadedReward]:
+    return [LoadedReward(Term(f"wave{k}", Wave(), weight), Wave().load(CPU), CPU) for k, weight in enumerate(weights)]
 
 
 def _decode(latents: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def _gradient(run: Run) -> list[Tensor]:
     """The gradient of one batch, at the weights as they are."""
     run.optimizer.zero_grad(set_to_none=True)
     draws = run.random.state()
-    Backpropagation(run.settings.method, run)._accumulate(run, 1.0)  # type: ignore[arg-type]
+    Backpropagation(run.settings.method, run).accumulate(run, 1.0)  # type: ignore[arg-type]
     run.random.restore(draws)
     return [parameter.grad.clone() for parameter in run.parameters if parameter.grad is not None]
 
@@ -124,10 +124,10 @@ def _gradient(run: Run) -> list[Tensor]:
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
 def test_the_slope_of_a_loss_is_its_derivative(loss: Loss) -> None:
     rewards = torch.tensor([-0.3, 0.1, 0.35, 0.45, 0.9], dtype=torch.float64, requires_grad=True)
-    loss_value(loss, rewards).sum().backward()
-    torch.testing.assert_close(loss_slope(loss, rewards.detach()), rewards.grad)
-    assert loss_value(HingeLoss(margin=2), torch.tensor([1.5, 2.5])).tolist() == [0.5, 0.0]
-    assert loss_value(ClippedLoss(low=0, high=1), torch.tensor([-1.0, 3.0])).tolist() == [0.0, -1.0]
+    loss.value(rewards).sum().backward()
+    torch.testing.assert_close(loss.slope(rewards.detach()), rewards.grad)
+    assert HingeLoss(margin=2).value(torch.tensor([1.5, 2.5])).tolist() == [0.5, 0.0]
+    assert ClippedLoss(low=0, high=1).value(torch.tensor([-1.0, 3.0])).tolist() == [0.0, -1.0]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
@@ -142,7 +142,7 @@ def test_any_loss_weight_and_view_splits_into_micro_batches(loss: Loss, micro: i
     images = _decode(plain)
     wave = (3 * images).sin().mean(dim=(1, 2, 3))
     rewards = 0.5 * torch.cat([wave[:3], 1.2 * 3 * wave[3:] - 0.7 * wave[3:]])
-    (0.5 * (torch.cat([weights, torch.ones(3)]) * loss_value(loss, rewards)).mean()).backward()
+    (0.5 * (torch.cat([weights, torch.ones(3)]) * loss.value(rewards)).mean()).backward()
     torch.testing.assert_close(latents.grad, plain.grad, rtol=1e-6, atol=1e-9)
 
 
@@ -181,7 +181,7 @@ def test_a_robust_gradient_penalises_the_norm_of_the_gradient() -> None:
         def load(self, device: torch.device) -> Any:
             return lambda images, prompts: 0.5 * (images.flatten(1) @ matrix * images.flatten(1)).sum(1)
 
-    term = Loaded(Term("quadratic", Quadratic()), Quadratic().load(CPU), CPU)
+    term = LoadedReward(Term("quadratic", Quadratic()), Quadratic().load(CPU), CPU)
     scorer = Scorer(lambda z: z.reshape(-1, 3, 2, 2), [term], 0, RobustSettings(image_radius=rho, image_norm="total"))
     found = scorer.reward_gradient(x, Prompts(["1"])).gradient
     slope = x @ matrix
@@ -231,7 +231,7 @@ def test_the_rollout_of_a_robust_update_is_the_same_in_both_passes(make_run) -> 
 def test_the_epsilon_penalty_agrees_with_central_differences(make_run, checkpointing: bool) -> None:
     beta = 3.0
     run = make_run(DraftK(k=2), penalty=PenaltySettings(epsilon=beta), gradient_checkpointing=checkpointing)
-    run.scorer.terms[0] = replace(run.loaded[0], term=Term("wave0", Wave(), 0.0))
+    run.scorer.rewards[0] = replace(run.rewards[0], term=Term("wave0", Wave(), 0.0))
     gradient = _gradient(run)
     draws = run.random.state()
     batch = run.next_batch()
@@ -335,11 +335,11 @@ def test_the_base_model_is_one_context_away_and_comes_back(make_run) -> None:
 
 def test_accumulated_batches_are_averaged(make_run) -> None:
     run, once = make_run(DraftK(k=1), gradient_accumulation_steps=2), make_run(DraftK(k=1))
-    descend(run, Backpropagation(run.settings.method, run)._accumulate, 1)
+    accumulate_and_step(run, Backpropagation(run.settings.method, run).accumulate, 1)
     first = Backpropagation(once.settings.method, once)
     once.optimizer.zero_grad(set_to_none=True)
     for _ in range(2):
-        first._accumulate(once, 0.5)
+        first.accumulate(once, 0.5)
     for a, b in zip(run.parameters, once.parameters, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -349,7 +349,7 @@ def test_a_compiled_rollout_leaves_the_gradient_unchanged(make_run) -> None:
     plain, compiled = make_run(DraftLV(copies=1)), make_run(DraftLV(copies=1))
     calls: list[bool] = []
     prefix = torch.compile(compiled.model.denoise)
-    compiled.prefix = lambda x, t, c: calls.append(torch.is_grad_enabled()) or prefix(x, t, c)  # type: ignore[func-returns-value]
+    compiled.no_grad_denoiser = lambda x, t, c: calls.append(torch.is_grad_enabled()) or prefix(x, t, c)  # type: ignore[func-returns-value]
     for a, b in zip(_gradient(plain), _gradient(compiled), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
     assert calls == [False] * (STEPS - 1)

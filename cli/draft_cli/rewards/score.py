@@ -16,7 +16,7 @@ from draft_cli.rewards.listing import columns
 from draft_cli.rewards.options import AUTO, Force, Name, Set, StandIn, check_output, parse_settings
 
 if TYPE_CHECKING:
-    from draft.authoring.scores import Scored
+    from draft.authoring.scores import ScoredPicture
 
 
 def score_command(
@@ -50,8 +50,7 @@ def score_command(
     # Results alone go to standard output; whoever reads them there sees how far it is.
     reporter = progress(sys.stderr) if sys.stderr.isatty() else Silent()
     from draft.authoring.pictures import find_pictures
-    from draft.authoring.scores import as_json as json_text
-    from draft.authoring.scores import match_prompts, score_pictures, write_csv
+    from draft.authoring.scores import csv_text, json_text, match_prompts, score_pictures
     from draft.diffusion.device import choose_device
 
     files = find_pictures(images)
@@ -60,16 +59,15 @@ def score_command(
         reward, files, matched, device=choose_device(device), batch_size=batch_size, progress=reporter
     )
     if csv is not None:
-        with csv.open("w", encoding="utf-8", newline="") as stream:
-            write_csv(reward, rows, stream)
+        csv.write_text(csv_text(reward, rows), encoding="utf-8", newline="")
         typer.echo(f"wrote {csv}: {len(rows)} scores, mean {_mean(rows)}", err=as_json)
     if as_json:
-        typer.echo(json_text(reward, rows))
+        typer.echo(json_text(reward, rows), nl=False)
     elif csv is None:
         typer.echo(_table(rows) if sys.stdout.isatty() else _lines(rows))
 
 
-def _table(rows: Sequence[Scored]) -> str:
+def _table(rows: Sequence[ScoredPicture]) -> str:
     # Long paths and prompts give way to the score, which is what somebody looks for.
     room = max(10, (shutil.get_terminal_size().columns - 14) // 2)
     told = [(f"{row.score:.4g}", _tail(str(row.file), room), _flat(row.prompt)) for row in rows]
@@ -77,11 +75,11 @@ def _table(rows: Sequence[Scored]) -> str:
     return f"{listed}\nmean {_mean(rows)} of {len(rows)}" if len(rows) > 1 else listed
 
 
-def _lines(rows: Sequence[Scored]) -> str:
+def _lines(rows: Sequence[ScoredPicture]) -> str:
     return "\n".join(f"{row.score:.6g}\t{row.file}\t{_flat(row.prompt)}".rstrip("\t") for row in rows)
 
 
-def _mean(rows: Sequence[Scored]) -> str:
+def _mean(rows: Sequence[ScoredPicture]) -> str:
     return f"{statistics.fmean(row.score for row in rows):.4g}"
 
 

@@ -66,8 +66,7 @@ def try_command(
     if seconds is not None and steps is not None:
         raise ConfigError("a trial takes --seconds or --steps, not both", where="command line")
     from draft.authoring.ascent import Budget
-    from draft.authoring.strip import as_json as json_text
-    from draft.authoring.strip import draw_strip
+    from draft.authoring.frames import draw_frames, json_text
     from draft.authoring.trial import TrialSettings, Way, pictured, try_reward
     from draft.progress import Silent, progress
 
@@ -86,9 +85,9 @@ def try_command(
     found = try_reward(reward, prompts, chosen, reporter)
     options = " ".join(f"{key}={value}" for key, value in reward.model_dump(mode="json", exclude_defaults=True).items())
     title = f"{reward.name} {options}{' (less)' if less else ''}".replace("  ", " ")
-    draw_strip(title, prompts, found).save(file)
+    draw_frames(title, prompts, found).save(file)
     if as_json:
-        typer.echo(json_text(reward, prompts, found))
+        typer.echo(json_text(reward, prompts, found), nl=False)
         typer.echo(f"wrote {file}", err=True)
     else:
         rows = [row for way, frames in found.items() for row in _rows(way, frames)]
@@ -97,7 +96,7 @@ def try_command(
 
 
 def _rows(way: str, frames: Sequence[Frame]) -> list[tuple[str, str, str, str]]:
-    from draft.authoring.strip import change
+    from draft.authoring.frames import change
 
     return [
         (

@@ -1,0 +1,1 @@
+"""How results are shown: pages, charts, sheets of pictures, numbers as text, JSON and CSV."""

@@ -1,1 +1,0 @@
-"""How each method makes an update: one file per kind of rule."""
