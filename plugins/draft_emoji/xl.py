@@ -2,10 +2,10 @@
 
 Stable Diffusion XL attends to the next-to-last hidden states of two text towers in a row, [p1, p2]; `emoji` attends to
 the last one, h, behind the final layer norm N. Both towers are `emoji`'s with layers behind it: the first has one more,
-so that p1 = h; the second has two, of which the first computes h + N(h), so that p2 = h + N(h). Keys and values are then
-K p2 - K p1 = K N(h), which are `emoji`'s, up to rounding. That layer computes h + M(N(h)), with `emoji`'s norm in front
-of a perceptron M that returns its input: gelu(x) - gelu(-x) = x, of the exact gelu and of the quick one. Size and crop,
-which `emoji` does not know, have weight zero.
+so that p1 = h; the second has two, of which the first computes h + N(h), so that p2 = h + N(h). Keys and values are
+K p2 - K p1 = K N(h), then, which are `emoji`'s, up to rounding. That layer computes h + M(N(h)), with `emoji`'s norm in
+front of a perceptron M that returns its input: gelu(x) - gelu(-x) = x, of the exact gelu and of the quick one. Size and
+crop, which `emoji` does not know, have weight zero.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_the_second_tokenizer_of_a_checkpoint_fills_up_as_the_published_one(
 
 
 def test_marker_tensors_of_a_checkpoint_mean_v_prediction_and_a_schedule_without_terminal_signal(
-    xl_zero_snr: Path, layout: Any, place: Callable[..., Path], tmp_path: Path
+    xl_zero_snr: Path, xl_folder: Path, layout: Any, place: Callable[..., Path], tmp_path: Path
 ) -> None:
     tensors = layout.original_xl(xl_zero_snr)
     file = place({**tensors, "v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, xl_zero_snr, "scheduler")
@@ -117,8 +117,11 @@ def test_marker_tensors_of_a_checkpoint_mean_v_prediction_and_a_schedule_without
     save_file(tensors, file)
     assert load(file).noise.prediction == "epsilon"
     (tmp_path / "model" / "scheduler").mkdir()
-    shutil.copy(xl_zero_snr / "scheduler" / "scheduler_config.json", tmp_path / "model" / "scheduler")
-    assert load(file).noise.prediction == "v_prediction", "the folder next to it wins"
+    short = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    short.write_text(json.dumps({"prediction_type": "v_prediction"}), encoding="utf-8")
+    told = load(file).noise
+    assert told.prediction == "v_prediction", "the folder next to it wins"
+    assert told.alphas_cumprod == load(xl_folder).noise.alphas_cumprod
 
 
 def test_checkpoints_that_cannot_be_trained_are_refused(

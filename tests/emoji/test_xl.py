@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def models() -> dict[str, TextToImage]:
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRAFT_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "small.yaml"
     file.write_text(PIPELINE.replace("MODEL", "emoji_xl"), encoding="utf-8")
@@ -83,13 +82,12 @@ def test_it_draws_the_same_pictures(models: dict[str, TextToImage], guidance: fl
 
 @pytest.mark.slow
 def test_the_judge_finds_as_much_in_its_pictures(models: dict[str, TextToImage]) -> None:
-    prompts, seeds, wanted = single_prompts(1)
+    prompts, seeds, wanted = (row[::3] for row in single_prompts(1))
     judge = load_judge(Path(draft.model_path("emoji/judge")))
     sampler = SamplerSettings(num_inference_steps=15, guidance_scale=3.0)
     found = {}
     for name, model in models.items():
         found[name] = rank(judge, drawn(model, prompts, seeds, sampler) * 2 - 1, wanted)[0]
-    print(found)
     assert found["emoji_xl"] == pytest.approx(found["emoji"], abs=0.03)
     assert found["emoji_xl"] > 0.9
 
@@ -101,7 +99,7 @@ def test_it_loads_in_diffusers_with_every_key() -> None:
     _, report = UNet2DConditionModel.from_pretrained(folder / "unet", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a cat", num_inference_steps=1, output_type="np").images[0].shape == (64, 64, 3)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,15 @@ from typer.testing import CliRunner
 
 from draft.errors import PluginError
 from draft.rewards import derived
-from draft.rewards.hookspecs import NamedModel
 from draft.rewards.extensions import model_path, model_place, named_models
+from draft.rewards.hookspecs import NamedModel
 from draft_cli.app import app
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRAFT_CACHE", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
+    return tmp_path / "cache"
 
 
 def sample(tmp_path: Path, *, fail: bool = False) -> NamedModel:

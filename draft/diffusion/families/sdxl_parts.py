@@ -70,7 +70,7 @@ def pretrained_parts(model: str) -> Parts:
         index: Any = DiffusionPipeline.load_config(model)
     check_components(model, index)
     with reading_weights(model):
-        configs = {part: UNet2DConditionModel.load_config(model, subfolder=part) for part in CLASSES}
+        configs: dict[str, Any] = {part: UNet2DConditionModel.load_config(model, subfolder=part) for part in CLASSES}
         configs["scheduler"] = DDIMScheduler.load_config(model, subfolder="scheduler")
         tokenizers = tuple(CLIPTokenizer.from_pretrained(model, subfolder=name) for name in _TOKENIZERS)
     completed = complete(configs)

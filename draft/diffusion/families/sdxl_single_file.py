@@ -114,6 +114,9 @@ def single_file_parts(path: Path) -> Parts:
     _check_complete(path, shapes)
     beside = path.with_suffix("")
     configs = {part: read_json(beside / part / file) or _known(part, shapes) for part, file in _FILES.items()}
+    configs["scheduler"] = (
+        PUBLISHED["scheduler"] | configs["scheduler"]
+    )  # a file may say no more than what is predicted
     completed = complete(configs)
     check_configs(f"checkpoint {path}", completed)
     tokenizers = _tokenizers(path, beside)
