@@ -17,7 +17,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from draft.diffusion.families.sdxl import recompute_blocks
+from draft.diffusion.families.components import recompute_blocks
 from draft.diffusion.families.sdxl_single_file import PUBLISHED
 
 

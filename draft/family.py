@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Guidance = Literal["classifier_free", "one_plus", "norm_rescaled", "embedded", "none"]
@@ -28,6 +29,8 @@ class Family:
         markers: Beginnings of tensor names that a single-file checkpoint of the family has, all of them; empty: single
             files of the family are not read. Where two families' markers are all there, the one with more is meant.
         encoders: The text encoders' components, and the first parts of their modules' paths in adapter files.
+        components: What a folder in diffusers' format must hold: component to the class that `model_index.json` must
+            name for it, empty where any will do. Nothing is checked of a family without.
         guidance: How `guidance_scale` acts.
         patch: Side, in latents, of the square that the network reads as one token; `norm_rescaled` guidance needs it.
         targets: Ends of the names of the modules that get a LoRA where `lora.targets` is not given.
@@ -42,6 +45,7 @@ class Family:
     load: str = ""
     markers: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ("text_encoder",)
+    components: Mapping[str, str] = field(default_factory=dict, hash=False)
     guidance: Guidance = "classifier_free"
     patch: int = 1
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")

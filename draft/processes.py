@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -24,11 +24,29 @@ _GRACE = 2.0
 """Seconds for a process to clean up after itself before it is killed."""
 
 
-def own_group() -> dict[str, Any]:
-    """Get the arguments of `subprocess.Popen` for a process that leads a group and gets no Ctrl-C of ours."""
-    if GROUPS:
-        return {"start_new_session": True}
-    return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+def start(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a process that leads a group of its own and gets no Ctrl-C of ours, with unbuffered pipes.
+
+    Args:
+        command: The program and its arguments.
+        env: Its environment variables; None: ours.
+
+    Returns:
+        The process; `end` ends it.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    return subprocess.Popen(
+        command,
+        env=env,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=GROUPS,
+        creationflags=0 if GROUPS else getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
 
 
 def passed_on(number: int) -> dict[str, Any]:
@@ -37,7 +55,7 @@ def passed_on(number: int) -> dict[str, Any]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that was started with `own_group`: it may clean up, then it and all that it started are killed.
+    """End a process that `start` has started: it may clean up, then it and all that it started are killed.
 
     Args:
         process: The process; one that has ended may have left others.

@@ -1,14 +1,20 @@
-"""Prompt files: plain text, csv or jsonl, read into `Prompts` with their other columns."""
+"""Prompt files: plain text, csv or jsonl, read line by line into `Prompts` with their other columns."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from draft.errors import ConfigError, DraftError
-from draft.types import Prompts
+from draft.types import Prompts, Texts
+
+_BLOCK = 4096
+"""Rows that are packed at once: unpacked ones take several times their text."""
 
 
 def load_prompts(file: Path, *, where: str = "") -> Prompts:
@@ -49,18 +55,53 @@ def load_prompts(file: Path, *, where: str = "") -> Prompts:
     elif file.suffix == ".jsonl":
         rows = _jsonl_rows(text, file)
     else:
-        lines = (line.strip() for line in text.splitlines())
-        rows = [(0, {"prompt": line}) for line in lines if line and not line.startswith("#")]
-    if not rows:
+        rows = _lines(text)
+    prompts = _assemble(rows, file)
+    if not len(prompts):
         raise ConfigError(
             f"the prompt file has no prompts (got {str(file)!r})", where=where, hint="write one prompt per line"
         )
-    return _assemble(rows, file)
+    return prompts
 
 
-def _csv_rows(text: str, file: Path) -> list[tuple[int, dict[str, str]]]:
+def prompts_digest(prompts: Prompts) -> str:
+    """The sha256 of prompts with their columns.
+
+    Args:
+        prompts: Any number.
+
+    Returns:
+        64 hexadecimal digits, those of ``{"columns":{NAME:[...]},"prompts":[...]}`` as JSON without spaces.
+    """
+    digest = hashlib.sha256(b'{"columns":{')
+    for number, name in enumerate(prompts.columns):
+        digest.update(f"{',' if number else ''}{json.dumps(name)}:".encode())
+        _update(digest, prompts.values(name))
+    digest.update(b'},"prompts":')
+    _update(digest, prompts)
+    digest.update(b"}")
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, texts: Iterable[str]) -> None:
+    for number, text in enumerate(texts):
+        digest.update(f"{',' if number else '['}{json.dumps(text)}".encode())
+    digest.update(b"]" if texts else b"[]")
+
+
+Row = tuple[int, dict[str, str]]
+"""A line's number, 0 where lines need no name, and its texts by column."""
+
+
+def _lines(text: str) -> Iterator[Row]:
+    for block in io.StringIO(text):
+        for line in block.splitlines():  # there are more ends of lines than files have
+            if (prompt := line.strip()) and not prompt.startswith("#"):
+                yield 0, {"prompt": prompt}
+
+
+def _csv_rows(text: str, file: Path) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows = []
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -69,15 +110,13 @@ def _csv_rows(text: str, file: Path) -> list[tuple[int, dict[str, str]]]:
                     where=f"{file}:{reader.line_num}",
                     hint='put a prompt that has commas in "quotes"',
                 )
-            rows.append((reader.line_num, dict(row)))
+            yield reader.line_num, dict(row)
     except csv.Error as error:
         raise ConfigError(f"not readable as csv: {error}", where=f"{file}:{reader.line_num}") from None
-    return rows
 
 
-def _jsonl_rows(text: str, file: Path) -> list[tuple[int, dict[str, str]]]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+def _jsonl_rows(text: str, file: Path) -> Iterator[Row]:
+    for number, line in enumerate(io.StringIO(text), start=1):
         if not line.strip():
             continue
         try:
@@ -86,26 +125,34 @@ def _jsonl_rows(text: str, file: Path) -> list[tuple[int, dict[str, str]]]:
             raise ConfigError(f"not readable as JSON: {error.msg}", where=f"{file}:{number}") from None
         if not isinstance(row, dict):
             raise ConfigError(f"every line must be a JSON object (got {line.strip()[:40]})", where=f"{file}:{number}")
-        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
-        rows.append((number, texts))
-    return rows
+        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
 
 
-def _assemble(rows: list[tuple[int, dict[str, str]]], file: Path) -> Prompts:
-    names = list(rows[0][1])
-    for number, row in rows:
+def _assemble(rows: Iterable[Row], file: Path) -> Prompts:
+    blocks: dict[str, list[str]] = {}
+    packed: dict[str, list[Texts]] = {}
+    for count, (number, row) in enumerate(rows):
+        if not blocks:
+            blocks = {name: [] for name in row}
+            packed = {name: [] for name in row}
         place = f"{file}:{number}" if number else str(file)
         if "prompt" not in row:
             raise ConfigError(f"there must be a column 'prompt' (got {', '.join(sorted(row)) or 'none'})", where=place)
         if not row["prompt"].strip():
             raise ConfigError("the prompt is empty", where=place)
-        if set(row) != set(names):
+        if set(row) != set(blocks):
             raise ConfigError(
-                f"every row must have the columns {', '.join(names)} (got {', '.join(row)})",
+                f"every row must have the columns {', '.join(blocks)} (got {', '.join(row)})",
                 where=place,
             )
-    columns = {name: [row[name] for _, row in rows] for name in names if name != "prompt"}
+        for name, value in row.items():
+            blocks[name].append(value.strip() if name == "prompt" else value)
+        if count % _BLOCK == _BLOCK - 1:
+            for name, values in blocks.items():
+                packed[name].append(Texts(values))
+                values.clear()
+    columns = {name: Texts(chain(*packed[name], values)) for name, values in blocks.items()}
     try:
-        return Prompts((row["prompt"].strip() for _, row in rows), columns)
+        return Prompts(columns.pop("prompt", ()), columns)
     except DraftError as error:
         raise ConfigError(error.what, where=str(file), hint=error.hint) from None

@@ -41,7 +41,16 @@ LIGHT = (
     "draft_emoji.plugin",
     "draft_emoji.judge",
 )
-HEAVY = ("draft.testing.checks", "draft.isolation.remote", "draft.isolation.tensors")
+HEAVY = (
+    "draft.testing.checks",
+    "draft.testing.pretended.answers",
+    "draft.testing.pretended.calls",
+    "draft.testing.pretended.moves",
+    "draft.testing.pretended.rules",
+    "draft.testing.pretended.tensor",
+    "draft.isolation.remote",
+    "draft.isolation.tensors",
+)
 
 
 def modules() -> list[str]:

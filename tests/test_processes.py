@@ -17,16 +17,14 @@ from draft.errors import ConfigError
 PATIENT = "import sys; print('up', flush=True); sys.stdin.read(); print('bye', flush=True)"
 
 
-def started(**arguments: object) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PATIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **arguments
-    )
+def started() -> subprocess.Popen[bytes]:
+    process = processes.start([sys.executable, "-c", PATIENT])
     assert process.stdout is not None and process.stdout.readline() == b"up\n"
     return process
 
 
 def test_a_process_leads_a_group_where_there_are_groups() -> None:
-    with started(**processes.own_group()) as process:
+    with started() as process:
         assert os.getpgid(process.pid) == process.pid
         processes.end(process)
         assert process.returncode == -signal.SIGTERM
@@ -34,7 +32,8 @@ def test_a_process_leads_a_group_where_there_are_groups() -> None:
 
 def test_without_groups_the_end_of_its_input_lets_a_process_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "GROUPS", False)
-    with started(**processes.own_group()) as process:
+    with started() as process:
+        assert os.getpgid(process.pid) == os.getpgrp()
         processes.end(process)
         assert process.returncode == 0 and process.stdout and process.stdout.read() == b"bye\n"
 
@@ -79,7 +78,8 @@ def test_a_lock_is_held_by_whoever_inherits_the_open_file(tmp_path: Path) -> Non
 
     with (tmp_path / "lock").open("a+b") as file:
         processes.hold(file.fileno())
-        child = started(**processes.passed_on(file.fileno()))
+        command = [sys.executable, "-c", PATIENT]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, **processes.passed_on(file.fileno()))
     with child, (tmp_path / "lock").open("a+b") as other:
         with pytest.raises(BlockingIOError):
             fcntl.flock(other.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -77,6 +77,12 @@ def test_a_good_reward_passes_every_check() -> None:
         ("permutation", lambda i, p: mean(i) * torch.arange(1, len(i) + 1), "reordered"),
         ("inputs_untouched", lambda i, p: mean(i.detach().mul_(0.5)), "changed in place"),
         ("dtypes", lambda i, p: mean(i.float() @ torch.ones(i.shape[-1], 1, dtype=i.dtype)), "raised RuntimeError"),
+        ("another_device", lambda i, p: mean(i) + torch.zeros(len(i)), "cpu (3,) at tests/test_testing.py:"),
+        ("another_device", lambda i, p: mean(i) * float(i.detach().float().numpy().max()), "to numpy at tests/test_t"),
+        ("another_device", lambda i, p: mean(i).cpu(), "scores are on cpu, images on cuda:0"),
+        ("another_device", lambda i, p: mean(i) * (2 if i.is_cuda else 1), "on the CPU, ["),
+        ("another_device", lambda i, p: mean(i.detach() if i.is_cuda else i), "the gradient is lost on one of"),
+        ("another_device", lambda i, p: mean(Doubled.apply(i) if i.is_cuda else i), "the gradient differs on cuda:0"),
         ("gradient", lambda i, p: mean(i.detach()), "detaches the images"),
         ("gradient", lambda i, p: mean((i * 255).round() / 255), "zero for images [0, 1, 2]"),
         ("gradient", lambda i, p: mean(Doubled.apply(i)), "differs by 50.0%"),
@@ -118,6 +124,55 @@ def test_parameters_that_do_not_survive_json_are_found() -> None:
 
     results = {result.check: result for result in run_checks(Lossy())}
     assert results["round_trip"].status == "failed"
+
+
+def test_a_reward_that_leaves_its_weights_on_the_cpu_is_found_with_the_line() -> None:
+    class Kept(Good):
+        """A reward with a table of factors."""
+
+        name: ClassVar[str] = "kept"
+
+        def load(self, device: torch.device) -> Any:
+            factors = torch.tensor([0.5, 0.3, 0.2])
+            return lambda images, prompts: images.mean(dim=(2, 3)) @ factors.to(images.dtype)
+
+    (failed,) = (result for result in run_checks(Kept()) if not result.good)
+    assert failed.check == "another_device"
+    assert failed.detail.startswith(
+        "mv: expected all tensors to be on the same device, but found cuda:0 (3, 3) and cpu"
+    )
+    assert failed.detail.endswith("return lambda images, prompts: images.mean(dim=(2, 3)) @ factors.to(images.dtype)")
+    reason = {"another_device": "its table is meant to stay there"}
+    assert "expected failure" in {result.status for result in check_reward(Kept(), expected_failures=reason)}
+
+
+def test_a_reward_that_reads_from_the_device_passes_and_hears_where() -> None:
+    class Reading(Good):
+        """A reward that asks its images something."""
+
+        name: ClassVar[str] = "reading"
+
+        def load(self, device: torch.device) -> Any:
+            return lambda images, prompts: mean(images) if bool((images.detach() > 2).any()) else 2 * mean(images)
+
+    (result,) = (each for each in check_reward(Reading()) if each.check == "another_device")
+    assert result.detail.startswith("reads by the host: 1 a batch, most at tests/test_testing.py:")
+
+
+def test_what_a_pretended_device_does_not_have_is_no_failure() -> None:
+    class Starting(Good):
+        """A reward that wants more of a GPU than its arithmetic."""
+
+        name: ClassVar[str] = "starting"
+
+        def load(self, device: torch.device) -> Any:
+            if device.type == "cuda":
+                torch.cuda.init()
+            return lambda images, prompts: mean(images)
+
+    (result,) = (each for each in check_reward(Starting()) if each.check == "another_device")
+    assert result.status == "skipped"
+    assert "does not have what was asked of torch.cuda at tests/test_testing.py:" in result.detail
 
 
 def test_a_metric_needs_no_gradient_and_a_batch_reward_no_single_images() -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from draft.errors import ConfigError, did_you_mean
+from draft.errors import ConfigError
 from draft.files import weights_file
-from draft_cli.mix import BOUNDS, CHOICES
+from draft_cli.mix import Dtype, Format, mix_settings
 
 if TYPE_CHECKING:
     from draft.adapters.conversion import Conversion
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, or a peft folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
-    format: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")
-    ] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Factors: same, fp32, fp16 or bf16.")] = "same",
+    format: Format = "auto",
+    dtype: Dtype = "same",
     rank: Annotated[
         int | None, typer.Option("--rank", metavar="N", help="For LoHa and LoKr, which are no B A: the rank to keep.")
     ] = None,
@@ -32,47 +30,13 @@ def convert(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Write an adapter in another format or dtype, read it back and compare; its change stays what it is."""
-    check_words("draft convert", {"format": format, "dtype": dtype})
-    check_numbers("draft convert", {"rank": rank})
+    settings = mix_settings("draft convert", format=format, dtype=dtype, rank=rank)
     source, target = check_files(file, output, force=force)
 
     from draft.adapters.conversion import convert_file
 
-    found = convert_file(source, target, format=format, dtype=dtype, rank=rank)  # type: ignore[arg-type]
+    found = convert_file(source, target, format=settings.format, dtype=settings.dtype, rank=rank)
     print_conversion(found, json=json)
-
-
-def check_words(command: str, given: Mapping[str, str]) -> None:
-    """Refuse a word that an option does not know.
-
-    Args:
-        command: For errors.
-        given: Words by option, among those of `draft mix`.
-
-    Raises:
-        ConfigError: A word is none of the option's.
-    """
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            listed = ", ".join(CHOICES[name])
-            hint = did_you_mean(value, list(CHOICES[name]))
-            raise ConfigError(f"{name} must be one of {listed} (got {value!r})", where=command, hint=hint)
-
-
-def check_numbers(command: str, given: Mapping[str, float | None]) -> None:
-    """Refuse a number that is out of its option's range.
-
-    Args:
-        command: For errors.
-        given: Numbers by option, among those of `draft mix`; None where there is none.
-
-    Raises:
-        ConfigError: A number is out of range.
-    """
-    for name, value in given.items():
-        holds, bound = BOUNDS[name]
-        if value is not None and not holds(value):
-            raise ConfigError(f"--{name.replace('_', '-')} must be {bound} (got {value:g})", where=command)
 
 
 def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:

@@ -1,114 +1,118 @@
-"""`draft mix a.safetensors:0.7 b.safetensors:0.3`: the exact sum of adapter files."""
+"""`draft mix a.safetensors:0.7 b.safetensors:0.3`: the exact sum of adapter files, and a strip of it with `--sweep`."""
 
 from __future__ import annotations
 
 import json as json_module
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter, ValidationError
 
 from draft.adapters.hub import local_path
-from draft.adapters.settings import MixSettings, check_settings
-from draft.errors import ConfigError, did_you_mean
+from draft.adapters.settings import MixSettings
+from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
+from draft.rewards.words import bounds, choices, expected, shown
+from draft_cli.mix_report import as_json, lines
+from draft_cli.strip import check_stage, check_target, parse_scales, strip_stage, write_strip
 
-if TYPE_CHECKING:
-    from draft.adapters.mixture import MixReport
-
-CHOICES = {
-    "method": ("exact", "ties", "dare", "magnitude"),
-    "dtype": ("same", "fp32", "fp16", "bf16"),
-    "format": ("auto", "kohya", "diffusers", "peft"),
-    "verify": ("factors", "full"),
-}
-"""What the options that take a word may say."""
-
-BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "rank": (lambda value: value >= 1, "at least 1"),
-    "energy": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "max_error": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "density": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-}
-"""What the options that take a number may be, and how to say so."""
-
+_WHERE = "draft mix"
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf)", re.IGNORECASE)
 
+Format = Annotated[str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")]
+Dtype = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Factors: same, fp32, fp16 or bf16.")]
 
-def mix_command(
-    inputs: list[str],
-    *,
-    output: Path | None = None,
-    rank: int | None = None,
-    energy: float | None = None,
-    max_error: float | None = None,
-    component: Sequence[str] = (),
-    block: Sequence[str] = (),
-    normalize: bool = False,
-    method: str = "exact",
-    density: float | None = None,
-    seed: int = 0,
-    dtype: str = "same",
-    format: str = "auto",
-    verify: str = "factors",
-    dry_run: bool = False,
-    force: bool = False,
-    json: bool = False,
+
+def mix(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE[:WEIGHT]...",
+            help="Adapters with weights, e.g. a.safetensors:0.7; or hf://org/repo/file.safetensors@revision:0.7.",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: named after the inputs.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", metavar="N", help="Cut every module to the best of this rank.")
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", metavar="E", help="Keep this share of every module's squared singular values."),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option("--max-error", metavar="X", help="The smallest ranks with this relative error of the whole."),
+    ] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option("--component", metavar="PATTERN=FACTOR", help="Weigh a part, e.g. text_encoder=0 to drop it."),
+    ] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option("--block", metavar="PATTERN=FACTOR", help="Weigh modules by their path, e.g. 'up_blocks.*=0.5'."),
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Divide the weights by their sum.")] = False,
+    method: Annotated[
+        str,
+        typer.Option("--method", metavar="METHOD", help="exact, or ties, dare, magnitude (with --rank, --density)."),
+    ] = "exact",
+    density: Annotated[
+        float | None, typer.Option("--density", metavar="D", help="Share of entries that the other methods keep.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the method dare.")] = 0,
+    dtype: Dtype = "same",
+    format: Format = "auto",
+    verify: Annotated[
+        str, typer.Option("--verify", metavar="HOW", help="Read back: factors, or full (by diffusers' reader too).")
+    ] = "factors",
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep", metavar="A:B:N", help="Draw the mix at N strengths from A to B, with --model, --prompt."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "--base", metavar="MODEL", help="What --sweep draws with.")] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What --sweep draws; again for more.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come out; write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Mix adapter files with weights into one file and print what came out.
-
-    Args:
-        inputs: `path` or `path:weight`; a weight is a strength, negative and above 1 allowed, 1 by default.
-        output: The file to write; None names it after the inputs and weights, in the current folder.
-        rank: The largest rank of a module.
-        energy: Share of the squared singular values to keep in every module.
-        max_error: Relative error over all modules together.
-        component: `pattern=factor` for parts of the pipeline.
-        block: `pattern=factor` for module paths.
-        normalize: Divide the weights by their sum.
-        method: One of `CHOICES["method"]`.
-        density: Share of entries that a method other than `exact` keeps.
-        seed: Of the method `dare`.
-        dtype: Of the written factors, one of `CHOICES["dtype"]`.
-        format: Key format of the file, one of `CHOICES["format"]`.
-        verify: How the written file is checked, one of `CHOICES["verify"]`.
-        dry_run: Print ranks, size and predicted error, and write nothing.
-        force: Overwrite a file that is there.
-        json: Print one JSON object instead of lines.
-
-    Raises:
-        DraftError: Anything about the inputs, the output or the numbers that the user can mend.
-    """
-    given = {"method": method, "dtype": dtype, "format": format, "verify": verify}
-    bounds = {"rank": rank, "energy": energy, "max_error": max_error, "density": density}
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            hint = did_you_mean(value, list(CHOICES[name]))
-            listed = ", ".join(CHOICES[name])
-            raise ConfigError(f"{name} must be one of {listed} (got {value!r})", where="draft mix", hint=hint)
-    for name, (holds, bound) in BOUNDS.items():
-        if (number := bounds[name]) is not None and not holds(number):
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} must be {bound} (got {number:g})", where="draft mix")
+    """Mix adapters, each with a weight, into one exact adapter."""
+    settings = mix_settings(
+        _WHERE,
+        method=method,
+        rank=rank,
+        energy=energy,
+        max_error=max_error,
+        components=parse_factors(component or [], "component"),
+        blocks=parse_factors(block or [], "block"),
+        normalize=normalize,
+        density=density,
+        dtype=dtype,
+        format=format,
+        verify=verify,
+    )
     if not 0 <= seed < 2**63:
-        raise ConfigError(f"--seed must be at least 0 and below 2^63 (got {seed})", where="draft mix")
-    weights = {"components": parse_factors(component, "component"), "blocks": parse_factors(block, "block")}
-    settings = MixSettings(**given, **bounds, **weights, normalize=normalize)  # type: ignore[arg-type]
-    check_settings(settings)
+        raise ConfigError(f"--seed must be at least 0 and less than 2^63 (got {seed})", where=_WHERE)
     if not inputs:
-        raise ConfigError("nothing to mix", where="draft mix", hint="draft mix a.safetensors:0.7 b.safetensors:0.3")
+        raise ConfigError("nothing to mix", where=_WHERE, hint="draft mix a.safetensors:0.7 b.safetensors:0.3")
     terms = [parse_input(text) for text in inputs]
-    target = Path(output_name(terms)) if output is None else Path(output).expanduser()
-    for path, _ in terms:
-        if not path.exists():
-            raise ConfigError("no such adapter file", where=str(path))
-        if target.resolve() == path.resolve():
-            raise ConfigError("the output is also an input", where=str(target), hint="write to another file with -o")
-    if target.exists() and not force and not dry_run:
-        raise ConfigError(
-            "the output is already there", where=str(target), hint="add --force to overwrite it, or -o OTHER"
-        )
+    target = Path(output_name(terms)) if output is None else output.expanduser()
+    stage = None
+    if sweep is not None:
+        paths = [path for path, _ in terms]
+        stage = _plan_sweep(sweep, model, prompt or [], paths, target, force=force, dry_run=dry_run)
+    elif model or prompt:
+        raise ConfigError("--model and --prompt are for --sweep", where=_WHERE, hint="add --sweep 0:1:5")
+    _check_files([path for path, _ in terms], target, overwrite=force or dry_run)
 
     # Only now: importing torch, and diffusers, takes longer than all the checks above.
     from draft.adapters.mixture import mix_files
@@ -118,10 +122,53 @@ def mix_command(
         from draft.diffusion.families.lora_reader import read_as_diffusers as reader
     report = mix_files(terms, target, settings=settings, seed=seed, reader=reader, dry_run=dry_run)
     if json:
-        print(json_module.dumps(_as_json(report, target, dry_run=dry_run), indent=2))
-        return
-    for line in _lines(report, target, method=method, dry_run=dry_run):
-        print(line)
+        print(json_module.dumps(as_json(report, target, dry_run=dry_run), indent=2))
+    else:
+        print("\n".join(lines(report, target, method=method, dry_run=dry_run)))
+    if stage is not None:
+        _draw_sweep(stage, target, force=force, quiet=json)
+
+
+def mix_settings(command: str, **values: Any) -> MixSettings:
+    """Validate options as a pipeline validates the settings of those names.
+
+    Args:
+        command: The command, for errors.
+        **values: Settings by name; what is left out has its default.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigErrors: Values are out of their bounds or none of the choices; all of them.
+    """
+    try:
+        return TypeAdapter(MixSettings).validate_python(values)
+    except ValidationError as error:
+        errors = [_refusal(command, finding) for finding in error.errors()]
+        raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from None
+
+
+def _refusal(command: str, finding: Any) -> DraftError:
+    name, got = str(finding["loc"][0]), finding["input"]
+    hint = typing.get_type_hints(MixSettings, include_extras=True)[name]
+    words = choices(hint)
+    # All bounds of the setting, not only the one that the value has crossed.
+    wanted = f"one of {', '.join(words)}" if words else " and ".join(bounds(hint)) or expected(finding)
+    number = f"{got:g}" if isinstance(got, float) else shown(got)
+    what = f"--{name.replace('_', '-')} must be {wanted} (got {number})"
+    return ConfigError(what, where=command, hint=did_you_mean(str(got), words))
+
+
+def _check_files(inputs: Sequence[Path], target: Path, *, overwrite: bool) -> None:
+    for path in inputs:
+        if not path.exists():
+            raise ConfigError("no such adapter file", where=str(path))
+        if target.resolve() == path.resolve():
+            raise ConfigError("the output is also an input", where=str(target), hint="write to another file with -o")
+    if target.exists() and not overwrite:
+        hint = "add --force to overwrite it, or -o OTHER"
+        raise ConfigError("the output is already there", where=str(target), hint=hint)
 
 
 def parse_factors(texts: Sequence[str], option: str) -> dict[str, float]:
@@ -195,63 +242,36 @@ def output_name(terms: Sequence[tuple[Path, float]]) -> str:
     return f"{name if len(name.encode()) <= 200 else f'{parts[0][:150]}+{len(parts) - 1}_more'}.safetensors"
 
 
-def _lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Iterator[str]:
-    for path, weight, modules, ranks in report.inputs:
-        yield f"{weight:+g} x {path}  ({_count(modules)}, {_ranks(ranks)})"
-    if report.dropped:
-        parts = Counter(name.partition(".")[0] for name in report.dropped)
-        listed = ", ".join(f"{count} of {part}" for part, count in sorted(parts.items()))
-        yield f"left out: {_count(len(report.dropped))} ({listed})"
-    if report.predicted is not None:
-        against = "the exact sum" if method == "exact" else f"the dense {method} result"
-        yield f"smaller rank: relative error {report.predicted:.3g} over all modules, against {against}"
-    size = _size(report.size) if dry_run else _size(sum(file.stat().st_size for file in _files(target)))
-    verb = "would write" if dry_run else "wrote"
-    yield f"{verb} {target}  ({_count(report.modules)}, {_ranks(report.ranks)}, {report.dtype}, {size})"
-    if report.error is not None:
-        yield f"read back: largest relative error {report.error:.1e}"
-        if report.predicted is not None and report.total is not None and method == "exact":
-            yield f"read back: relative error {report.total:.3g} over all modules"
-    if report.peer_error is not None:
-        yield f"read by diffusers: largest relative error {report.peer_error:.1e}"
+def _plan_sweep(
+    sweep: str, model: str, prompts: list[str], inputs: Sequence[Path], target: Path, *, force: bool, dry_run: bool
+) -> dict[str, Any]:
+    """A stage of kind `strip`, checked before anything is mixed, with the first input in place of the mix."""
+    if dry_run:
+        raise ConfigError("--sweep draws with the written mix, and --dry-run writes none", where=_WHERE)
+    if not prompts:
+        raise ConfigError("--sweep needs a prompt", where=_WHERE, hint='--prompt "a cat"')
+    stage = strip_stage(
+        inputs[:1],
+        model=model,
+        prompts=prompts,
+        scales=parse_scales(sweep, option="--sweep"),
+        scales_b=None,
+        seeds=[0, 1, 2],
+        rewards={},
+        sampler={},
+        device="auto",
+    )
+    check_stage(stage)
+    check_target(_strip_folder(target), force=force)
+    return stage
 
 
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else list(path.iterdir())
+def _draw_sweep(stage: dict[str, Any], target: Path, *, force: bool, quiet: bool) -> None:
+    stage = {**stage, "adapters": {"mix": {"from": str(target)}}}
+    made, _ = write_strip(stage, _strip_folder(target), force=force, quiet=quiet)
+    if not quiet:
+        print(f"strip in {made['strip']}")
 
 
-def _count(modules: int) -> str:
-    return f"{modules} module{'' if modules == 1 else 's'}"
-
-
-def _ranks(ranks: dict[int, int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {next(iter(ranks))}"
-    if len(ranks) > 6:
-        return f"ranks {min(ranks)} to {max(ranks)}"
-    return "ranks " + ", ".join(f"{rank} ({count})" for rank, count in ranks.items())
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-
-
-def _as_json(report: MixReport, target: Path, *, dry_run: bool) -> dict[str, Any]:
-    return {
-        "output": str(target),
-        "written": not dry_run,
-        "inputs": [
-            {"path": str(path), "weight": weight, "modules": modules, "ranks": ranks}
-            for path, weight, modules, ranks in report.inputs
-        ],
-        "modules": report.modules,
-        "left_out": list(report.dropped),
-        "ranks": report.ranks,
-        "dtype": report.dtype,
-        "bytes_of_factors": report.size,
-        "predicted_relative_error": report.predicted,
-        "relative_error": report.total,
-        "largest_relative_error": report.error,
-        "worst_module": report.worst,
-        "largest_relative_error_in_diffusers": report.peer_error,
-    }
+def _strip_folder(target: Path) -> Path:
+    return target.with_name(f"{target.stem}_strip")

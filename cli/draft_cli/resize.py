@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from draft.errors import ConfigError
-from draft_cli.convert import check_files, check_numbers, check_words, print_conversion
+from draft_cli.convert import check_files, print_conversion
+from draft_cli.mix import Dtype, Format, mix_settings
 
 
 def resize(
@@ -21,10 +22,8 @@ def resize(
     max_error: Annotated[
         float | None, typer.Option("--max-error", metavar="ERROR", help="Relative error of all modules together.")
     ] = None,
-    format: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")
-    ] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Factors: same, fp32, fp16 or bf16.")] = "same",
+    format: Format = "auto",
+    dtype: Dtype = "same",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
@@ -38,11 +37,12 @@ def resize(
             where="draft resize",
             hint="--energy 0.99 keeps 99% of every module's energy",
         )
-    check_words("draft resize", {"format": format, "dtype": dtype})
-    check_numbers("draft resize", bounds)
+    settings = mix_settings("draft resize", format=format, dtype=dtype, **bounds)
     source, target = check_files(file, output, force=force)
 
     from draft.adapters.conversion import resize_file
 
-    found = resize_file(source, target, **bounds, format=format, dtype=dtype)  # type: ignore[arg-type]
+    found = resize_file(
+        source, target, rank=rank, energy=energy, max_error=max_error, format=settings.format, dtype=settings.dtype
+    )
     print_conversion(found, json=json)

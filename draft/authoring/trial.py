@@ -16,7 +16,7 @@ from draft.authoring.stand_in import offering_stand_in
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.generate import make_output, seeded_noise
-from draft.diffusion.memory import check_fits
+from draft.diffusion.memory import require_memory
 from draft.diffusion.sampling import sample
 from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import SamplerSettings
@@ -149,7 +149,7 @@ def _load(settings: TrialSettings, device: torch.device) -> TextToImage:
             hint=did_you_mean(path, known, otherwise=otherwise),
         )
     path = str(Path(path).expanduser())
-    check_fits(path, settings.device)
+    require_memory(path, settings.device, torch.float32)
     return load_text_to_image(path, device=device, dtype=torch.float32)
 
 
@@ -159,6 +159,7 @@ def _draw(model: TextToImage, prompts: Sequence[str], noise: Tensor) -> Tensor:
     grid = make_grid(model.schedule(size, SAMPLER.num_inference_steps), SAMPLER)
     with torch.no_grad():
         conditioning, unconditional = model.encode(prompts, size), model.unconditional(SAMPLER.negative_prompt, size)
+        model.drop_encoders()
         output = make_output(model, grid, conditioning, unconditional, SAMPLER)
         return sample(output, grid, noise)
 

@@ -10,7 +10,7 @@ import torch
 
 from draft.comparison.page import write_page
 from draft.comparison.plot import save_plot
-from draft.comparison.record import TrainingRun
+from draft.comparison.record import TrainingRecord
 from draft.comparison.results import Comparison, MethodResult, json_text, spread
 from draft.comparison.samples import REWARD, MetricSet, evenly, make_metric_set, measure_metrics
 from draft.comparison.search import AXIS, find_rate
@@ -19,7 +19,7 @@ from draft.comparison.table import markdown
 from draft.comparison.training import EvaluationPlan, TrainingInputs, run_training
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import load_text_to_image
-from draft.diffusion.memory import check_fits, told_memory
+from draft.diffusion.memory import explain_out_of_memory, require_memory
 from draft.errors import DraftError
 from draft.progress import Progress
 from draft.rewards.reward import Term
@@ -73,7 +73,7 @@ def compare(
         DraftError: The model, the prompts or a reward cannot be used, or a training cannot begin. One that breaks off
             later is a result, not an error.
     """
-    with told_memory():
+    with explain_out_of_memory():
         (curve, start), (final, base) = _measure_base(settings, inputs, measure, held_out, measures, seed)
     progress.say(f"base: reward {base[REWARD]:.4g} on held-out prompts")
     budget = {axis: float(getattr(settings.budget, axis)) for axis in AXES}
@@ -85,7 +85,7 @@ def compare(
     searches = sum(len(set(one.learning_rates)) for one in methods.values() if len(one.learning_rates) > 1)
     progress.start("compare", _STEPS * (searches + len(methods) * len(settings.seeds)))
 
-    def run(label: str, plan: EvaluationPlan, *, rate: float, seed: int, place: str) -> TrainingRun:
+    def run(label: str, plan: EvaluationPlan, *, rate: float, seed: int, place: str) -> TrainingRecord:
         counted = 0
 
         def report(share: float, row: Mapping[str, float]) -> None:
@@ -116,7 +116,7 @@ def compare(
         )
         chosen = rates[label]
         progress.say(f"{label}: every learning rate failed" if chosen is None else f"{label}: learning rate {chosen:g}")
-    runs: dict[str, list[TrainingRun]] = {label: [] for label in methods}
+    runs: dict[str, list[TrainingRecord]] = {label: [] for label in methods}
     for one in settings.seeds:  # seed by seed, so that a machine that slows down does so for all methods
         for label, rate in rates.items():
             if rate is None:
@@ -158,8 +158,8 @@ def _measure_base(
 ) -> tuple[tuple[MetricSet, dict[str, float]], tuple[MetricSet, dict[str, float]]]:
     """The metric sets of the curves and of the held-out prompts, each with what the base model scores there."""
     device = choose_device(settings.device)
-    check_fits(inputs.model, settings.device)
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+    require_memory(inputs.model, settings.device, dtype)
     model = load_text_to_image(inputs.model, device=device, dtype=dtype)
     trained, others = (
         load_rewards(inputs.terms, device, check_images=True),
@@ -174,5 +174,6 @@ def _measure_base(
             model, held_out, [*trained, *others], weights=weights, settings=settings, measure=measure, seed=seed
         ),
     ]
+    model.drop_encoders()
     curve, final = ((metric_set, measure_metrics(model, metric_set)) for metric_set in metric_sets)
     return curve, final

@@ -24,7 +24,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRun:
+class TrainingRecord:
     """One training, as far as it came.
 
     Args:
@@ -46,7 +46,7 @@ class TrainingRun:
     failure: str = ""
 
 
-def write_training_run(run: TrainingRun, file: Path) -> None:
+def write_training_record(run: TrainingRecord, file: Path) -> None:
     """Write what a training came to; the file is complete at every moment, the old one or the new one.
 
     Args:
@@ -56,11 +56,11 @@ def write_training_run(run: TrainingRun, file: Path) -> None:
     write_text(file, json.dumps(asdict(run), indent=1) + "\n")
 
 
-def read_training_run(file: Path) -> TrainingRun | None:
+def read_training_record(file: Path) -> TrainingRecord | None:
     """Read what a training came to.
 
     Args:
-        file: As `write_training_run` wrote it.
+        file: As `write_training_record` wrote it.
 
     Returns:
         The training; None where there is no such file.
@@ -70,4 +70,4 @@ def read_training_run(file: Path) -> TrainingRun | None:
     data = json.loads(file.read_text(encoding="utf-8"))
     curve = tuple(Point(**point) for point in data.pop("curve"))
     spent = {axis: Point(**point) for axis, point in data.pop("spent").items()}
-    return TrainingRun(curve=curve, spent=spent, **data)
+    return TrainingRecord(curve=curve, spent=spent, **data)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from draft.comparison.record import TrainingRun
+from draft.comparison.record import TrainingRecord
 from draft.comparison.samples import REWARD
 from draft.comparison.search import AXIS, figure
 from draft.comparison.settings import AXES, ComparisonSettings, MethodConfig
@@ -27,11 +27,11 @@ class MethodResult:
 
     config: MethodConfig
     rate: float | None
-    tried: Mapping[float, TrainingRun]
-    runs: Sequence[TrainingRun]
+    tried: Mapping[float, TrainingRecord]
+    runs: Sequence[TrainingRecord]
 
     @property
-    def completed(self) -> list[TrainingRun]:
+    def completed(self) -> list[TrainingRecord]:
         """The trainings that did not break off."""
         return [run for run in self.runs if not run.failure]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from draft.comparison.settings import ComparisonSettings, MeasureSettings
 from draft.diffusion.conditioning import Conditioning
+from draft.diffusion.embedding import embed_texts
 from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images, seeded_noise
 from draft.diffusion.settings import SamplerSettings
@@ -79,14 +79,10 @@ def make_metric_set(
     """
     seeded = seed_prompts(prompts, images_per_prompt=measure.images_per_prompt, seed=seed)
     size = size_of(settings.resolution, model.default_size)
-    with torch.no_grad():
-        starts = range(0, len(prompts), measure.batch_size)
-        parts = [model.encode(list(prompts[k : k + measure.batch_size]), size).to("cpu") for k in starts]
-        unconditional = model.unconditional(settings.sampler.negative_prompt, size)
     return MetricSet(
         seeded=seeded,
-        conditioning=Conditioning.cat(parts)[list(seeded.groups)],
-        unconditional=unconditional,
+        conditioning=embed_texts(model, list(prompts), size)[list(seeded.groups)],
+        unconditional=model.unconditional(settings.sampler.negative_prompt, size),
         noise=seeded_noise(seeded.seeds, model.latent_shape(size)),
         sampler=replace(settings.sampler, eta=0.0),
         size=size,

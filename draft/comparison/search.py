@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from draft.comparison.record import TrainingRun
+from draft.comparison.record import TrainingRecord
 from draft.comparison.samples import REWARD
 
 AXIS = "seconds"
@@ -13,8 +13,8 @@ AXIS = "seconds"
 
 
 def find_rate(
-    rates: Sequence[float], try_rate: Callable[[float], TrainingRun]
-) -> tuple[float | None, dict[float, TrainingRun]]:
+    rates: Sequence[float], try_rate: Callable[[float], TrainingRecord]
+) -> tuple[float | None, dict[float, TrainingRecord]]:
     """Train once with each learning rate and take the one whose samples score best.
 
     Args:
@@ -32,7 +32,7 @@ def find_rate(
     return max(usable, key=lambda rate: rewards[rate], default=None), tried
 
 
-def figure(run: TrainingRun, axis: str, label: str) -> float:
+def figure(run: TrainingRecord, axis: str, label: str) -> float:
     """What a training's samples scored when it had spent one budget.
 
     Args:

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from draft.comparison.memory import held_memory, peak_memory, restart_peak
-from draft.comparison.record import Point, TrainingRun, read_training_run, write_training_run
+from draft.comparison.record import Point, TrainingRecord, read_training_record, write_training_record
 from draft.comparison.samples import MetricSet, measure_metrics
 from draft.comparison.settings import MethodConfig
 from draft.diffusion.device import choose_device
-from draft.diffusion.memory import told_memory
+from draft.diffusion.memory import explain_out_of_memory
 from draft.errors import ResourceError, StageError
 from draft.isolation.reward import ending_processes
 from draft.progress import Silent
@@ -68,7 +68,7 @@ def run_training(
     seed: int,
     folder: Path,
     report: Callable[[float, Mapping[str, float]], None],
-) -> TrainingRun:
+) -> TrainingRecord:
     """Train until the budget is spent; an interrupted training is resumed, a finished one read from its file.
 
     Args:
@@ -88,10 +88,10 @@ def run_training(
         DraftError: It cannot even begin.
     """
     done, notes = folder / "done.json", folder / "notes.json"
-    if (finished := read_training_run(done)) is not None:
+    if (finished := read_training_record(done)) is not None:
         return finished
     folder.mkdir(parents=True, exist_ok=True)
-    state = read_training_run(notes) or TrainingRun(rate=rate, seed=seed)
+    state = read_training_record(notes) or TrainingRecord(rate=rate, seed=seed)
     device = choose_device(config.device)
     held = held_memory(device)
 
@@ -99,7 +99,7 @@ def run_training(
         nonlocal state
         state = replace(state, memory=_most(state.memory, peak_memory(device), held))
         state = _evaluate(state, progressed, plan, folder)
-        write_training_run(state, notes)
+        write_training_record(state, notes)
         share = _share(state.spending, plan)
         report(share, progressed.row)
         restart_peak(device)  # the evaluation is no part of the training's memory
@@ -107,7 +107,7 @@ def run_training(
 
     restart_peak(device)
     try:
-        with told_memory(), ending_processes(inputs.terms):
+        with explain_out_of_memory(), ending_processes(inputs.terms):
             train(
                 replace(config, learning_rate=rate, max_steps=_ENDLESS),
                 model=inputs.model,
@@ -122,12 +122,12 @@ def run_training(
         if not _own_failure(error, folder):
             raise
         state = replace(state, failure=error.what)
-    write_training_run(state, done)
+    write_training_record(state, done)
     notes.unlink(missing_ok=True)
     return state
 
 
-def _evaluate(state: TrainingRun, progressed: Progressed, plan: EvaluationPlan, folder: Path) -> TrainingRun:
+def _evaluate(state: TrainingRecord, progressed: Progressed, plan: EvaluationPlan, folder: Path) -> TrainingRecord:
     """Add the points of the curve and of the budgets that an update reaches."""
     now, model = dict(progressed.totals), progressed.model
 

@@ -53,17 +53,41 @@ def generate_images(
         raise DraftError(f"there must be one seed per prompt, {len(prompts)} (got {len(seeds)})")
     texts = [str(prompt) for prompt in prompts]
     size = size or model.default_size
-    shape = model.latent_shape(size)
-    with torch.no_grad():
-        unconditional = model.unconditional(sampler.negative_prompt, size)
+    unconditional = model.unconditional(sampler.negative_prompt, size)
     for start in range(0, len(texts), batch_size):
         chosen = slice(start, start + batch_size)
-        with torch.no_grad():
-            conditioning = model.encode(texts[chosen], size)
-            noise = seeded_draws(seeds[chosen], shape, 1 + sampler.num_inference_steps * (sampler.eta > 0))
-            yield sample_images(
-                model, conditioning, unconditional, noise[0], sampler, size, fresh=list(noise[1:]), schedule=schedule
-            )
+        conditioning = model.encode(texts[chosen], size)
+        yield sample_seeds(model, conditioning, unconditional, seeds[chosen], sampler, size, schedule=schedule)
+
+
+def sample_seeds(
+    model: TextToImage,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    seeds: Sequence[int],
+    sampler: SamplerSettings,
+    size: Size,
+    *,
+    schedule: AdapterSchedule = _CONSTANT,
+) -> Images:
+    """Sample one batch from its conditioning and seeds, without gradient.
+
+    Args:
+        model: The text-to-image model; its text encoders are not needed.
+        conditioning: The prompts', of length B.
+        unconditional: The negative prompt's, of length 1.
+        seeds: B seeds, all noise of an image from its own.
+        sampler: How to sample.
+        size: The images' size.
+        schedule: In which steps the adapter takes part.
+
+    Returns:
+        Float32 on the CPU, (B, 3, H, W), sRGB in [0, 1].
+    """
+    noise = seeded_draws(seeds, model.latent_shape(size), 1 + sampler.num_inference_steps * (sampler.eta > 0))
+    return sample_images(
+        model, conditioning, unconditional, noise[0], sampler, size, fresh=list(noise[1:]), schedule=schedule
+    )
 
 
 def sample_images(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -201,18 +201,19 @@ def use_lora(network: nn.Module, name: str | None, scale: float = 1.0) -> None:
     use_loras(network, {} if name is None else {name: scale})
 
 
-def use_loras(network: nn.Module, scales: Mapping[str, float]) -> None:
+def use_loras(network: nn.Module, scales: Mapping[str, float], *, missing: bool = False) -> None:
     """Switch to a sum of adapters, W + sum_i s_i B_i A_i; all others are off.
 
     Args:
         network: The network.
         scales: Adapter's name to the factor of its effect. One at 0 is switched off, so that without any other the
             network is the base model, bit for bit.
+        missing: Whether an adapter that the network does not have is passed over.
 
     Raises:
         DraftError: There is no adapter of a name.
     """
-    for name in scales:
+    for name in () if missing else scales:
         if not _layers(network, _key(name)):
             raise DraftError(f"there is no adapter {name!r} on this model")
     _activate(network, {_key(name): scale for name, scale in scales.items() if scale})
@@ -229,17 +230,31 @@ def lora_off(network: nn.Module) -> Iterator[None]:
         Nothing.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
-    required = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
-    before = [list(layer.active_adapters) for layer in layers]
-    for layer in layers:
-        _set(layer, _beneath(layer))
-    try:
+    with _switched([(layer, _beneath(layer)) for layer in layers]):
         yield
-    finally:
-        for layer, keys in zip(layers, before, strict=True):
-            _set(layer, keys)
-        for parameter, flag in required:  # peft switches gradients along with adapters
-            parameter.requires_grad_(flag)
+
+
+def adapters_kept(network: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for computing a network twice: as it is, and again with the adapters that are on now.
+
+    Args:
+        network: The network, or a part of it.
+
+    Returns:
+        The first changes nothing; within the second the same adapters are on as when this was called.
+    """
+    layers = [(module, _keys(module)) for module in network.modules() if isinstance(module, LoraLayer)]
+    required = [(parameter, parameter.requires_grad) for layer, _ in layers for parameter in layer.parameters()]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        changed = [(layer, keys) for layer, keys in layers if _keys(layer) != keys]
+        with _switched(changed):
+            for parameter, flag in required if changed else ():
+                parameter.requires_grad_(flag)
+            yield
+
+    return nullcontext(), again()
 
 
 def lora_norm(network: nn.Module) -> Tensor:
@@ -292,6 +307,27 @@ def _activate(network: nn.Module, scales: Mapping[str, float]) -> None:
             _set(layer, [*_beneath(layer), *own])
     for parameter, flag in required.items():  # peft switches gradients along with adapters
         parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _switched(layers: Sequence[tuple[LoraLayer, list[str]]]) -> Iterator[None]:
+    """Have the given adapters on in some layers, and afterwards those that were."""
+    required = [(parameter, parameter.requires_grad) for layer, _ in layers for parameter in layer.parameters()]
+    before = [_keys(layer) for layer, _ in layers]
+    for layer, keys in layers:
+        _set(layer, keys)
+    try:
+        yield
+    finally:
+        for (layer, _), keys in zip(layers, before, strict=True):
+            _set(layer, keys)
+        for parameter, flag in required:  # peft switches gradients along with adapters
+            parameter.requires_grad_(flag)
+
+
+def _keys(layer: LoraLayer) -> list[str]:
+    """The adapters that are on."""
+    return [] if layer.disable_adapters else list(layer.active_adapters)
 
 
 def _beneath(layer: LoraLayer) -> list[str]:

@@ -1,62 +1,65 @@
-"""Whether a model fits this machine: told before its weights are read, or when memory runs out after all."""
+"""Whether a model fits this machine: reported before its weights are read, or when memory runs out after all."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+import psutil
 import torch
 
 from draft.diffusion.device import choose_device
-from draft.diffusion.families import denoiser_parameters
+from draft.diffusion.families import count_parameters
 from draft.errors import ResourceError
 
 LARGE = 200_000_000
-"""Parameters of a denoiser above which `device: auto` does not settle for a CPU."""
-
-_LOADED_BYTES = 4  # weights are read in float32, whatever precision they get then
+"""Parameters of a network above which `device: auto` does not settle for a CPU."""
 
 
-def check_fits(model: str, device: str) -> None:
+def require_memory(model: str, device: str, dtype: torch.dtype) -> None:
     """Refuse a model that this machine is too small for, before any of its weights are read or downloaded.
 
-    On a CPU: a denoiser of more than `LARGE` parameters where nobody asked for a CPU, and one whose weights alone are
-    larger than the free memory. An accelerator shows by itself what it has room for, see `told_memory`.
+    On a CPU: a network of more than `LARGE` parameters where nobody asked for a CPU, and one whose weights alone are
+    larger than the free memory. Text encoders are freed before the denoiser is read, so that the larger of the two
+    counts. An accelerator shows by itself what it has room for, see `explain_out_of_memory`.
 
     Args:
         model: A folder, a `.safetensors` checkpoint or a hub id.
         device: The setting: `auto`, `cpu`, `cuda`, ...
+        dtype: Precision in which the weights are read.
 
     Raises:
         ResourceError: It does not fit.
     """
     if choose_device(device).type != "cpu":
         return
-    parameters = denoiser_parameters(model)
-    if parameters is None:
+    counts = count_parameters(model)
+    if not counts:
         return
-    size = f"{parameters / 1e6:.0f} M parameters, {_gigabytes(parameters * _LOADED_BYTES)} in float32"
+    denoiser = sum(count for name, count in counts.items() if name in ("unet", "transformer"))
+    encoders = sum(counts.values()) - denoiser
+    parameters, what = max((denoiser, "the denoiser"), (encoders, "the text encoders"))
+    size = parameters * dtype.itemsize
+    named = f"{what} ({parameters / 1e6:.0f} M parameters, {_gigabytes(size)} in {str(dtype).removeprefix('torch.')})"
     if device == "auto" and parameters > LARGE:
         raise ResourceError(
             f"model {model!r} is too large to go without a GPU, and there is none here",
-            needs=f"a GPU with room for the denoiser ({size}) and for what is computed with it",
+            needs=f"a GPU with room for {named} and for what is computed with it",
             hint="`device: cpu` insists, if you have the time",
         )
     free = free_memory()
-    if free is not None and parameters * _LOADED_BYTES > free:
+    if size > free:
         raise ResourceError(
             f"model {model!r} does not fit into the memory that is free here ({_gigabytes(free)})",
-            needs=f"room for the denoiser ({size}) and for what is computed with it",
+            needs=f"room for {named} and for what is computed with it",
             hint="close other programs, or use a machine with more memory",
         )
 
 
 @contextmanager
-def told_memory() -> Iterator[None]:
-    """Tell memory that runs out inside the block as what a stage needs, instead of as a bug.
+def explain_out_of_memory() -> Iterator[None]:
+    """Report memory that runs out inside the block as what a stage needs, instead of as a bug.
 
     Yields:
         Nothing.
@@ -82,19 +85,9 @@ def told_memory() -> Iterator[None]:
         ) from error
 
 
-def free_memory() -> int | None:
-    """The bytes of memory that programs may still take, or all there is where only that is known; None: unknown."""
-    try:
-        # What the kernel would free for a program counts as free; sysconf's free pages leave that out.
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+def free_memory() -> int:
+    """The bytes of memory that programs may still take, with what the system would free for them."""
+    return int(psutil.virtual_memory().available)
 
 
 def _gigabytes(size: int) -> str:

@@ -12,7 +12,7 @@ from draft.evaluation.page import write_page
 from draft.evaluation.results import Results, compare, csv_text, json_text
 from draft.evaluation.settings import EvaluateSettings
 from draft.evaluation.stamp import write_stamped
-from draft.evaluation.variants import BASE, draw, keep_pictures, load_model_with_adapters, seed_prompts, switch
+from draft.evaluation.variants import BASE, draw, keep_pictures, load_variants, seed_prompts
 from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.rewards import load_rewards, score_batches
@@ -62,25 +62,25 @@ def evaluate(
     if not terms:
         raise ConfigError("nothing to measure (got 0 rewards)", hint="name at least one reward")
     seeded = seed_prompts(prompts, images_per_prompt=settings.images_per_prompt, seed=seed)
-    loaded_model = load_model_with_adapters(model, adapters, settings, progress)
-    rewards = load_rewards(terms, loaded_model.device, check_images=True)
+    files, weights = ({label: part[k] for label, part in adapters.items()} for k in (0, 1))
+    blends = [{}, *({label: weight} for label, weight in weights.items())]
+    loaded = load_variants(model, files, blends, list(prompts), settings, progress)
+    rewards = load_rewards(terms, loaded.model.device, check_images=True)
     variants, schedules = [BASE, *adapters], schedules or {}
     pictures: dict[str, list[Path]] = {variant: [] for variant in variants}
     scores: dict[str, dict[str, list[float]]] = {}
     progress.start("evaluate", len(variants) * len(seeded.seeds))
-    for variant in variants:
-        switch(loaded_model, variant, adapters)
+    for number, variant in enumerate(variants):
         target = folder / "images" / safe_name(variant)
-        drawn = keep_pictures(
-            draw(loaded_model, seeded, settings, schedules.get(variant)), target, pictures[variant], progress
-        )
+        images = draw(loaded, number, seeded, settings, schedules.get(variant))
+        drawn = keep_pictures(images, target, pictures[variant], progress)
         scores[variant] = score_batches(rewards, drawn, seeded.prompts)
     progress.stop()
 
     results = Results(
         title=title,
         model=model_name or model,
-        weights={label: weight for label, (_, weight) in adapters.items()},
+        weights=weights,
         schedules={label: one for label, one in schedules.items() if one.kind != "constant"},
         prompts=tuple(seeded.prompts),
         seeds=seeded.seeds,

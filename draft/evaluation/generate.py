@@ -11,7 +11,7 @@ from PIL import Image
 
 from draft.diffusion.control.schedules import AdapterSchedule
 from draft.evaluation.settings import GenerateSettings
-from draft.evaluation.variants import BASE, draw, load_model_with_adapters, seed_prompts, switch
+from draft.evaluation.variants import BASE, draw, load_variants, seed_prompts
 from draft.progress import Progress
 from draft.report.pictures import contact_sheet, save_pictures, to_picture
 from draft.types import Prompts
@@ -47,16 +47,17 @@ def generate(
         DraftError: The model, an adapter or the prompts cannot be used.
     """
     seeded = seed_prompts(prompts, images_per_prompt=settings.images_per_prompt, seed=seed)
-    loaded_model = load_model_with_adapters(model, adapters, settings, progress)
+    files = {label: path for label, (path, _) in adapters.items()}
+    blends: list[dict[str, float]] = [{label: weight} for label, (_, weight) in adapters.items()] or [{}]
+    loaded = load_variants(model, files, blends, list(prompts), settings, progress)
     variants = list(adapters) or [BASE]
     target = folder / "images"
     rows: list[list[Image.Image]] = []
     lines: list[str] = []
     progress.start("generate", len(variants) * len(seeded.seeds))
-    for variant in variants:
-        switch(loaded_model, variant, adapters)
+    for number, variant in enumerate(variants):
         pictures: list[Image.Image] = []
-        for batch, images in draw(loaded_model, seeded, settings, (schedules or {}).get(variant)):
+        for batch, images in draw(loaded, number, seeded, settings, (schedules or {}).get(variant)):
             start = len(pictures)
             pictures += [to_picture(image) for image in images]
             files = save_pictures(pictures[start:], target / safe_name(variant), start=start)

@@ -18,16 +18,16 @@ from draft.diffusion.control.values import SamplingMethod
 from draft.diffusion.schedule import make_grid
 from draft.evaluation.generate import safe_name
 from draft.evaluation.settings import GenerateSettings
-from draft.evaluation.variants import BASE, PromptSeeds, load_model_with_adapters, seed_prompts, switch
+from draft.evaluation.variants import BASE, PromptSeeds, load_variants, seed_prompts
 from draft.generation.cost import Cost
-from draft.generation.methods import SamplingContext, draw_plain, draw_with
+from draft.generation.methods import SamplingContext, draw_plain, draw_with, texts_of
 from draft.progress import Progress
 from draft.report.pictures import contact_sheet, save_pictures, to_picture
 from draft.rewards.reward import Term
 from draft.scoring.backward import Scorer
 from draft.scoring.guards import check_terms
 from draft.scoring.rewards import finite_mean, load_rewards, numbers
-from draft.types import Prompts, size_of
+from draft.types import Prompts
 
 REWARD = "reward"
 """The weighted sum of all rewards, among the scores of an image."""
@@ -88,21 +88,22 @@ def generate_by_reward(
     """
     check_terms(terms, gradient=method.reward_gradient)
     seeded = seed_prompts(prompts, images_per_prompt=settings.images_per_prompt, seed=seed)
-    loaded_model = load_model_with_adapters(model, adapters, settings, progress)
-    scorer = Scorer(loaded_model.decode, load_rewards(terms, loaded_model.device), method.micro_batch_size)
+    files = {label: path for label, (path, _) in adapters.items()}
+    blends: list[dict[str, float]] = [{label: weight} for label, (_, weight) in adapters.items()] or [{}]
+    loaded = load_variants(model, files, blends, texts_of(method, prompts), settings, progress)
+    drawer, size = loaded.model, loaded.size
+    scorer = Scorer(drawer.decode, load_rewards(terms, drawer.device), method.micro_batch_size)
     variants = list(adapters) or [BASE]
     record, target = Record(), folder / "images"
-    size = size_of(settings.resolution, loaded_model.default_size)
     progress.start("generate", len(variants) * len(seeded.seeds))
-    for variant in variants:
-        switch(loaded_model, variant, adapters)
+    for number, variant in enumerate(variants):
         context = SamplingContext(
-            model=loaded_model,
+            model=drawer,
             scorer=scorer,
-            grid=make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler),
+            grid=make_grid(drawer.schedule(size, settings.sampler.num_inference_steps), settings.sampler),
             sampler=settings.sampler,
             schedule=(schedules or {}).get(variant, Constant()),
-            unconditional=loaded_model.unconditional(settings.sampler.negative_prompt, size),
+            embedded=loaded.switch(number),
             size=size,
         )
         _draw_variant(variant, method, context, seeded, settings.batch_size, target, record, progress)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.control.noise import optimise_noise
 from draft.diffusion.control.schedules import AdapterSchedule
 from draft.diffusion.control.search import best_of, modified
 from draft.diffusion.control.steering import steer
 from draft.diffusion.control.values import Guided, NoiseOpt, PromptSearch, SamplingMethod
+from draft.diffusion.embedding import Embedded
 from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import make_output, seeded_draws
 from draft.diffusion.sampling import Output, sample
@@ -36,7 +36,7 @@ class SamplingContext:
         grid: The sampling grid.
         sampler: How images are sampled.
         schedule: In which steps the variant's adapter takes part.
-        unconditional: The negative prompt's conditioning, of length 1.
+        embedded: All texts that it draws.
         size: The images' size.
     """
 
@@ -45,16 +45,14 @@ class SamplingContext:
     grid: Grid
     sampler: SamplerSettings
     schedule: AdapterSchedule
-    unconditional: Conditioning
+    embedded: Embedded
     size: Size
 
     def output(self, texts: Sequence[str], cost: Cost | None = None) -> Output:
         """The guided network for B texts."""
         net = self.model.denoise if cost is None else counted(self.model.denoise, cost)
-        conditioning = self.model.encode(texts, self.size)
-        return make_output(
-            self.model, self.grid, conditioning, self.unconditional, self.sampler, self.schedule, net=net
-        )
+        conditioning, unconditional = self.embedded.take(texts, self.model.device), self.embedded.unconditional
+        return make_output(self.model, self.grid, conditioning, unconditional, self.sampler, self.schedule, net=net)
 
     def draws(self, seeds: Sequence[int], count: int) -> list[Tensor]:
         """`count` standard normal tensors (B, C, ...), each sample's from its own seed, the first always the same."""
@@ -84,6 +82,20 @@ class Drawn:
     latents: Tensor
     cost: Cost = field(default_factory=Cost)
     details: Sequence[dict[str, Any]] = ()
+
+
+def texts_of(method: SamplingMethod, prompts: Sequence[str]) -> list[str]:
+    """Every text that a method draws for some prompts.
+
+    Args:
+        method: The method.
+        prompts: The prompts.
+
+    Returns:
+        The prompts, and what the method makes of them.
+    """
+    modifiers = method.modifiers if isinstance(method, PromptSearch) else ()
+    return [*prompts, *(modified(text, modifier) for modifier in modifiers for text in prompts)]
 
 
 def draw_plain(context: SamplingContext, prompts: Prompts, seeds: Sequence[int]) -> Tensor:

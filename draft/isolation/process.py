@@ -43,10 +43,7 @@ class Worker:
         self.name, self.where, self.python, self._isolation = name, where, python, isolation
         # -P: a folder `draft` where we stand must not hide the one that is installed there.
         try:
-            self._process = subprocess.Popen(
-                [str(python), "-P", "-m", MODULE], env=own_variables(), bufsize=0, **processes.own_group(),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
+            self._process = processes.start([str(python), "-P", "-m", MODULE], env=own_variables())
         except OSError as error:
             what = f"cannot start {str(python)!r} for reward {name!r}: {error.strerror or error}"
             raise IsolatedError(what, where=where) from None

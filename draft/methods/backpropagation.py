@@ -103,7 +103,9 @@ class Backpropagation(Stateless):
     def _denoisers(self, run: TrainingRun, batch: Batch, sink: list[Tensor], *, checkpointing: bool) -> Denoisers:
         settings = run.settings
         recorded = run.output(batch, gradient=settings.cfg_gradient, recorded=True, grid=self.grid)
-        if checkpointing if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing:
+        # Of many calls even the blocks' inputs are too much to keep; of few, not where the blocks are recomputed.
+        few = run.recomputes_blocks and not checkpointing
+        if checkpointing if settings.gradient_checkpointing == "auto" else settings.gradient_checkpointing and not few:
             recorded = checkpointed(recorded)
         if settings.penalty.epsilon:
             base = run.output(batch, adapted=False, grid=self.grid)

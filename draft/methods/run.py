@@ -110,6 +110,11 @@ class TrainingRun(Protocol):
         ...
 
     @property
+    def recomputes_blocks(self) -> bool:
+        """Whether the network recomputes its blocks in backward, so that a call by itself keeps little."""
+        ...
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """What learns."""
         ...

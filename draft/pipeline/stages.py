@@ -72,13 +72,13 @@ Executor: TypeAlias = Callable[[Job], Mapping[str, float]]
 
 def run_train(job: Job) -> Mapping[str, float]:
     """Train an adapter."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.training.base_adapters import Foundation
     from draft.training.train import train
 
     stage = _expect(job, TrainStage)
     beneath = [(job.files[f"base_adapters.{index}"], each.weight) for index, each in enumerate(stage.base_adapters)]
-    with told_memory(), ending_processes(job.stage.terms):
+    with explain_out_of_memory(), ending_processes(job.stage.terms):
         return train(
             stage,
             model=job.stage.model,
@@ -109,10 +109,10 @@ def run_mix(job: Job) -> Mapping[str, float]:
 
 def run_evaluate(job: Job) -> Mapping[str, float]:
     """Compare adapters with the base model and write the page."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.evaluation.evaluate import evaluate
 
-    with told_memory(), ending_processes(job.stage.terms):
+    with explain_out_of_memory(), ending_processes(job.stage.terms):
         return evaluate(
             _expect(job, EvaluateStage),
             model=job.stage.model,
@@ -132,13 +132,13 @@ def run_evaluate(job: Job) -> Mapping[str, float]:
 
 def run_generate(job: Job) -> Mapping[str, float]:
     """Make images, by a method that raises rewards where there is one."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.evaluation.generate import generate
     from draft.generation.generate import generate_by_reward
 
     stage = _expect(job, GenerateStage)
     made = generate if stage.method is None else partial(generate_by_reward, method=stage.method, terms=job.stage.terms)
-    with told_memory(), ending_processes(job.stage.terms):
+    with explain_out_of_memory(), ending_processes(job.stage.terms):
         return made(
             stage,
             model=job.stage.model,
@@ -178,11 +178,11 @@ def run_compare(job: Job) -> Mapping[str, float]:
 
 def run_probe(job: Job) -> Mapping[str, float]:
     """Measure the gradient through all sampling steps, and write tables and the page."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.probe.probe import probe
 
     stage = _expect(job, ProbeStage)
-    with told_memory(), ending_processes(job.stage.terms):
+    with explain_out_of_memory(), ending_processes(job.stage.terms):
         return probe(
             stage,
             model=job.stage.model,
@@ -200,11 +200,11 @@ def run_probe(job: Job) -> Mapping[str, float]:
 
 def run_strip(job: Job) -> Mapping[str, float]:
     """Draw adapters over their scales."""
-    from draft.diffusion.memory import told_memory
+    from draft.diffusion.memory import explain_out_of_memory
     from draft.strips.strip import draw_strip
 
     stage = _expect(job, StripStage)
-    with told_memory(), ending_processes(job.stage.terms):
+    with explain_out_of_memory(), ending_processes(job.stage.terms):
         return draw_strip(
             stage,
             model=job.stage.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from draft.evaluation.variants import PromptSeeds, blend, draw, keep_pictures, load_model_with_adapters
+from draft.evaluation.variants import PromptSeeds, draw, keep_pictures, load_variants
 from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.rewards import load_rewards, score_batches
@@ -54,17 +54,16 @@ def draw_strip(
     """
     groups = tuple(index for index in range(len(prompts)) for _ in settings.seeds)
     seeded = PromptSeeds(prompts.take(groups), settings.seeds * len(prompts), groups)
-    full_strength = {label: (path, 1.0) for label, path in adapters.items()}
-    loaded_model = load_model_with_adapters(model, full_strength, settings, progress)
-    rewards = load_rewards(terms, loaded_model.device, check_images=True)
     cells = cells_of(settings, len(adapters))
+    blends = [dict(zip(adapters, cell, strict=True)) for cell in cells]
+    loaded = load_variants(model, adapters, blends, list(prompts), settings, progress)
+    rewards = load_rewards(terms, loaded.model.device, check_images=True)
     pictures: list[list[Path]] = [[] for _ in cells]
     scores: dict[str, list[tuple[float, ...]]] = {term.label: [] for term in terms}
     progress.start("strip", len(cells) * len(seeded.seeds))
-    for cell, files in zip(cells, pictures, strict=True):
-        blend(loaded_model, dict(zip(adapters, cell, strict=True)), list(adapters))
+    for number, (cell, files) in enumerate(zip(cells, pictures, strict=True)):
         target = folder / "images" / "_".join(f"{scale:g}" for scale in cell)
-        drawn = keep_pictures(draw(loaded_model, seeded, settings), target, files, progress)
+        drawn = keep_pictures(draw(loaded, number, seeded, settings), target, files, progress)
         for label, values in score_batches(rewards, drawn, seeded.prompts).items():
             scores[label].append(tuple(values))
     progress.stop()

@@ -16,9 +16,10 @@ from typing import Literal
 
 from draft.errors import DraftError
 from draft.rewards.reward import Reward
+from draft.testing.pretended import pretended_accelerator
 from draft.types import Prompts
 
-__all__ = ["PROMPTS", "CheckResult", "check_reward", "run_checks", "table"]
+__all__ = ["PROMPTS", "CheckResult", "check_reward", "pretended_accelerator", "run_checks", "table"]
 
 PROMPTS = ("a cat on a blue background", "a red car", "two birds in a tree")
 """The prompts that images are scored with where the caller gives none."""

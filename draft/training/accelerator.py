@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.state import is_initialized
 from accelerate.tracking import get_available_trackers
 
 from draft.diffusion.device import choose_device
@@ -43,7 +44,8 @@ def make_accelerator(device: str, *, report_to: Sequence[str], folder: Path) -> 
             )
     choose_device(device)
     return Accelerator(
-        cpu=device == "cpu",
+        # It keeps the first device it had for the whole process and refuses another one; the trackers need neither.
+        cpu=device == "cpu" and not is_initialized(),
         mixed_precision="no",
         log_with=list(report_to) or None,
         project_dir=folder if report_to else None,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from draft.marks import Extends, Holds, Inert, leaves
+from draft.prompts import prompts_digest
 from draft.rewards.reward import Term
 from draft.training.base_adapters import FRESH, Foundation
 from draft.training.settings import TrainSettings
@@ -83,8 +84,7 @@ def identity(
             continue
         extending = any(isinstance(mark, Extends) for mark in marks)
         (rounding if inert else extends if extending else decisive)[key] = value
-    columns = {name: prompts.column(name) for name in prompts.columns}
-    decisive |= {"model": model, "prompts": [list(prompts), columns], "seed": seed, "branch": branch}
+    decisive |= {"model": model, "prompts": prompts_digest(prompts), "seed": seed, "branch": branch}
     for term in terms:
         reward = json.loads(term.reward.model_dump_json())
         decisive[f"rewards.{term.label}"] = {"use": term.reward.name, "weight": term.weight, **reward}

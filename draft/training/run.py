@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.device import choose_device
+from draft.diffusion.embedding import embed_texts
 from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.generate import seeded_noise
 from draft.diffusion.guidance import GuidanceGradient, Net, guide, has_two_branches, without_guidance
 from draft.diffusion.lora import lora_off, lora_parameters
-from draft.diffusion.memory import check_fits
+from draft.diffusion.memory import require_memory
 from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid, make_grid
 from draft.methods.run import Batch
@@ -49,6 +50,7 @@ class Run:
         random: All randomness.
         no_grad_denoiser: The denoiser for calls without gradient, compiled if the settings say so.
         preview: (conditioning, noise) of the grid of progress pictures; None: there is none.
+        recomputes_blocks: Whether the network recomputes its blocks in backward.
     """
 
     settings: TrainSettings
@@ -63,6 +65,7 @@ class Run:
     random: Randomness
     no_grad_denoiser: Net
     preview: tuple[Conditioning, Tensor] | None = None
+    recomputes_blocks: bool = False
 
     @property
     def rewards(self) -> Sequence[LoadedReward]:
@@ -173,7 +176,7 @@ def prepare(
     footing = read_foundation(foundation, settings.lora, progress)
     device = choose_device(settings.device)
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
-    check_fits(model, settings.device)
+    require_memory(model, settings.device, dtype)
     loaded_model = load_text_to_image(model, device=device, dtype=dtype)
     size = size_of(settings.resolution, loaded_model.default_size)
     grid = make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler)
@@ -182,16 +185,16 @@ def prepare(
         f"{settings.method.kind}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}"
     )
     rewards = load_rewards(terms, device)
-    # On the CPU: a long prompt file would fill the accelerator.
-    conditioning = loaded_model.encode(prompts, size).to("cpu")
+    conditioning = embed_texts(loaded_model, list(prompts), size)
     unconditional = loaded_model.unconditional(settings.sampler.negative_prompt, size)
     preview = None
     if settings.preview.every:
         shown = settings.preview.prompts or tuple(prompts)[: settings.preview.count]
         seeds = [settings.preview.seed + k for k in range(len(shown))]
         preview = (loaded_model.encode(shown, size), seeded_noise(seeds, shape))
-    loaded_model.drop_encoders()
+    loaded_model.drop_encoders()  # before the denoiser is read, so that there is room for the larger of them alone
     lay_foundation(footing, loaded_model, settings.lora, seed=seed)
+    recomputes_blocks = settings.gradient_checkpointing is True and loaded_model.checkpoint_blocks(True)
     parameters = lora_parameters(loaded_model.network)
     optimizer = torch.optim.AdamW(
         parameters,
@@ -207,5 +210,5 @@ def prepare(
         no_grad_denoiser = cast("Net", torch.compile(no_grad_denoiser))
     return Run(
         settings, loaded_model, prompts, scorer, grid, conditioning, unconditional, parameters, optimizer, random,
-        no_grad_denoiser, preview,
+        no_grad_denoiser, preview, recomputes_blocks,
     )  # fmt: skip

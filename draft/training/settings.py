@@ -68,8 +68,8 @@ class LearningSettings:
         adam_beta2: AdamW's second moment decay.
         weight_decay: AdamW's weight decay.
         mixed_precision: `bf16` keeps the frozen model in bfloat16; the LoRA stays in float32.
-        gradient_checkpointing: Recompute each recorded step in the backward pass instead of keeping its
-            activations; `auto` does so when more than two steps are recorded.
+        gradient_checkpointing: Recompute in the backward pass instead of keeping activations: `auto` recomputes each
+            recorded step when there are more than two, `true` also the blocks of denoiser and decoder.
         compile: Compile the denoiser (torch.compile) for the calls that carry no gradient, most of a rollout; the first
             update then takes a minute or more.
         micro_batch_size: Images decoded and scored at once in the split backward pass; 0: the whole batch.

@@ -25,13 +25,14 @@ class Randomness:
         self._order, self._noise, self._fresh = (_generator(seed, name) for name in ("order", "noise", "fresh"))
         self.method = _generator(seed, "method")
         self._prompts = prompts
-        self._queue: list[int] = []
+        self._queue = torch.empty(0, dtype=torch.int32)
 
     def indices(self, count: int) -> list[int]:
-        """The next `count` prompts: every prompt once, in random order, then all again in another order."""
+        """Draw the next `count` prompts: every prompt once, in random order, then all again in another order."""
         while len(self._queue) < count:
-            self._queue += torch.randperm(self._prompts, generator=self._order).tolist()
-        chosen, self._queue = self._queue[:count], self._queue[count:]
+            order = torch.randperm(self._prompts, generator=self._order)
+            self._queue = torch.cat([self._queue, order.to(torch.int32)])
+        chosen, self._queue = self._queue[:count].tolist(), self._queue[count:]
         return chosen
 
     def noise(self, *shape: int) -> Tensor:
@@ -45,7 +46,7 @@ class Randomness:
     def state(self) -> dict[str, Any]:
         """The generators' states and the prompts still to come."""
         generators = {name: each.get_state() for name, each in self._generators().items()}
-        return {"queue": list(self._queue), "prompts": self._prompts} | generators
+        return {"queue": self._queue.clone()} | generators
 
     def restore(self, state: Mapping[str, Any], *, order: bool = True) -> None:
         """Go back to a state.
@@ -55,7 +56,7 @@ class Randomness:
             order: Whether the order of the prompts too; not where the prompts are others.
         """
         if order:
-            self._queue = list(state["queue"])
+            self._queue = state["queue"].clone()
         for name, generator in self._generators().items():
             if order or name != "order":
                 generator.set_state(state[name])

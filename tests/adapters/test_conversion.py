@@ -214,7 +214,7 @@ def test_outputs_in_the_way_and_inputs_that_are_not_there_are_refused(
         ({}, "got none"),
         ({"rank": 2, "energy": 0.5}, "got --rank and --energy"),
         ({"rank": 0}, "--rank must be at least 1 \\(got 0\\)"),
-        ({"energy": 1.5}, "--energy must be above 0 and at most 1"),
+        ({"energy": 1.5}, "--energy must be greater than 0 and at most 1"),
         ({"max_error": -0.1}, "--max-error must be at least 0"),
     ],
 )

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draft.adapters.algebra.mix import mix, mix_errors
+from draft.adapters.algebra.deviation import deviation
+from draft.adapters.algebra.mix import ExactSum, mix
 from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.adapters.mixture import mix_files
 from draft.errors import StageError
@@ -35,6 +36,13 @@ def random_adapter(
         else:
             modules[name] = Factors(draw(rank, 6), draw(7, rank), scale)
     return Adapter(modules)
+
+
+def mix_errors(mixed: Adapter, inputs: list[tuple[Adapter, float]]) -> dict[str, float]:
+    """By module, how far a mix is from the exact sum; a module missing on either side counts as zero there."""
+    exact = ExactSum(inputs)
+    names = sorted({*exact, *mixed.modules})
+    return {name: deviation(mixed.modules.get(name), exact.terms(name)).relative for name in names}
 
 
 def changes(adapter: Adapter) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 
 from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.errors import ConfigError, DraftError
-from draft_cli.mix import mix_command, output_name, parse_input
+from draft_cli.mix import mix, output_name, parse_input
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_broken_input_is_named(text: str, message: str) -> None:
 
 
 def test_without_a_name_the_file_is_named_after_inputs_and_weights(files: Path, capsys) -> None:
-    mix_command(["a.safetensors:0.7", "b.safetensors:0.3"])
+    mix(["a.safetensors:0.7", "b.safetensors:0.3"])
     assert (files / "a_0.7+b_0.3.safetensors").is_file()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "+0.7 x a.safetensors  (1 module, rank 2)"
@@ -77,7 +77,7 @@ def test_a_very_long_name_is_shortened() -> None:
 
 
 def test_json_says_the_same(files: Path, capsys) -> None:
-    mix_command(["a.safetensors:0.7", "b.safetensors"], output=Path("out.safetensors"), format="diffusers", json=True)
+    mix(["a.safetensors:0.7", "b.safetensors"], output=Path("out.safetensors"), format="diffusers", json=True)
     said = json.loads(capsys.readouterr().out)
     assert said["output"] == "out.safetensors" and said["ranks"] == {"5": 1} and said["largest_relative_error"] < 1e-6
     assert [entry["weight"] for entry in said["inputs"]] == [0.7, 1.0]
@@ -86,12 +86,12 @@ def test_json_says_the_same(files: Path, capsys) -> None:
 def test_nothing_is_overwritten_unasked(files: Path) -> None:
     (files / "out.safetensors").write_text("precious")
     with pytest.raises(DraftError) as error:
-        mix_command(["a.safetensors"], output=Path("out.safetensors"))
+        mix(["a.safetensors"], output=Path("out.safetensors"))
     assert str(error.value) == (
         "out.safetensors: the output is already there\n  hint: add --force to overwrite it, or -o OTHER"
     )
     assert (files / "out.safetensors").read_text() == "precious"
-    mix_command(["a.safetensors"], output=Path("out.safetensors"), force=True)
+    mix(["a.safetensors"], output=Path("out.safetensors"), force=True)
     assert read_adapter(files / "out.safetensors").ranks == {2: 1}
 
 
@@ -108,7 +108,7 @@ def test_bad_calls_are_named_and_force_does_not_help(
 ) -> None:
     before = (files / "a.safetensors").read_bytes()
     with pytest.raises(DraftError) as error:
-        mix_command(inputs, output=Path(output) if output else None, force=True)
+        mix(inputs, output=Path(output) if output else None, force=True)
     assert str(error.value).startswith(message)
     assert (files / "a.safetensors").read_bytes() == before
 
@@ -116,16 +116,16 @@ def test_bad_calls_are_named_and_force_does_not_help(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "comfy"}, "draft mix: format must be one of auto, kohya, diffusers, peft (got 'comfy')"),
+        ({"format": "comfy"}, "draft mix: --format must be one of auto, kohya, diffusers, peft (got 'comfy')"),
         ({"method": "tiess"}, "one of exact, ties, dare, magnitude (got 'tiess')\n  hint: did you mean 'ties'?"),
-        ({"dtype": "fp8"}, "dtype must be one of same, fp32, fp16, bf16 (got 'fp8')"),
-        ({"verify": "none"}, "verify must be one of factors, full (got 'none')"),
+        ({"dtype": "fp8"}, "--dtype must be one of same, fp32, fp16, bf16 (got 'fp8')"),
+        ({"verify": "none"}, "--verify must be one of factors, full (got 'none')"),
         ({"rank": 0}, "draft mix: --rank must be at least 1 (got 0)"),
-        ({"energy": 1.5}, "draft mix: --energy must be above 0 and at most 1 (got 1.5)"),
-        ({"max_error": 1.0}, "draft mix: --max-error must be at least 0 and below 1 (got 1)"),
-        ({"max_error": float("nan")}, "draft mix: --max-error must be at least 0 and below 1 (got nan)"),
-        ({"density": 0.0}, "draft mix: --density must be above 0 and at most 1 (got 0)"),
-        ({"seed": -1}, "draft mix: --seed must be at least 0 and below 2^63 (got -1)"),
+        ({"energy": 1.5}, "draft mix: --energy must be greater than 0 and at most 1 (got 1.5)"),
+        ({"max_error": 1.0}, "draft mix: --max-error must be at least 0 and less than 1 (got 1)"),
+        ({"max_error": float("nan")}, "draft mix: --max-error must be at least 0 and less than 1 (got nan)"),
+        ({"density": 0.0}, "draft mix: --density must be greater than 0 and at most 1 (got 0)"),
+        ({"seed": -1}, "draft mix: --seed must be at least 0 and less than 2^63 (got -1)"),
         ({"rank": 2, "max_error": 0.1}, "rank, energy and max_error exclude each other (got rank and max_error)"),
         ({"block": ["up_blocks"]}, "a block needs a pattern and a number (got 'up_blocks')"),
         ({"block": ["up=x"]}, "a block needs a pattern and a number (got 'up=x')"),
@@ -136,13 +136,13 @@ def test_bad_calls_are_named_and_force_does_not_help(
 )
 def test_an_option_that_makes_no_sense_is_named(files: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DraftError) as error:
-        mix_command(["a.safetensors"], **options)
+        mix(["a.safetensors"], **options)
     assert message in str(error.value)
     assert sorted(path.name for path in files.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
 def test_a_smaller_rank_says_its_error_before_and_after(files: Path, capsys) -> None:
-    mix_command(["a.safetensors:0.7", "b.safetensors:0.3"], output=Path("out.safetensors"), rank=1)
+    mix(["a.safetensors:0.7", "b.safetensors:0.3"], output=Path("out.safetensors"), rank=1)
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("smaller rank: relative error 0.") and lines[2].endswith(
         "over all modules, against the exact sum"
@@ -154,10 +154,10 @@ def test_a_smaller_rank_says_its_error_before_and_after(files: Path, capsys) -> 
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing_even_where_a_file_is(files: Path, capsys) -> None:
     (files / "out.safetensors").write_text("precious")
-    mix_command(["a.safetensors", "b.safetensors"], output=Path("out.safetensors"), max_error=0.5, dry_run=True)
+    mix(["a.safetensors", "b.safetensors"], output=Path("out.safetensors"), max_error=0.5, dry_run=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].startswith("would write out.safetensors  (1 module, rank ") and len(lines) == 4
-    mix_command(["a.safetensors"], dry_run=True, json=True)
+    mix(["a.safetensors"], dry_run=True, json=True)
     said = json.loads(capsys.readouterr().out)
     assert said["written"] is False and said["relative_error"] is None and said["bytes_of_factors"] == 2 * (4 + 3) * 4
     assert (files / "out.safetensors").read_text() == "precious" and len(list(files.iterdir())) == 3
@@ -167,14 +167,14 @@ def test_what_is_left_out_is_counted_and_listed(files: Path, capsys) -> None:
     name = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
     modules = {name: Factors(torch.ones(1, 4), torch.ones(4, 1)), **read_adapter(files / "a.safetensors").modules}
     write_adapter(Adapter(modules), files / "c.safetensors")
-    mix_command(["c.safetensors"], output=Path("out.safetensors"), component=["text_encoder=0"])
+    mix(["c.safetensors"], output=Path("out.safetensors"), component=["text_encoder=0"])
     assert "left out: 1 module (1 of text_encoder)" in capsys.readouterr().out.splitlines()
-    mix_command(["c.safetensors"], output=Path("two.safetensors"), component=["text_encoder=0"], json=True)
+    mix(["c.safetensors"], output=Path("two.safetensors"), component=["text_encoder=0"], json=True)
     assert json.loads(capsys.readouterr().out)["left_out"] == [name]
 
 
 def test_verify_full_reads_the_file_with_diffusers_too(files: Path, capsys) -> None:
-    mix_command(["a.safetensors", "b.safetensors:-1"], output=Path("out.safetensors"), verify="full")
+    mix(["a.safetensors", "b.safetensors:-1"], output=Path("out.safetensors"), verify="full")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("read by diffusers: largest relative error ") and float(last.split()[-1]) < 1e-6
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from draft.comparison.plot import make_line
-from draft.comparison.record import Point, TrainingRun
+from draft.comparison.record import Point, TrainingRecord
 from draft.comparison.results import Comparison, MethodResult, json_text, memory, per_update, remarks, spread
 from draft.comparison.settings import AXES, BudgetSettings, ComparisonSettings, MethodConfig
 from draft.comparison.table import cell, markdown, tables
@@ -24,15 +24,15 @@ def point(updates: float, reward: float, *, pace: float = 0.5) -> Point:
     return Point(spending=spending, figures={"reward": reward, "judge": reward / 10, "jpeg": reward})
 
 
-def training(*rewards: float, rate: float = 1e-3, pace: float = 0.5, **own: Any) -> TrainingRun:
+def training(*rewards: float, rate: float = 1e-3, pace: float = 0.5, **own: Any) -> TrainingRecord:
     """A training whose curve has a point every second update and that spends all budgets with the last one."""
     curve = tuple(point(2.0 * (i + 1), reward, pace=pace) for i, reward in enumerate(rewards))
     options = {"curve": curve, "spending": curve[-1].spending, "spent": dict.fromkeys(AXES, curve[-1]), "memory": 100}
-    return TrainingRun(rate=rate, seed=0, **{**options, **own})
+    return TrainingRecord(rate=rate, seed=0, **{**options, **own})
 
 
 def result(
-    *runs: TrainingRun, rate: float | None = 1e-3, tried: dict[float, TrainingRun] | None = None
+    *runs: TrainingRecord, rate: float | None = 1e-3, tried: dict[float, TrainingRecord] | None = None
 ) -> MethodResult:
     config = MethodConfig(method=DraftLV(), learning_rates=(1e-3,))
     return MethodResult(config=config, rate=rate, tried=tried or {}, runs=runs)

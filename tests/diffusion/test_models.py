@@ -27,7 +27,11 @@ def test_a_model_is_frozen_and_knows_its_shapes(load) -> None:
     model = load(dtype=torch.float32)
     assert model.family.name == "sd" and model.default_size == Size(16, 16)
     assert model.latent_shape(model.default_size) == (4, 8, 8) and model.latent_shape(Size(24, 32)) == (4, 12, 16)
-    assert not any(p.requires_grad for m in (model.network, model.vae, model.text_encoder) for p in m.parameters())
+    assert not any(
+        p.requires_grad
+        for m in (model.network, model.components["vae"], *model.encoders.values())
+        for p in m.parameters()
+    )
     assert model.encode(["a", "b"], model.default_size).tensors["text"].shape == (2, 16, 16)
     assert torch.is_grad_enabled()
     with pytest.raises(DraftError, match=r"multiple of 2 for this model \(got 17\)"):

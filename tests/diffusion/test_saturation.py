@@ -18,7 +18,7 @@ def model(tiny_model: Path) -> StableDiffusion:
     """A tiny model whose decoder leaves [0, 1] about half of the time."""
     loaded = load_stable_diffusion(str(tiny_model), device=torch.device("cpu"), dtype=torch.float64)
     with torch.no_grad():
-        loaded.vae.decoder.conv_out.weight.mul_(6)
+        loaded.components["vae"].decoder.conv_out.weight.mul_(6)
     return loaded
 
 
@@ -45,7 +45,8 @@ def test_a_decoder_passes_straight_through_what_its_network_would_have_got_witho
     assert torch.equal(images, stopped)
     assert 0.2 < ((images <= 0) | (images >= 1)).double().mean() < 0.8
     slope = torch.randn(images.shape, dtype=torch.float64, generator=generator)
-    bare = model.vae.decode(latents / model.vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
+    vae = model.components["vae"]
+    bare = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
     inside = (bare > 0) & (bare < 1)
     for decoded, wanted in ((images, slope), (stopped, slope * inside)):
         (found,) = torch.autograd.grad(decoded, latents, slope, retain_graph=True)

@@ -20,9 +20,9 @@ from draft.diffusion.guidance import guide
 from draft.diffusion.lora import add_lora, lora_factors, lora_parameters
 from draft.diffusion.schedule import Schedule, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.diffusion.surrogate import Networks, sample_with_plan
-from draft.methods.plans import Planned, draw_plan
-from draft.methods.values import DraftK, DraftLV
+from draft.diffusion.surrogate import Denoisers, sample_with_plan
+from draft.methods.modules import draw_plan
+from draft.methods.values import DraftK, DraftLV, Method
 from draft.types import Size
 
 CPU = torch.device("cpu")
@@ -158,8 +158,8 @@ def test_an_embedding_has_the_same_bits_whatever_is_embedded_with_it(xl_folder: 
 
 def test_weights_are_read_when_they_are_needed_in_the_precision_that_is_used(xl_folder: Path) -> None:
     model, reads = load(xl_folder, torch.float16), []
-    read = model.parts.read
-    object.__setattr__(model.parts, "read", lambda part, dtype: reads.append((part, dtype)) or read(part, dtype))
+    read = model.components._read
+    model.components._read = lambda part, dtype: reads.append((part, dtype)) or read(part, dtype)
     assert model.latent_shape(WIDE) == (4, 8, 12) and model.default_size == SQUARE
     assert not model.unconditional("", SQUARE).tensors["text"].any() and reads == []
     model.encode(["a"], SQUARE)
@@ -172,7 +172,7 @@ def test_weights_are_read_when_they_are_needed_in_the_precision_that_is_used(xl_
     assert {p.dtype for p in model.network.parameters()} == {half}
     assert not any(p.requires_grad for p in model.network.parameters())
     # The autoencoder's activations overflow in half precision.
-    assert model.vae.dtype == torch.float32
+    assert model.components["vae"].dtype == torch.float32
     assert reads[2:] == [("unet", half), ("vae", torch.float32)]
     images = model.decode(torch.randn(1, 4, 8, 8))
     assert images.dtype == torch.float32 and images.isfinite().all()
@@ -180,8 +180,8 @@ def test_weights_are_read_when_they_are_needed_in_the_precision_that_is_used(xl_
 
 def test_an_autoencoder_that_bears_half_precision_keeps_it(xl_module: ModuleType, tmp_path: Path) -> None:
     model = xl_module.save_tiny_xl(tmp_path / "model", vae={"force_upcast": False})
-    assert load(model, torch.float16).vae.dtype == torch.float16
-    assert load(model, torch.bfloat16).vae.dtype == torch.bfloat16
+    assert load(model, torch.float16).components["vae"].dtype == torch.float16
+    assert load(model, torch.bfloat16).components["vae"].dtype == torch.bfloat16
 
 
 def test_latents_are_shifted_and_scaled_where_the_autoencoder_has_means(xl_module: ModuleType, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_latents_are_shifted_and_scaled_where_the_autoencoder_has_means(xl_modul
 class Problem:
     """A rollout, the decoder and a smooth reward as one function of the LoRA weights."""
 
-    def __init__(self, folder: Path, method: Planned, dtype: torch.dtype = torch.float64, steps: int = 4) -> None:
+    def __init__(self, folder: Path, method: Method, dtype: torch.dtype = torch.float64, steps: int = 4) -> None:
         generator = torch.Generator().manual_seed(0)
         self.model = load(folder, dtype)
         texts, unconditional = self.model.encode(PROMPTS[:2], WIDE), self.model.unconditional("", WIDE)
@@ -217,7 +217,7 @@ class Problem:
         return (images * self.pattern).sum(dim=(1, 2, 3)) + images.square().mean(dim=(1, 2, 3)).sin()
 
     def latents(self) -> Tensor:
-        networks = Networks(value=self.output, recorded=self.output)
+        networks = Denoisers(no_grad=self.output, with_grad=self.output)
         return sample_with_plan(networks, self.grid, self.plan, self.noise, copy_noise=self.copy_noise)
 
     def gradient(self) -> list[Tensor]:
@@ -225,7 +225,7 @@ class Problem:
 
 
 @pytest.mark.parametrize("method", [DraftK(k=2), DraftLV(copies=2)], ids=str)
-def test_the_gradient_agrees_with_central_differences(xl_folder: Path, toys: Any, method: Planned) -> None:
+def test_the_gradient_agrees_with_central_differences(xl_folder: Path, toys: Any, method: Method) -> None:
     problem = Problem(xl_folder, method)
     gradient, generator = problem.gradient(), torch.Generator().manual_seed(5)
     held = toys.held(problem.plan, problem.grid, problem.output, problem.noise, problem.copy_noise)
@@ -258,9 +258,9 @@ def kept_bytes(model: Any, latents: Tensor) -> tuple[int, Tensor]:
         keep(inputs[0])
 
     # What is recomputed begins with its input, which checkpointing holds outside of autograd's saved tensors.
-    up = model.vae.decoder.up_blocks
+    up = model.components["vae"].decoder.up_blocks
     layers = [layer for block in up for layer in (*block.resnets, *(block.upsamplers or ()))]
-    hooks = [layer.register_forward_pre_hook(begins) for layer in (model.vae.decoder.mid_block, *layers)]
+    hooks = [layer.register_forward_pre_hook(begins) for layer in (model.components["vae"].decoder.mid_block, *layers)]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         images = model.decode(latents)
     for hook in hooks:
@@ -287,9 +287,9 @@ def test_recomputing_blocks_changes_no_gradient_and_keeps_less(xl_folder: Path) 
 def test_blocks_of_a_network_that_is_read_later_are_recomputed_too(xl_folder: Path) -> None:
     model = load(xl_folder)
     model.checkpoint_blocks(True)
-    assert model.network.is_gradient_checkpointing and model.vae.is_gradient_checkpointing
+    assert model.network.is_gradient_checkpointing and model.components["vae"].is_gradient_checkpointing
     model.checkpoint_blocks(False)
-    assert not model.network.is_gradient_checkpointing and not model.vae.is_gradient_checkpointing
+    assert not model.network.is_gradient_checkpointing and not model.components["vae"].is_gradient_checkpointing
 
 
 def test_a_saved_adapter_draws_our_images_in_diffusers(xl_folder: Path, tmp_path: Path) -> None:

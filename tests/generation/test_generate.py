@@ -16,6 +16,7 @@ from torch import Tensor
 
 from draft.diffusion.control.schedules import AdapterSchedule, Annealed, LastSteps
 from draft.diffusion.control.values import Guided, NoiseOpt, PromptSearch, SamplingMethod
+from draft.diffusion.embedding import embed
 from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.generate import generate_images, make_output, seeded_draws
 from draft.diffusion.sampling import sample
@@ -23,6 +24,7 @@ from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
 from draft.evaluation.settings import GenerateSettings
+from draft.evaluation.variants import Variants
 from draft.generation import generate as module
 from draft.generation.generate import generate_by_reward
 from draft.progress import Silent
@@ -96,8 +98,13 @@ def loaded(tiny_model: Path) -> TextToImage:
 @pytest.fixture
 def quick(loaded: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is loaded once for all tests that neither count its calls nor give it an adapter."""
-    monkeypatch.setattr(module, "load_model_with_adapters", lambda *arguments: loaded)
-    monkeypatch.setattr(module, "switch", lambda *arguments: None)
+
+    def load_variants(model: str, adapters: Any, blends: Any, texts: Any, settings: Any, progress: Any) -> Variants:
+        size = loaded.default_size
+        embedded = embed(loaded, texts, size, negative_prompt=settings.sampler.negative_prompt)
+        return Variants(loaded, size, [{}], [embedded])
+
+    monkeypatch.setattr(module, "load_variants", load_variants)
 
 
 @pytest.fixture
@@ -123,11 +130,11 @@ class Counter:
     def __init__(self) -> None:
         self.calls = self.gradients = self.scored = 0
 
-    def load(self, *arguments: Any) -> TextToImage:
-        model = module.load_model_with_adapters.__wrapped__(*arguments)  # type: ignore[attr-defined]
-        model.network.register_forward_pre_hook(self._called)
-        model.network.conv_in.register_forward_hook(self._entered)
-        return model
+    def load(self, *arguments: Any) -> Variants:
+        variants = module.load_variants.__wrapped__(*arguments)  # type: ignore[attr-defined]
+        variants.model.network.register_forward_pre_hook(self._called)
+        variants.model.network.conv_in.register_forward_hook(self._entered)
+        return variants
 
     def _called(self, unet: Any, inputs: tuple[Any, ...]) -> None:
         self.calls += len(inputs[0])
@@ -159,13 +166,13 @@ class Counter:
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    counter, real = Counter(), module.load_model_with_adapters
+    counter, real = Counter(), module.load_variants
 
-    def load_model_with_adapters(*arguments: Any) -> TextToImage:
+    def load_variants(*arguments: Any) -> Variants:
         return counter.load(*arguments)
 
-    load_model_with_adapters.__wrapped__ = real  # type: ignore[attr-defined]
-    monkeypatch.setattr(module, "load_model_with_adapters", load_model_with_adapters)
+    load_variants.__wrapped__ = real  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "load_variants", load_variants)
     return counter
 
 

@@ -30,7 +30,8 @@ def test_the_reward_rises_and_against_its_weight_it_falls(
     toy_runs, tiny_model: Path, tmp_path: Path, method: Any
 ) -> None:
     settings = replace(
-        toy_runs.SETTINGS, method=method, learning_rate=0.05, weight_decay=0.0, gradient_accumulation_steps=1, max_steps=8,
+        toy_runs.SETTINGS, method=method, learning_rate=0.05, weight_decay=0.0, gradient_accumulation_steps=1,
+        max_steps=8,
         checkpoint=CheckpointSettings(every=0),
     )  # fmt: skip
     base = load_text_to_image(str(tiny_model), device=toy_runs.CPU, dtype=torch.float32)

@@ -245,7 +245,7 @@ def test_a_killed_branch_goes_on_as_that_branch_alone(run: Run, tmp_path: Path) 
         ({"method": DraftK(k=1)}, "the method's own memory begins anew"),
         (
             {"prompts": Prompts(["a cow"])},
-            'branches after update 4: prompts [["a cat", "a dog", "two birds"], {}] -> [["a cow"], {}]',
+            "branches after update 4: prompts changed",
         ),
     ],
 )

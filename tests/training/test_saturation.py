@@ -42,7 +42,7 @@ def first_update(
 ) -> dict[str, float]:
     def shifted(self: StableDiffusion, latents: torch.Tensor, **options: bool) -> torch.Tensor:
         with torch.no_grad():
-            self.vae.decoder.conv_out.bias.fill_(shift)
+            self.components["vae"].decoder.conv_out.bias.fill_(shift)
         return decode(self, latents, **options)
 
     decode = StableDiffusion.decode

@@ -9,7 +9,6 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from draft.adapters.algebra.deviation import deviation
 from draft.adapters.factors import Adapter, Factors
 from draft.errors import StageError
 
@@ -56,22 +55,6 @@ def mix(
                 hint="a larger weight, or dtype: fp32",
             )
     return Adapter(modules, inputs[0][0].family, shared_header([adapter.metadata for adapter, _ in inputs]))
-
-
-def mix_errors(mixed: Adapter, inputs: Sequence[tuple[Adapter, float]]) -> dict[str, float]:
-    """How far a mix is from the exact sum, per module.
-
-    Args:
-        mixed: The mix, as read back from its file.
-        inputs: What was mixed, with weights.
-
-    Returns:
-        By module, ||dW - sum_i w_i dW_i||_F / ||sum_i w_i dW_i||_F; where the sum cancels out, relative to the sizes
-        that were added. A module missing on either side counts as zero there.
-    """
-    exact = ExactSum(inputs)
-    names = sorted({*exact, *mixed.modules})
-    return {name: deviation(mixed.modules.get(name), exact.terms(name)).relative for name in names}
 
 
 class ExactSum(Mapping[str, Factors]):

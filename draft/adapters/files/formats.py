@@ -125,13 +125,26 @@ def denoiser_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
     Raises:
         StageError: The adapter touches text encoders alone.
     """
-    parts = {"unet", "transformer"}
-    split = {name: name.partition(".") for name in adapter.modules}
-    chosen = {path: fold(adapter.modules[name]) for name, (part, _, path) in split.items() if part in parts}
-    if not chosen:
+    found = part_factors(adapter, "unet") or part_factors(adapter, "transformer")
+    if not found:
         part = "transformer" if adapter.family in PLANS else "UNet"
         raise StageError(f"the adapter does not touch the {part} (it has text-encoder modules only)")
-    return {name: (factors.down, factors.up) for name, factors in chosen.items()}
+    return found
+
+
+def part_factors(adapter: Adapter, part: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """One component's factors (A, B) with the scale folded in, by module path within it; empty where it has none.
+
+    Args:
+        adapter: A LoRA.
+        part: The component, `unet`, `transformer`, `text_encoder`, ...
+
+    Returns:
+        `{"down_blocks.0.….to_q": (A, B)}` with dW = B A.
+    """
+    split = {name: name.partition(".") for name in adapter.modules}
+    chosen = {path: fold(adapter.modules[name]) for name, (found, _, path) in split.items() if found == part}
+    return {path: (factors.down, factors.up) for path, factors in chosen.items()}
 
 
 def _named_tensors(folded: Mapping[str, Factors], format: str, family: str, *, where: str) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from draft.diffusion.control.search import Samples, keep_better
 from draft.diffusion.control.values import NoiseOpt
 from draft.diffusion.linear import linear_form
 from draft.diffusion.sampling import Output, check_fresh, step
@@ -19,19 +20,15 @@ RewardGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Optimised:
+class Optimised(Samples):
     """The best sample of each optimisation.
 
     Args:
-        latents: Final latents, (B, C, ...).
         noise: What they were sampled from, like `latents`.
-        rewards: R of each, (B,).
         iterations: When each was found, from 0, (B,).
     """
 
-    latents: Tensor
     noise: Tensor
-    rewards: Tensor
     iterations: Tensor
 
 
@@ -79,8 +76,8 @@ def optimise_noise(
         start = x.detach().requires_grad_(iteration < method.iterations - 1)
         with torch.set_grad_enabled(start.requires_grad):
             final = _run(checkpointed(output) if start.requires_grad else output, grid, start, cut, grid.steps, fresh)
-        found, q = reward(final.detach())
-        best = _better(best, Optimised(final.detach(), z, found, torch.full_like(found, iteration)))
+        rewards, q = reward(final.detach())
+        best = keep_better(best, Optimised(final.detach(), rewards, z, torch.full_like(rewards, iteration)))
         if not start.requires_grad:
             break
         g = -carry * torch.autograd.grad(final, start, q)[0]
@@ -99,19 +96,6 @@ def _run(output: Output, grid: Grid, x: Tensor, start: int, stop: int, fresh: Se
     for i in range(start, stop):
         x, _ = step(output, grid, x, i, fresh[i] if fresh is not None else None)
     return x
-
-
-def _better(best: Optimised | None, new: Optimised) -> Optimised:
-    if best is None:
-        return new
-    wins = new.rewards > best.rewards
-    like = wins.reshape(-1, *[1] * (new.latents.dim() - 1))
-    return Optimised(
-        latents=torch.where(like, new.latents, best.latents),
-        noise=torch.where(like, new.noise, best.noise),
-        rewards=torch.where(wins, new.rewards, best.rewards),
-        iterations=torch.where(wins, new.iterations, best.iterations),
-    )
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Best:
-    """Each image's best candidate.
+class Samples:
+    """Samples with their rewards.
 
     Args:
         latents: Final latents, (B, C, ...).
         rewards: R of each, (B,).
-        chosen: The candidate's number, (B,).
     """
 
     latents: Tensor
     rewards: Tensor
+
+
+S = TypeVar("S", bound=Samples)
+
+
+@dataclass(frozen=True)
+class Best(Samples):
+    """Each image's best candidate.
+
+    Args:
+        chosen: The candidate's number, (B,).
+    """
+
     chosen: Tensor
 
 
@@ -39,21 +52,31 @@ def best_of(candidates: Iterable[Tensor], reward: Callable[[Tensor], Tensor]) ->
     """
     best: Best | None = None
     for number, latents in enumerate(candidates):
-        found = reward(latents)
-        new = Best(latents, found, torch.full_like(found, number))
-        if best is None:
-            best = new
-            continue
-        wins = found > best.rewards
-        like = wins.reshape(-1, *[1] * (latents.dim() - 1))
-        best = Best(
-            torch.where(like, latents, best.latents),
-            torch.where(wins, found, best.rewards),
-            torch.where(wins, new.chosen, best.chosen),
-        )
+        rewards = reward(latents)
+        best = keep_better(best, Best(latents, rewards, torch.full_like(rewards, number)))
     if best is None:
         raise ValueError("there is no candidate")
     return best
+
+
+def keep_better(best: S | None, new: S) -> S:
+    """Keep each image's sample of the higher reward; of equals the old one.
+
+    Args:
+        best: Tensors with an entry per image, (B, ...); None: nothing yet.
+        new: Another one of its class.
+
+    Returns:
+        Each image's entries of one of the two.
+    """
+    if best is None:
+        return new
+    wins = new.rewards > best.rewards
+    entries = {}
+    for field in fields(best):
+        old, other = getattr(best, field.name), getattr(new, field.name)
+        entries[field.name] = torch.where(wins.reshape(-1, *[1] * (old.dim() - 1)), other, old)
+    return type(best)(**entries)
 
 
 def modified(prompt: str, modifier: str) -> str:

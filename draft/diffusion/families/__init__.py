@@ -27,7 +27,7 @@ __all__ = [
     "Guidance",
     "Load",
     "TextToImage",
-    "denoiser_parameters",
+    "count_parameters",
     "families",
     "family_of",
     "load_text_to_image",
@@ -42,6 +42,13 @@ FAMILIES: tuple[Family, ...] = (
         load="draft.diffusion.families.sd:load_stable_diffusion",
         part="unet",
         markers=("model.diffusion_model.input_blocks.",),
+        components={
+            "unet": "UNet2DConditionModel",
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModel",
+            "tokenizer": "CLIPTokenizer",
+            "scheduler": "",
+        },
     ),
     Family(
         name="sdxl",
@@ -51,6 +58,15 @@ FAMILIES: tuple[Family, ...] = (
         part="unet",
         markers=("model.diffusion_model.input_blocks.", "conditioner.embedders.1."),
         encoders=("text_encoder", "text_encoder_2"),
+        components={
+            "unet": "UNet2DConditionModel",
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModel",
+            "text_encoder_2": "CLIPTextModelWithProjection",
+            "tokenizer": "CLIPTokenizer",
+            "tokenizer_2": "CLIPTokenizer",
+            "scheduler": "",
+        },
         stand_in="emoji_xl",
     ),
     Family(
@@ -123,7 +139,7 @@ def family_of(model: str) -> Family | None:
     if path.is_file() or path.suffix in _WEIGHTS:
         return _of_checkpoint(path)
     if path.is_dir():
-        return _of_pipeline(model, _class_name(path))
+        return _of_pipeline(model, _index(path), folder=path)
     return None
 
 
@@ -141,33 +157,40 @@ def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) 
     Raises:
         DraftError: Weights are missing or unreachable, a pickle was given, or the family is not supported.
     """
-    make_derived(model)
     family = _family(model)
     load: Load = _imported(family.load, family)
     return load(model, device=device, dtype=dtype)
 
 
-def denoiser_parameters(model: str) -> int | None:
-    """Count the parameters of a model's denoiser before its weights are read; None: not known.
+def count_parameters(model: str) -> dict[str, int]:
+    """Count the parameters of a model's denoiser and text encoders before its weights are read.
 
     Args:
-        model: A folder in diffusers' format, a `.safetensors` checkpoint, or an id on the Hugging Face hub.
+        model: A folder in diffusers' format, a `.safetensors` checkpoint, or an id on the Hugging Face hub, of which
+            only configurations are downloaded.
 
     Returns:
-        Their number, or None.
+        Component to parameters; of a checkpoint all text encoders count as the first. What cannot be known, or is of no
+        family that can be trained, is left out: loading reports it.
     """
-    from draft.diffusion.families.size import count_parameters  # diffusers takes seconds to import
+    from draft.diffusion.families import size  # diffusers takes seconds to import
 
-    return count_parameters(model)
+    try:
+        family = _family(model)
+        path = Path(model)
+        return size.count_in_checkpoint(path, family) if path.is_file() else size.count_in_pipeline(model, family)
+    except DraftError:
+        return {}
 
 
 def _family(model: str) -> Family:
-    """The family of a model, asking the hub where need be."""
+    """The family of a model, asking the hub where need be; a derived one is made now."""
+    make_derived(model)
     family = family_of(model)
     if family is None:
-        from draft.diffusion.families.pretrained import pipeline_class  # diffusers takes seconds to import
+        from draft.diffusion.families.pretrained import read_index  # diffusers takes seconds to import
 
-        family = _of_pipeline(model, pipeline_class(model))
+        family = _of_pipeline(model, read_index(model))
     return family
 
 
@@ -180,23 +203,39 @@ def _imported(path: str, family: Family) -> Any:
         raise PluginError(f"the family {family.name!r} cannot be loaded: {error}", hint=needs) from error
 
 
-def _class_name(folder: Path) -> str:
-    index = folder / "model_index.json"
-    if not index.is_file():
+def _index(folder: Path) -> Mapping[str, Any]:
+    file = folder / "model_index.json"
+    if not file.is_file():
         raise DraftError(f"folder {folder} holds no diffusers model (no model_index.json)")
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DraftError(f"{index} is no JSON ({error})") from error
-    name = content.get("_class_name") if isinstance(content, Mapping) else None
-    return name if isinstance(name, str) else "unknown"
+        raise DraftError(f"{file} is no JSON ({error})") from error
+    if not isinstance(content, Mapping):
+        raise DraftError(f"{file} must hold a JSON object (got {type(content).__name__})")
+    return content
 
 
-def _of_pipeline(model: str, name: str) -> Family:
-    chosen = next((family for family in trainable() if family.pipeline == name), None)
-    if chosen is None:
+def _of_pipeline(model: str, index: Mapping[str, Any], folder: Path | None = None) -> Family:
+    """The family of a `model_index.json`, whose components must be there and be of the family's classes."""
+    name = index.get("_class_name", "unknown")
+    family = next((family for family in trainable() if family.pipeline == name), None)
+    if family is None:
         raise DraftError(f"model {model!r} is a {name}, a family Draft cannot train yet", hint=_can_train())
-    return chosen
+    for component, wanted in family.components.items():
+        entry = index.get(component)
+        kind = entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else None
+        if kind is None or (folder is not None and not (folder / component).is_dir()):
+            raise DraftError(
+                f"model {model!r} has no {component}",
+                hint=f"a {name} has {', '.join(family.components)}; take the complete model",
+            )
+        if wanted and str(kind).removesuffix("Fast") != wanted:
+            raise DraftError(
+                f"the {component} of model {model!r} must be of the class {wanted} (got {kind})",
+                hint=f"Draft cannot train a {name} with other networks in their places",
+            )
+    return family
 
 
 def _of_checkpoint(path: Path) -> Family:

@@ -79,8 +79,11 @@ class TextToImage(Protocol):
         """The noise schedule for images of a size drawn in a number of steps."""
         ...
 
-    def checkpoint_blocks(self, on: bool) -> None:
-        """Recompute the network's and the decoder's blocks in backward instead of keeping their activations."""
+    def checkpoint_blocks(self, on: bool) -> bool:
+        """Recompute the network's and the decoder's blocks in backward instead of keeping their activations.
+
+        The gradient is the same. Returns whether the network can; where it cannot, whole calls are recomputed instead.
+        """
         ...
 
 

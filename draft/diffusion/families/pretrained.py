@@ -2,38 +2,146 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from draft.errors import DraftError, ResourceError
 
 
-def pipeline_class(model: str) -> str:
-    """The pipeline class that a folder or hub id names in its `model_index.json`.
+def read_index(model: str) -> Mapping[str, Any]:
+    """The `model_index.json` of a hub id or folder: the pipeline's class and those of its components.
 
     Args:
-        model: Folder or hub id.
+        model: Hub id or folder.
 
     Returns:
-        For example `StableDiffusionPipeline`; `unknown` where there is none.
+        Its content.
 
     Raises:
         DraftError: It cannot be read or reached.
     """
     try:
-        config: Any = DiffusionPipeline.load_config(model)
+        index: Any = DiffusionPipeline.load_config(model)
     except (OSError, ValueError) as error:
         raise _not_loaded(f"cannot load model {model!r}: {_first_line(error)}", model, hint=_hint()) from error
-    return str(config.get("_class_name", "unknown"))
+    return index
+
+
+def local_folder(model: str, pipeline: type[DiffusionPipeline], *, without: Iterable[str] = ()) -> Path:
+    """The folder that a model is in: itself, or of a hub id that in the hub's cache, fetched first if need be.
+
+    Args:
+        model: Folder or hub id.
+        pipeline: Its class.
+        without: Components that are not fetched.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DraftError: It cannot be reached, or has weights in pickles alone.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    with reading_weights(model):
+        return Path(pipeline.download(model, use_safetensors=True, **dict.fromkeys(without, None)))
+
+
+def read_config(folder: Path, component: str) -> dict[str, Any]:
+    """The configuration of a component, as its file has it.
+
+    Args:
+        folder: The model's.
+        component: Its name; a scheduler's file has another name than a network's.
+
+    Returns:
+        Name to value.
+
+    Raises:
+        DraftError: There is no such file, or it is no JSON object.
+    """
+    file = folder / component / ("scheduler_config.json" if component == "scheduler" else "config.json")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DraftError(
+            f"the configuration of the {component} cannot be read ({_first_line(error)})", where=str(folder)
+        ) from error
+    if not isinstance(content, dict):
+        raise DraftError(f"{file} must hold a JSON object (got {type(content).__name__})")
+    return content
+
+
+def read_component(model: str, folder: Path, component: str, kind: Any, dtype: torch.dtype) -> nn.Module:
+    """Read a network's weights in the precision that they are used in, from `.safetensors` files alone.
+
+    Args:
+        model: The model as the user named it, for errors.
+        folder: The folder that it is in.
+        component: The network's name.
+        kind: Its class in diffusers or transformers.
+        dtype: The precision.
+
+    Returns:
+        The network, in the CPU's memory.
+
+    Raises:
+        DraftError: Weights are missing or damaged.
+    """
+    with reading_weights(model):
+        network: nn.Module = kind.from_pretrained(
+            str(folder / component), use_safetensors=True, **_variant(folder / component), **precision(dtype, kind)
+        )
+    return network
+
+
+def check_weights(model: str, folder: Path, components: Iterable[str]) -> None:
+    """Find out from headers whether components' weights are there and complete; none are read.
+
+    Args:
+        model: The model as the user named it, for errors.
+        folder: The folder that it is in.
+        components: The networks' names.
+
+    Raises:
+        DraftError: A file is missing or damaged.
+    """
+    with reading_weights(model):
+        for component in components:
+            files = list((folder / component).glob("*.safetensors"))
+            if not files:
+                raise OSError(f"no .safetensors file in {folder / component}")
+            for file in files:
+                with safe_open(str(file), "pt"):
+                    pass
+
+
+def precision(dtype: torch.dtype, kind: Any) -> dict[str, torch.dtype]:
+    """The option by which a class's `from_pretrained` or `from_single_file` reads in a precision; it was renamed.
+
+    Args:
+        dtype: The precision.
+        kind: A class of diffusers or transformers.
+
+    Returns:
+        The option by its name.
+    """
+    library, since = (transformers, (5, 0)) if kind.__module__.startswith("transformers.") else (diffusers, (0, 42))
+    installed = tuple(int(number) for number in library.__version__.split(".")[:2])
+    return {"dtype" if installed >= since else "torch_dtype": dtype}
 
 
 @contextmanager
@@ -71,6 +179,12 @@ def undisturbed() -> Iterator[None]:
         for library, enabled in bars:
             if enabled:
                 library.enable_progress_bar()
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    """Which of a component's files to read: the plain one, else that in half precision, the only one of some models."""
+    names = [file.name for file in folder.glob("*.safetensors*")]
+    return {"variant": "fp16"} if names and all(".fp16." in name for name in names) else {}
 
 
 def _hint() -> str:

@@ -5,35 +5,41 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
+from transformers.models.clip import CLIPTextModel
 
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import families
-from draft.diffusion.families.pretrained import reading_weights, undisturbed
-from draft.diffusion.families.single_file import load_single_file, settle_prediction
+from draft.diffusion.families.architectures import TEXT_WIDTH
+from draft.diffusion.families.components import Components, can_recompute
+from draft.diffusion.families.pretrained import check_weights, local_folder, read_component, read_config, read_index
+from draft.diffusion.families.single_file import open_single_file, settle_prediction
 from draft.diffusion.saturation import clip
 from draft.diffusion.schedule import FlowSchedule, Schedule
 from draft.errors import DraftError, DraftWarning
 from draft.family import Family
 from draft.types import Images, Latents, Size
 
-_EMBED_BATCH = 32
+_NETWORKS: Mapping[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
 
 @dataclass
 class StableDiffusion:
     """A Stable Diffusion model; see `draft.diffusion.families.TextToImage`."""
 
-    unet: Any
-    vae: Any
+    components: Components
+    configs: Mapping[str, dict[str, Any]]
     tokenizer: Any
-    text_encoder: nn.Module | None
     noise: Schedule | FlowSchedule
     device: torch.device
     dtype: torch.dtype
@@ -42,28 +48,29 @@ class StableDiffusion:
     @property
     def network(self) -> nn.Module:
         """The UNet."""
-        network: nn.Module = self.unet
-        return network
+        return self.components["unet"]
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:
         """The text encoder; nothing once it is dropped."""
-        return {} if self.text_encoder is None else {"text_encoder": self.text_encoder}
+        if self.components.dropped("text_encoder"):
+            return {}
+        return {"text_encoder": self.components["text_encoder"]}
 
     @property
     def default_size(self) -> Size:
         """The size of the images the model was trained for."""
-        sample: Any = self.unet.config.sample_size
+        sample = self.configs["unet"].get("sample_size") or 64
         height, width = (sample, sample) if isinstance(sample, int) else sample
         return Size(int(height) * self.pixels_per_latent, int(width) * self.pixels_per_latent)
 
     @property
     def pixels_per_latent(self) -> int:
         """Pixels along the side of one latent."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.configs["vae"].get("block_out_channels", (64,))) - 1)
 
     def encode(self, prompts: Sequence[str], size: Size) -> Conditioning:
-        """Embed prompts with the text encoder's last layer, without gradient.
+        """Embed prompts with the text encoder's last layer, without gradient, one by one.
 
         Args:
             prompts: B prompts.
@@ -75,8 +82,7 @@ class StableDiffusion:
         Raises:
             RuntimeError: The text encoder was dropped.
         """
-        if self.text_encoder is None:
-            raise RuntimeError("the text encoder was dropped")
+        encoder = self.components["text_encoder"]
         texts = [str(prompt) for prompt in prompts]
         limit = int(self.tokenizer.model_max_length)
         for text in texts:
@@ -86,19 +92,16 @@ class StableDiffusion:
                     f"prompt cut to {limit} tokens (got {length}): {text[:60]!r}...", DraftWarning, stacklevel=2
                 )
         tokens = self.tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-        mask = None
-        if getattr(self.text_encoder.config, "use_attention_mask", False):
-            mask = tokens.attention_mask.to(self.device)
+        ids = tokens.input_ids.to(self.device)
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(self.device) if masked else None
+        # Together, a prompt's numbers could depend in their last bits on how many others there are.
         with torch.no_grad():
-            text = torch.cat(
-                [
-                    self.text_encoder(
-                        ids.to(self.device), attention_mask=None if mask is None else mask[k : k + _EMBED_BATCH]
-                    )[0]
-                    for k, ids in _chunks(tokens.input_ids)
-                ]
-            )
-        return Conditioning({"text": text})
+            states = [
+                encoder(ids[k : k + 1], attention_mask=None if mask is None else mask[k : k + 1])[0]
+                for k in range(len(texts))
+            ]
+        return Conditioning({"text": torch.cat(states)})
 
     def unconditional(self, negative_prompt: str, size: Size) -> Conditioning:
         """The negative prompt's embedding, text (1, L, D)."""
@@ -106,7 +109,7 @@ class StableDiffusion:
 
     def drop_encoders(self) -> None:
         """Free the text encoder's memory."""
-        self.text_encoder = None
+        self.components.drop(["text_encoder"])
 
     def denoise(self, latents: Latents, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Call the UNet in the model's precision.
@@ -120,7 +123,7 @@ class StableDiffusion:
             The output in the latents' precision, (N, C, h, w).
         """
         text = conditioning.tensors["text"].to(self.dtype)
-        out = self.unet(latents.to(self.dtype), time, encoder_hidden_states=text, return_dict=False)[0]
+        out = self.network(latents.to(self.dtype), time, encoder_hidden_states=text, return_dict=False)[0]
         return out.to(latents.dtype)
 
     def decode(self, latents: Latents, *, straight_through: bool = False) -> Images:
@@ -133,9 +136,9 @@ class StableDiffusion:
         Returns:
             sRGB clipped to [0, 1], (B, 3, H, W), in the latents' precision.
         """
-        config: Any = self.vae.config
-        scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        images = self.vae.decode(scaled.to(self.dtype), return_dict=False)[0].to(latents.dtype)
+        vae = self.components["vae"]
+        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        images = vae.decode(scaled.to(self.dtype), return_dict=False)[0].to(latents.dtype)
         return clip(images / 2 + 0.5, straight_through=straight_through)
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
@@ -154,57 +157,58 @@ class StableDiffusion:
         if size.height % multiple or size.width % multiple or size.frames != 1:
             got = size.height if size == Size(size.height, size.height) else size
             raise DraftError(f"resolution must be a multiple of {multiple} for this model (got {got})")
-        return int(self.unet.config.in_channels), size.height // multiple, size.width // multiple
+        channels = int(self.configs["unet"].get("in_channels", 4))
+        return channels, size.height // multiple, size.width // multiple
 
     def schedule(self, size: Size, steps: int) -> Schedule | FlowSchedule:
         """The noise schedule, which is the same for every size and number of steps."""
         return self.noise
 
-    def checkpoint_blocks(self, on: bool) -> None:
+    def checkpoint_blocks(self, on: bool) -> bool:
         """Recompute the UNet's and the decoder's blocks in backward instead of keeping their activations."""
-        raise NotImplementedError
+        self.components.recompute(["unet", "vae"], on)
+        return can_recompute(self.network)
 
 
 def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
-    """Load a `StableDiffusionPipeline` folder, hub id or single-file checkpoint; no safety checker, no pickle.
+    """Open a `StableDiffusionPipeline` folder, hub id or single-file checkpoint; no safety checker, no pickle.
 
     Args:
         model: Folder, `.safetensors` file or hub id.
         device: Where to.
-        dtype: Precision of the weights.
+        dtype: Precision of the weights, in which they are read.
 
     Returns:
-        The model, frozen and in evaluation mode.
+        The model; its networks are read when they are needed.
 
     Raises:
-        DraftError: Weights are missing or unreachable, a pickle was given, or the pipeline is of another family.
+        DraftError: Weights are missing or unreachable, a pickle was given, or it is no model that can be trained.
     """
-    path = Path(model)
-    settled = True
-    if path.is_file():
-        with undisturbed():
-            pipeline, settled = load_single_file(path)
+    if Path(model).is_file():
+        single = open_single_file(Path(model))
+        configs, tokenizer, read = single.configs, single.tokenizer, single.read
     else:
-        with reading_weights(model):
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                model, safety_checker=None, feature_extractor=None, requires_safety_checker=False, use_safetensors=True
-            )
-    unet, vae, text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
-    if unet.config.in_channels != vae.config.latent_channels:
+        folder = local_folder(model, StableDiffusionPipeline, without=("safety_checker", "feature_extractor"))
+        check_weights(model, folder, _NETWORKS)
+        configs = {name: read_config(folder, name) for name in ("unet", "vae", "scheduler")}
+        kind = getattr(transformers, read_index(str(folder))["tokenizer"][1], transformers.CLIPTokenizer)
+        tokenizer = kind.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+        read, single = partial(_read, model, folder), None
+    channels, latents = configs["unet"].get("in_channels", 4), configs["vae"].get("latent_channels", 4)
+    if channels != latents:
         raise DraftError(
             f"model {model!r} is an inpainting or depth model, which Draft cannot train (its UNet takes "
-            f"{unet.config.in_channels} channels, the autoencoder makes {vae.config.latent_channels})"
+            f"{channels} channels, the autoencoder makes {latents})"
         )
-    for module in (unet, vae, text_encoder):
-        nn.Module.to(module.requires_grad_(False).eval(), device, dtype)  # diffusers' own `to` warns of the cast
-    schedule = read_schedule(pipeline.scheduler.config)
-    loaded = StableDiffusion(unet, vae, pipeline.tokenizer, text_encoder, schedule, device, dtype, families()["sd"])
-    if not settled and isinstance(schedule, Schedule):
-        loaded.noise = settle_prediction(loaded, schedule)
+    schedule = read_schedule(configs["scheduler"])
+    components = Components(read, device, dtype)
+    loaded = StableDiffusion(components, configs, tokenizer, schedule, device, dtype, families()["sd"])
+    if single is not None and not single.settled and isinstance(schedule, Schedule):
+        _settle(loaded, schedule)
     return loaded
 
 
-def read_schedule(config: Any) -> Schedule | FlowSchedule:
+def read_schedule(config: Mapping[str, Any]) -> Schedule | FlowSchedule:
     """The noise schedule of a diffusers scheduler's configuration.
 
     Args:
@@ -224,9 +228,23 @@ def read_schedule(config: Any) -> Schedule | FlowSchedule:
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise DraftError(f"the model's prediction_type must be epsilon or v_prediction (got {prediction})")
-    ddim: Any = DDIMScheduler.from_config(config)
+    ddim: Any = DDIMScheduler.from_config(dict(config))
     return Schedule(tuple(ddim.alphas_cumprod.tolist()), prediction, int(config.get("steps_offset", 0)))
 
 
-def _chunks(ids: Tensor) -> list[tuple[int, Tensor]]:
-    return [(start, ids[start : start + _EMBED_BATCH]) for start in range(0, len(ids), _EMBED_BATCH)]
+def _read(model: str, folder: Path, component: str, dtype: torch.dtype) -> nn.Module:
+    return read_component(model, folder, component, _NETWORKS[component], dtype)
+
+
+def _settle(model: StableDiffusion, schedule: Schedule) -> None:
+    """Let the network show what it predicts; those of Stable Diffusion 2 that predict v were trained for 768 pixels.
+
+    The networks are read again when they are needed, so that the text encoder and the UNet are never there together.
+    """
+    blank = model.encode([""], model.default_size)
+    model.components.forget()
+    model.noise = settle_prediction(model, schedule, blank)
+    model.components.forget()
+    unet = model.configs["unet"]
+    if model.noise.prediction == "v_prediction" and unet["cross_attention_dim"] == TEXT_WIDTH["2"]:
+        unet["sample_size"] = 96

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import families
-from draft.diffusion.families.pretrained import undisturbed
+from draft.diffusion.families.components import Components, can_recompute
 from draft.diffusion.families.sd import read_schedule
-from draft.diffusion.families.sdxl_parts import TEXT, Parts, pretrained_parts
-from draft.diffusion.families.sdxl_single_file import single_file_parts
+from draft.diffusion.families.sdxl_parts import TEXT, Parts, open_pretrained
+from draft.diffusion.families.sdxl_single_file import open_single_file
 from draft.diffusion.saturation import clip
 from draft.diffusion.schedule import FlowSchedule, Schedule
 from draft.errors import DraftError, DraftWarning
@@ -32,33 +30,21 @@ class StableDiffusionXL:
     """A Stable Diffusion XL model; see `draft.diffusion.families.TextToImage`."""
 
     parts: Parts
+    components: Components
     noise: Schedule | FlowSchedule
     device: torch.device
     dtype: torch.dtype
     family: Family
-    _towers: dict[str, Any] | None = field(default_factory=dict)
-    _recompute: bool = False
 
-    @cached_property
+    @property
     def network(self) -> nn.Module:
-        """The UNet, read when first asked for."""
-        return self._read("unet", self.dtype)
-
-    @cached_property
-    def vae(self) -> Any:
-        """The autoencoder, never in float16 where its configuration asks for more: its activations overflow there."""
-        careful = self.dtype == torch.float16 and self.parts.configs["vae"].get("force_upcast", True)
-        return self._read("vae", torch.float32 if careful else self.dtype)
+        """The UNet."""
+        return self.components["unet"]
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:
-        """Both text encoders, read when first asked for; nothing once they are dropped."""
-        if self._towers is None:
-            return {}
-        for name in TEXT:
-            if name not in self._towers:
-                self._towers[name] = self._read(name, self.dtype)
-        return self._towers
+        """Both text encoders; nothing once they are dropped."""
+        return {name: self.components[name] for name in TEXT if not self.components.dropped(name)}
 
     @property
     def default_size(self) -> Size:
@@ -86,10 +72,7 @@ class StableDiffusionXL:
         Raises:
             RuntimeError: The text encoders were dropped.
         """
-        if self._towers is None:
-            raise RuntimeError("the text encoders were dropped")
-        embedded = [self._embed(str(prompt), size) for prompt in prompts]
-        return Conditioning.cat(embedded)
+        return Conditioning.cat(self._embed(str(prompt), size) for prompt in prompts)
 
     def unconditional(self, negative_prompt: str, size: Size) -> Conditioning:
         """What guidance leads away from, of length 1.
@@ -112,7 +95,7 @@ class StableDiffusionXL:
 
     def drop_encoders(self) -> None:
         """Free the text encoders' memory."""
-        self._towers = None
+        self.components.drop(TEXT)
 
     def denoise(self, latents: Latents, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Call the UNet in the model's precision.
@@ -145,13 +128,14 @@ class StableDiffusionXL:
         Returns:
             sRGB clipped to [0, 1], (B, 3, H, W), in the latents' precision.
         """
-        config: Any = self.vae.config
+        vae = self.components["vae"]
+        config: Any = vae.config
         mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
         scaled = latents / config.scaling_factor
         if mean is not None and std is not None:  # Playground's
             mean, std = (torch.tensor(values).to(latents)[:, None, None] for values in (mean, std))
             scaled = latents * std / config.scaling_factor + mean
-        images = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].to(latents.dtype)
+        images = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].to(latents.dtype)
         return clip(images / 2 + 0.5, straight_through=straight_through)
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
@@ -176,25 +160,15 @@ class StableDiffusionXL:
         """The noise schedule, which is the same for every size and number of steps."""
         return self.noise
 
-    def checkpoint_blocks(self, on: bool) -> None:
+    def checkpoint_blocks(self, on: bool) -> bool:
         """Recompute the UNet's and the decoder's blocks in backward instead of keeping their activations."""
-        self._recompute = on
-        for name in ("network", "vae"):
-            if name in vars(self):
-                recompute_blocks(vars(self)[name], on)
-
-    def _read(self, part: str, dtype: torch.dtype) -> Any:
-        with undisturbed():
-            module: Any = self.parts.read(part, dtype)
-        # diffusers' own `to` warns of casts.
-        module = nn.Module.to(module.requires_grad_(False).eval(), self.device, dtype)
-        if part not in TEXT:
-            recompute_blocks(module, self._recompute)
-        return module
+        self.components.recompute(["unet", "vae"], on)
+        return can_recompute(self.network)
 
     def _embed(self, prompt: str, size: Size) -> Conditioning:
         states = []
-        for tokenizer, tower in zip(self.parts.tokenizers, self.encoders.values(), strict=True):
+        for tokenizer, name in zip(self.parts.tokenizers, TEXT, strict=True):
+            tower = self.components[name]
             limit = int(tokenizer.model_max_length)
             length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
             if length > limit and not states:
@@ -218,7 +192,8 @@ def load(model: str, *, device: torch.device, dtype: torch.dtype) -> StableDiffu
     Args:
         model: Folder, `.safetensors` file or hub id.
         device: Where to.
-        dtype: Precision of the weights, in which they are read; see `StableDiffusionXL.vae` for the autoencoder's.
+        dtype: Precision of the weights, in which they are read; the autoencoder's is float32 where this is float16 and
+            its configuration asks for more (`force_upcast`), since its activations overflow there.
 
     Returns:
         The model, frozen and in evaluation mode.
@@ -226,33 +201,8 @@ def load(model: str, *, device: torch.device, dtype: torch.dtype) -> StableDiffu
     Raises:
         DraftError: A component is missing, of a wrong type or unreachable, or a pickle was given.
     """
-    path = Path(model)
-    parts = single_file_parts(path) if path.is_file() else pretrained_parts(model)
+    parts = open_single_file(Path(model)) if Path(model).is_file() else open_pretrained(model)
+    careful = dtype == torch.float16 and parts.configs["vae"]["force_upcast"]
+    components = Components(parts.read, device, dtype, exceptions={"vae": torch.float32} if careful else {})
     noise = read_schedule(parts.configs["scheduler"])
-    return StableDiffusionXL(parts, noise, device, dtype, families()["sdxl"])
-
-
-def recompute_blocks(network: Any, on: bool) -> None:
-    """Recompute a network's blocks in backward, where it carries gradient, instead of keeping their activations.
-
-    Args:
-        network: A UNet or an autoencoder of diffusers.
-        on: Whether; off keeps the activations.
-    """
-    if on:
-        network.enable_gradient_checkpointing(_recomputed)
-    else:
-        network.disable_gradient_checkpointing()
-
-
-def _recomputed(block: Any, *inputs: Any) -> Any:
-    # The decoder's last block alone holds half of all activations, so its layers are recomputed one by one.
-    if isinstance(block, UpDecoderBlock2D):
-        sample, embedding = inputs
-        for layer in block.resnets:
-            sample = _recomputed(layer, sample, embedding)
-        for layer in block.upsamplers or ():
-            sample = _recomputed(layer, sample)
-        return sample
-    # Nothing in a block is random, so there is no RNG state to keep for the recomputation.
-    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return StableDiffusionXL(parts, components, noise, device, dtype, families()["sdxl"])

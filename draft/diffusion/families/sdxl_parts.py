@@ -1,40 +1,41 @@
-"""The parts of a Stable Diffusion XL model: their configurations at once, their weights when they are needed."""
+"""The parts of a Stable Diffusion XL model: what their configurations say, and whether they fit together."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from packaging.version import Version
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import nn
 from transformers.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from draft.diffusion.families.pretrained import reading_weights
+from draft.diffusion.families.pretrained import (
+    check_weights,
+    local_folder,
+    read_component,
+    read_config,
+    read_index,
+    reading_weights,
+)
 from draft.errors import DraftError
 
 TEXT = ("text_encoder", "text_encoder_2")
 """The text encoders' components, in the order of their states in the text."""
 
-CLASSES: Mapping[str, Any] = {
+NETWORKS: Mapping[str, Any] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
 }
 """The components with weights."""
-
-_TOKENIZERS = ("tokenizer", "tokenizer_2")
-_VARIANTS = (None, "fp16")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Parts:
     read: Callable[[str, torch.dtype], nn.Module]
 
 
-def pretrained_parts(model: str) -> Parts:
+def open_pretrained(model: str) -> Parts:
     """Open a folder in diffusers' format, or a hub id.
 
     Args:
@@ -64,56 +65,32 @@ def pretrained_parts(model: str) -> Parts:
         Its parts.
 
     Raises:
-        DraftError: A component is missing, of a wrong type, damaged or unreachable.
+        DraftError: Files are missing, damaged or unreachable, or the parts do not fit.
     """
+    folder = local_folder(model, StableDiffusionXLPipeline)
+    check_weights(model, folder, NETWORKS)
+    configs = complete({part: read_config(folder, part) for part in (*NETWORKS, "scheduler")})
+    check_configs(f"model {model!r}", configs)
     with reading_weights(model):
-        index: Any = DiffusionPipeline.load_config(model)
-    check_components(model, index)
-    with reading_weights(model):
-        configs: dict[str, Any] = {part: UNet2DConditionModel.load_config(model, subfolder=part) for part in CLASSES}
-        configs["scheduler"] = DDIMScheduler.load_config(model, subfolder="scheduler")
-        tokenizers = tuple(CLIPTokenizer.from_pretrained(model, subfolder=name) for name in _TOKENIZERS)
-    completed = complete(configs)
-    check_configs(f"model {model!r}", completed)
-
-    def read(part: str, dtype: torch.dtype) -> nn.Module:
-        with reading_weights(model):
-            return _pretrained(model, part, dtype)
-
-    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-    return Parts(completed, (tokenizers[0], tokenizers[1]), zeros, read)
-
-
-def check_components(model: str, index: Mapping[str, Any]) -> None:
-    """Refuse a pipeline that lacks a component, or has one of another class.
-
-    Args:
-        model: Folder or hub id.
-        index: Its `model_index.json`.
-
-    Raises:
-        DraftError: So it is; the first component is named.
-    """
-    wanted = {part: kind.__name__ for part, kind in CLASSES.items()} | dict.fromkeys(_TOKENIZERS, "CLIPTokenizer")
-    for part, kind in {**wanted, "scheduler": ""}.items():
-        entry = index.get(part)
-        found = entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else None
-        if found is None or (Path(model).is_dir() and not (Path(model) / part).is_dir()):
-            raise DraftError(
-                f"model {model!r} has no {part}",
-                hint=f"a StableDiffusionXLPipeline has {', '.join(wanted)} and scheduler; take the complete model",
-            )
-        if kind and found.removesuffix("Fast") != kind:
-            raise DraftError(
-                f"the {part} of model {model!r} must be {_a(kind)} (got {_a(found)})",
-                hint="as in Stable Diffusion XL; Draft cannot train what puts other networks in their places",
-            )
+        first, second = (
+            CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True)
+            for name in ("tokenizer", "tokenizer_2")
+        )
+    zeros = bool(read_index(str(folder)).get("force_zeros_for_empty_prompt", True))
+    return Parts(configs, (first, second), zeros, partial(_read, model, folder))
 
 
 def complete(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Configurations with the defaults of what the files leave out, as the networks' classes have them."""
+    """Configurations with the defaults of what the files leave out, as the networks' classes have them.
+
+    Args:
+        configs: As the files have them, by component.
+
+    Returns:
+        Those of all components, the scheduler's as it is.
+    """
     found: dict[str, dict[str, Any]] = {"scheduler": dict(configs["scheduler"])}
-    for part, kind in CLASSES.items():
+    for part, kind in NETWORKS.items():
         if part in TEXT:
             found[part] = CLIPTextConfig.from_dict(dict(configs[part])).to_dict()
         else:
@@ -165,28 +142,5 @@ def check_configs(what: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def _a(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
-
-
-def precision(dtype: torch.dtype, library: str) -> dict[str, torch.dtype]:
-    """The option that makes a library read weights in a precision; it was renamed."""
-    renamed = {"diffusers": (diffusers.__version__, "0.42"), "transformers": (transformers.__version__, "5")}
-    installed, since = renamed[library]
-    return {"dtype" if Version(installed) >= Version(since) else "torch_dtype": dtype}
-
-
-def _pretrained(model: str, part: str, dtype: torch.dtype) -> nn.Module:
-    """A component from its plain file, else from that in half precision, the only one in some folders."""
-    options = precision(dtype, "transformers" if part in TEXT else "diffusers")
-    refused: OSError | None = None
-    for variant in _VARIANTS:
-        try:
-            found: nn.Module = CLASSES[part].from_pretrained(
-                model, subfolder=part, variant=variant, use_safetensors=True, **options
-            )
-        except OSError as error:
-            refused = refused or error
-        else:
-            return found
-    raise refused or OSError(part)
+def _read(model: str, folder: Path, part: str, dtype: torch.dtype) -> nn.Module:
+    return read_component(model, folder, part, NETWORKS[part], dtype)

@@ -16,7 +16,8 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
 
-from draft.diffusion.families.sdxl_parts import CLASSES, TEXT, Parts, check_configs, complete, precision
+from draft.diffusion.families.pretrained import precision
+from draft.diffusion.families.sdxl_parts import NETWORKS, TEXT, Parts, check_configs, complete
 from draft.diffusion.families.single_file import clip_tokenizer, read_json, tensor_shapes
 from draft.errors import DraftError
 
@@ -27,7 +28,7 @@ _PREFIXES = {
     "text_encoder": ("conditioner.embedders.0.transformer.text_model.",),
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
-_FILES = dict.fromkeys(CLASSES, "config.json") | {"scheduler": "scheduler_config.json"}
+_FILES = dict.fromkeys(NETWORKS, "config.json") | {"scheduler": "scheduler_config.json"}
 _PADDING = ("<|endoftext|>", "!")  # what each encoder's tokenizer fills prompts up with
 
 # The published architecture, as diffusers names its numbers: Stability-AI/generative-models (sd_xl_base.yaml).
@@ -93,7 +94,7 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
 """CLIP ViT-L/14, OpenCLIP ViT-bigG/14, and the networks of `stable-diffusion-xl-base-1.0`."""
 
 
-def single_file_parts(path: Path) -> Parts:
+def open_single_file(path: Path) -> Parts:
     """Open a checkpoint in the original layout, as A1111 and ComfyUI use it; only the vocabulary may need the hub.
 
     What is in the folder of the file's name next to it (`x/` next to `x.safetensors`), laid out as diffusers does it
@@ -175,7 +176,7 @@ def _read(
     dtype: torch.dtype,
 ) -> nn.Module:
     """One component by diffusers' loader of the complete file, which is mapped into memory: the others cost nothing."""
-    others = dict.fromkeys((name for name in CLASSES if name != part), None)
+    others = dict.fromkeys((name for name in NETWORKS if name != part), None)
     said = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # it warns that no module is kept in float32
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +190,7 @@ def _read(
                 add_watermarker=False,
                 local_files_only=True,
                 **others,
-                **precision(dtype, "diffusers"),
+                **precision(dtype, StableDiffusionXLPipeline),
             )
         except (OSError, ValueError, KeyError, SafetensorError, SingleFileComponentError) as error:
             raise _unlike(path, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
@@ -214,7 +215,7 @@ def _write(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
     index |= {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")}
     for part, file in _FILES.items():
         library = "transformers" if part in TEXT else "diffusers"
-        index[part] = [library, CLASSES[part].__name__ if part in CLASSES else configs[part]["_class_name"]]
+        index[part] = [library, NETWORKS[part].__name__ if part in NETWORKS else configs[part]["_class_name"]]
         (folder / part).mkdir()
         (folder / part / file).write_text(json.dumps(configs[part]), encoding="utf-8")
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.models.clip import CLIPTokenizer
 from transformers.utils.hub import cached_file
 
-from draft.diffusion.families.architectures import PADDING, TEXT_WIDTH, Version, configuration
+from draft.diffusion.families.architectures import PADDING, Version, configuration
+from draft.diffusion.families.pretrained import precision
 from draft.errors import DraftError, ResourceError
 
 if TYPE_CHECKING:
+    from draft.diffusion.conditioning import Conditioning
     from draft.diffusion.families import TextToImage
     from draft.diffusion.schedule import Schedule
 
@@ -29,6 +34,7 @@ _LIBRARIES = {
     "text_encoder": ("transformers", "CLIPTextModel", "config.json"),
     "scheduler": ("diffusers", "DDIMScheduler", "scheduler_config.json"),
 }
+_NAMES = {"unet": "UNet", "vae": "autoencoder", "text_encoder": "text encoder"}
 _VOCABULARY = ("vocab.json", "merges.txt")
 _HUB = "openai/clip-vit-large-patch14"
 # All hold the same vocabulary; the first is also what A1111 leaves in the hub's cache.
@@ -42,8 +48,25 @@ _UNET_KEY = "model.diffusion_model."
 _TEXT_KEYS: dict[Version, str] = {"1": "cond_stage_model.transformer.text_model.", "2": "cond_stage_model.model."}
 
 
-def load_single_file(path: Path) -> tuple[Any, bool]:
-    """Load a checkpoint in the original layout, as A1111 and ComfyUI use it; only the vocabulary may need the hub.
+@dataclass(frozen=True)
+class SingleFile:
+    """A checkpoint whose networks have not been read.
+
+    Args:
+        configs: The configurations of unet, vae, text_encoder and scheduler.
+        tokenizer: The tokenizer.
+        read: Reads a network in a precision, into the CPU's memory.
+        settled: Whether the folder beside the file says what the network predicts.
+    """
+
+    configs: dict[str, dict[str, Any]]
+    tokenizer: CLIPTokenizer
+    read: Callable[[str, torch.dtype], nn.Module]
+    settled: bool
+
+
+def open_single_file(path: Path) -> SingleFile:
+    """Open a checkpoint in the original layout, as A1111 and ComfyUI use it; only the vocabulary may need the hub.
 
     What stands in the folder of the file's name beside it (`x/` beside `x.safetensors`), laid out as diffusers does it
     (`unet/config.json`, `scheduler/scheduler_config.json`, `tokenizer/vocab.json`, ...), wins over what is known here.
@@ -52,7 +75,7 @@ def load_single_file(path: Path) -> tuple[Any, bool]:
         path: The `.safetensors` file.
 
     Returns:
-        A `StableDiffusionPipeline`, and whether the folder beside it says what the network predicts.
+        The checkpoint.
 
     Raises:
         DraftError: It is no such checkpoint, is incomplete, or the vocabulary cannot be found.
@@ -61,30 +84,57 @@ def load_single_file(path: Path) -> tuple[Any, bool]:
     version = _version(path, shapes)
     beside = path.with_suffix("")
     known = configuration(version, channels=shapes[f"{_UNET_KEY}input_blocks.0.0.weight"][1])
-    found = {part: read_json(beside / part / file) for part, (_, _, file) in _LIBRARIES.items()}
+    own = {part: read_json(beside / part / file) for part, (_, _, file) in _LIBRARIES.items()}
+    configs = {part: dict(own[part] or known[part]) for part in known}
     tokenizer = clip_tokenizer(path, beside / "tokenizer", padding=PADDING[version])
+    read = partial(_read, path, version, {part: dict(values) for part, values in configs.items()}, tokenizer, shapes)
+    return SingleFile(configs, tokenizer, read, own["scheduler"] is not None)
+
+
+def _read(
+    path: Path,
+    version: Version,
+    configs: Mapping[str, Mapping[str, Any]],
+    tokenizer: CLIPTokenizer,
+    shapes: Mapping[str, list[int]],
+    part: str,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """One network by diffusers' loader of the whole file, which is mapped into memory: the others cost nothing."""
+    others = dict.fromkeys({"unet", "vae", "text_encoder"} - {part}, None)
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # it warns that no module is kept in float32
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), {part: found[part] or known[part] for part in known})
+        _write(Path(folder), configs)
         try:
             pipeline: Any = StableDiffusionPipeline.from_single_file(
-                str(path), config=folder, tokenizer=tokenizer, safety_checker=None, local_files_only=True
+                str(path),
+                config=folder,
+                tokenizer=tokenizer,
+                safety_checker=None,
+                local_files_only=True,
+                **others,
+                **precision(dtype, StableDiffusionPipeline),
             )
         except (OSError, ValueError, KeyError, SafetensorError, SingleFileComponentError) as error:
             raise _unlike(path, version, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
         except NotImplementedError as error:  # PyTorch's own, for a tensor on `meta`: no data came for it
-            raise _unlike(path, version, "it lacks tensors of its UNet or its autoencoder") from error
-    missing = [name for name, tensor in pipeline.text_encoder.state_dict().items() if tensor.is_meta]
+            raise _unlike(path, version, f"it lacks tensors of its {_NAMES[part]}") from error
+        finally:
+            diffusers_logging.set_verbosity(verbosity)
+    network: nn.Module = getattr(pipeline, part)
+    missing = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
     if missing:
-        raise _unlike(path, version, f"it lacks tensors of its text encoder, such as {missing[0]}")
-    held, used = sum(name.startswith(_UNET_KEY) for name in shapes), len(pipeline.unet.state_dict())
-    if held != used:
-        raise _unlike(path, version, f"its UNet has {held} tensors instead of {used}")
-    for network in (pipeline.unet, pipeline.vae):
-        vars(network).pop("hf_device_map", None)  # says CPU, which peft would believe after the model has moved
-    return pipeline, found["scheduler"] is not None
+        raise _unlike(path, version, f"it lacks tensors of its {_NAMES[part]}, such as {missing[0]}")
+    if part == "unet":
+        held, used = sum(name.startswith(_UNET_KEY) for name in shapes), len(network.state_dict())
+        if held != used:
+            raise _unlike(path, version, f"its UNet has {held} tensors instead of {used}")
+    vars(network).pop("hf_device_map", None)  # says CPU, which peft would believe after the model has moved
+    return network
 
 
-def settle_prediction(model: TextToImage, schedule: Schedule) -> Schedule:
+def settle_prediction(model: TextToImage, schedule: Schedule, blank: Conditioning) -> Schedule:
     """Find out from the network itself whether it predicts the noise e or v = alpha e - sigma x0.
 
     At the last training time x = alpha x0 + sigma e is noise nearly alone (alpha = 0.07). For x0 of variance q^2 the
@@ -92,9 +142,9 @@ def settle_prediction(model: TextToImage, schedule: Schedule) -> Schedule:
     / (alpha^2 q^2 + sigma^2), nearly nothing of it; the slope of the output over x tells them apart.
 
     Args:
-        model: The model; one of Stable Diffusion 2 that predicts v gets its resolution, 768, as those were trained for
-            it.
+        model: The model; its text encoder is not needed.
         schedule: Its schedule, the prediction not trusted yet.
+        blank: The conditioning of the empty prompt, of length 1.
 
     Returns:
         The schedule with the prediction.
@@ -103,16 +153,13 @@ def settle_prediction(model: TextToImage, schedule: Schedule) -> Schedule:
     noise = torch.randn(1, *model.latent_shape(model.default_size), generator=generator).to(model.device)
     time = torch.tensor(len(schedule.alphas_cumprod) - 1, device=model.device)
     with torch.no_grad():
-        out = model.denoise(noise, time, model.encode([""], model.default_size))
+        out = model.denoise(noise, time, blank)
     slope = float((out * noise).sum() / noise.square().sum())
-    unet: Any = model.network
-    if slope < 0.5 and unet.config.cross_attention_dim == TEXT_WIDTH["2"]:
-        unet.register_to_config(sample_size=96)
     return replace(schedule, prediction="epsilon" if slope >= 0.5 else "v_prediction")
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """The shapes of a checkpoint's tensors, by name; no numbers are read.
+    """The names and shapes of the tensors in a checkpoint.
 
     Args:
         path: The `.safetensors` file.
@@ -121,14 +168,8 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         Name to shape.
 
     Raises:
-        DraftError: There is no such file, it is of another format, or damaged.
+        DraftError: It cannot be read or is damaged.
     """
-    if path.suffix != ".safetensors":
-        raise DraftError(
-            f"checkpoint {path} is not a .safetensors file", hint="pickled weights can run code; convert the file first"
-        )
-    if not path.is_file():
-        raise DraftError(f"no such checkpoint: {path}")
     try:
         with safe_open(str(path), "pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -151,13 +192,13 @@ def _version(path: Path, shapes: Mapping[str, list[int]]) -> Version:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """A configuration that may be next to a checkpoint.
+    """A file beside a checkpoint, as JSON.
 
     Args:
-        file: The JSON file.
+        file: The file.
 
     Returns:
-        Its content; None: there is no such file.
+        Its object; None where there is no such file.
 
     Raises:
         DraftError: It is no JSON object.
@@ -185,18 +226,18 @@ def _write(folder: Path, configuration: Mapping[str, Mapping[str, Any]]) -> None
 
 
 def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizer:
-    """CLIP's tokenizer for a checkpoint: the one next to it, else one with the published vocabulary.
+    """CLIP's tokenizer, which checkpoints do not carry: from the folder beside, from the hub's cache, or from the hub.
 
     Args:
-        path: The checkpoint, for the error.
-        beside: Where a tokenizer's files may be.
-        padding: What fills prompts up, where no configuration is there.
+        path: The checkpoint, for errors.
+        beside: The folder beside it that may hold the vocabulary.
+        padding: What it fills prompts up with, where the folder does not say.
 
     Returns:
         The tokenizer.
 
     Raises:
-        ResourceError: The vocabulary is neither there nor in the hub's cache, and the hub cannot be reached.
+        ResourceError: The vocabulary is nowhere.
     """
     files = [str(beside / name) for name in _VOCABULARY if (beside / name).is_file()]
     whole = len(files) == len(_VOCABULARY)

@@ -1,0 +1,94 @@
+"""What `draft mix` prints: lines, or one JSON object."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from draft.adapters.mixture import MixReport
+
+
+def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Iterator[str]:
+    """Describe a mix to a person.
+
+    Args:
+        report: The mix.
+        target: Its file.
+        method: How its inputs were thinned out.
+        dry_run: Whether nothing was written.
+
+    Yields:
+        A line each for every input, for what was left out, for the file and for its errors.
+    """
+    for path, weight, modules, ranks in report.inputs:
+        yield f"{weight:+g} x {path}  ({_count(modules)}, {_ranks(ranks)})"
+    if report.dropped:
+        parts = Counter(name.partition(".")[0] for name in report.dropped)
+        listed = ", ".join(f"{count} of {part}" for part, count in sorted(parts.items()))
+        yield f"left out: {_count(len(report.dropped))} ({listed})"
+    if report.predicted is not None:
+        against = "the exact sum" if method == "exact" else f"the dense {method} result"
+        yield f"smaller rank: relative error {report.predicted:.3g} over all modules, against {against}"
+    size = _size(report.size) if dry_run else _size(sum(file.stat().st_size for file in _files(target)))
+    verb = "would write" if dry_run else "wrote"
+    yield f"{verb} {target}  ({_count(report.modules)}, {_ranks(report.ranks)}, {report.dtype}, {size})"
+    if report.error is not None:
+        yield f"read back: largest relative error {report.error:.1e}"
+        if report.predicted is not None and report.total is not None and method == "exact":
+            yield f"read back: relative error {report.total:.3g} over all modules"
+    if report.peer_error is not None:
+        yield f"read by diffusers: largest relative error {report.peer_error:.1e}"
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else list(path.iterdir())
+
+
+def _count(modules: int) -> str:
+    return f"{modules} module{'' if modules == 1 else 's'}"
+
+
+def _ranks(ranks: dict[int, int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {next(iter(ranks))}"
+    if len(ranks) > 6:
+        return f"ranks {min(ranks)} to {max(ranks)}"
+    return "ranks " + ", ".join(f"{rank} ({count})" for rank, count in ranks.items())
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def as_json(report: MixReport, target: Path, *, dry_run: bool) -> dict[str, Any]:
+    """Describe a mix to a program.
+
+    Args:
+        report: The mix.
+        target: Its file.
+        dry_run: Whether nothing was written.
+
+    Returns:
+        Plain values; `predicted_relative_error` is that of a smaller rank.
+    """
+    return {
+        "output": str(target),
+        "written": not dry_run,
+        "inputs": [
+            {"path": str(path), "weight": weight, "modules": modules, "ranks": ranks}
+            for path, weight, modules, ranks in report.inputs
+        ],
+        "modules": report.modules,
+        "left_out": list(report.dropped),
+        "ranks": report.ranks,
+        "dtype": report.dtype,
+        "bytes_of_factors": report.size,
+        "predicted_relative_error": report.predicted,
+        "relative_error": report.total,
+        "largest_relative_error": report.error,
+        "worst_module": report.worst,
+        "largest_relative_error_in_diffusers": report.peer_error,
+    }

@@ -1,0 +1,161 @@
+"""Moves between the pretended device and the CPU, with gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from draft.testing.pretended.answers import replaced
+from draft.testing.pretended.calls import Calls
+from draft.testing.pretended.counts import At, asking_line
+from draft.testing.pretended.tensor import CPU, DEVICE, DeviceTensor, Pretence, on_device
+
+_PLAIN_TO = Tensor.to
+
+
+class ToHost(torch.autograd.Function):
+    """Read a tensor of the device; its gradient goes back there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: DeviceTensor, dtype: torch.dtype | None) -> Tensor:
+        """Copy to the CPU."""
+        ctx.dtype = x.dtype
+        x.pretence.read("to(cpu)")
+        return _PLAIN_TO(x.held, dtype or x.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        """Copy the gradient to the device."""
+        return slopes[0].to(DEVICE, ctx.dtype), None
+
+
+class ToDevice(torch.autograd.Function):
+    """Copy a tensor to the device; its gradient comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype | None, pretence: Pretence) -> Tensor:
+        """Copy to the device."""
+        ctx.dtype = x.dtype
+        if x.dim():
+            pretence.counts.copies[At("to(cuda)", asking_line())] += 1
+        return pretence.put(_PLAIN_TO(x.detach(), CPU, dtype or x.dtype, copy=True))
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        """Copy the gradient to the CPU."""
+        return slopes[0].to(CPU, ctx.dtype), None, None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a tensor is to go.
+
+    Args:
+        device: The device; None: it stays.
+        dtype: The dtype; None: its own.
+        options: `copy`, `non_blocking` and `memory_format`, as they were given.
+    """
+
+    device: torch.device | None
+    dtype: torch.dtype | None
+    options: Mapping[str, Any]
+
+
+def read_target(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Target:
+    """The arguments of `Tensor.to`, in each of its three forms.
+
+    Args:
+        args: Those by position.
+        kwargs: The others.
+
+    Returns:
+        What they ask for.
+    """
+    device = dtype = None
+    for value in [*args, *(kwargs.get(name) for name in ("device", "dtype", "other"))]:
+        if isinstance(value, Tensor):
+            device, dtype = value.device, value.dtype
+        elif isinstance(value, torch.dtype):
+            dtype = value
+        elif isinstance(value, str | torch.device) or (isinstance(value, int) and not isinstance(value, bool)):
+            device = torch.device(value)
+    options = dict(zip(("non_blocking", "copy"), (each for each in args if isinstance(each, bool)), strict=False))
+    options |= {name: value for name, value in kwargs.items() if name not in ("device", "dtype", "other")}
+    return Target(device, dtype, options)
+
+
+def move(x: Tensor, target: Target, pretence: Pretence) -> Tensor:
+    """Do what `Tensor.to` does, also from and to the device.
+
+    Args:
+        x: A tensor of any device.
+        target: Where to.
+        pretence: The device.
+
+    Returns:
+        The tensor there; `x` itself if it is so already and no copy is asked for.
+    """
+    here = isinstance(x, DeviceTensor)
+    to_here = here if target.device is None else on_device(target.device)
+    if here and target.device is not None and target.device.type == "cpu":
+        return ToHost.apply(x, target.dtype)
+    if to_here and not here:
+        return ToDevice.apply(x, target.dtype, pretence)
+    if to_here:
+        return _PLAIN_TO(x, target.dtype or x.dtype, **target.options)
+    return _PLAIN_TO(x, target.device or x.device, target.dtype or x.dtype, **target.options)
+
+
+@contextmanager
+def moving(pretence: Pretence, calls: Calls) -> Iterator[None]:
+    """Let torch's ways to move a tensor, and to make one from numbers, reach the device inside the block.
+
+    Args:
+        pretence: The device.
+        calls: What sees functions being called.
+
+    Yields:
+        Nothing.
+    """
+
+    def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return move(self, read_target(args, kwargs), pretence)
+
+    def cpu(self: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+        return move(self, Target(CPU, None, {"memory_format": memory_format}), pretence)
+
+    def cuda(self: Tensor, device: Any = None, non_blocking: bool = False, **options: Any) -> Tensor:
+        chosen = DEVICE if device is None else torch.device(device)
+        return move(self, Target(chosen, None, {"non_blocking": non_blocking, **options}), pretence)
+
+    def type_as(self: Tensor, other: Tensor) -> Tensor:
+        return move(self, Target(other.device, other.dtype, {}), pretence)
+
+    def new_tensor(self: Tensor, data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
+        return torch.tensor(
+            data, dtype=dtype or self.dtype, device=self.device if device is None else device, **options
+        )
+
+    def tensor(data: Any, *, device: Any = None, requires_grad: bool = False, **options: Any) -> Tensor:
+        made = torch.tensor(data, **options)
+        return (made if device is None else made.to(device)).requires_grad_(requires_grad)
+
+    def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        made = data if isinstance(data, Tensor) else torch.as_tensor(data)
+        return move(made, Target(None if device is None else torch.device(device), dtype, {}), pretence)
+
+    with ExitStack() as stack:
+        for function in (to, cpu, cuda, type_as, new_tensor):
+            stack.enter_context(replaced(Tensor, function.__name__, function))
+        stack.enter_context(replaced(torch.autograd, "_engine_run_backward", calls.autograd(_engine())))
+        calls.instead |= {torch.tensor: tensor, torch.as_tensor: as_tensor}
+        yield
+
+
+def _engine() -> Callable[..., Any]:
+    return torch.autograd._engine_run_backward  # pyright: ignore[reportAttributeAccessIssue]
