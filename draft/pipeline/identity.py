@@ -18,7 +18,7 @@ from draft.pipeline.kinds.kind import REWARDS, CheckedStage, Kind
 from draft.pipeline.references import parse_reference
 from draft.pipeline.sources import source_digest
 from draft.prompts import prompts_digest
-from draft.rewards.extensions import named_models
+from draft.rewards.extensions import derived_model, named_models
 from draft.rewards.terms import reward_config
 
 _PARTS = ("kind", "version", "settings", "rewards", "seed", "sources", "reward_models", "upstream")
@@ -164,7 +164,12 @@ def _file_identity(source: str) -> str:
 
 
 def _model_identity(path: str) -> str:
-    """A hub id, or a local model by its weights, so that it may move and must not change."""
+    """A hub id, or a local model by its weights, so that it may move and must not change.
+
+    A derived model counts by its folder's name, which stands for its weights before they are made.
+    """
+    if (derived := derived_model(path)) is not None:
+        return f"derived:{derived.path.name}"
     return f"sha256:{weights_digest(Path(path))}" if Path(path).exists() else path
 
 

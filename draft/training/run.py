@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import TextToImage, load_text_to_image
+from draft.diffusion.families.problems import require_family_settings
 from draft.diffusion.generate import seeded_noise
 from draft.diffusion.guidance import GuidanceGradient, Net, guide, has_two_branches, without_guidance
 from draft.diffusion.lora import lora_off, lora_parameters
@@ -178,6 +179,7 @@ def prepare(
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     require_memory(model, settings.device, dtype)
     loaded_model = load_text_to_image(model, device=device, dtype=dtype)
+    require_family_settings(loaded_model.family, settings.sampler, cfg_gradient=settings.cfg_gradient)
     size = size_of(settings.resolution, loaded_model.default_size)
     grid = make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler)
     shape = loaded_model.latent_shape(size)

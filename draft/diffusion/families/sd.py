@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.models.clip import CLIPTextModel
 
 from draft.diffusion.conditioning import Conditioning
-from draft.diffusion.families import families
+from draft.diffusion.families import family_named
 from draft.diffusion.families.architectures import TEXT_WIDTH
 from draft.diffusion.families.components import Components, can_recompute
 from draft.diffusion.families.pretrained import check_weights, local_folder, read_component, read_config, read_index
@@ -205,7 +205,7 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         )
     schedule = read_schedule(configs["scheduler"])
     components = Components(read, device, dtype)
-    loaded = StableDiffusion(components, configs, tokenizer, schedule, device, dtype, families()["sd"], text_files)
+    loaded = StableDiffusion(components, configs, tokenizer, schedule, device, dtype, family_named("sd"), text_files)
     if single is not None and not single.settled and isinstance(schedule, Schedule):
         _settle(loaded, schedule)
     return loaded
