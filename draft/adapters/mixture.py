@@ -20,7 +20,7 @@ from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.readback import ReadBack, Terms, compare, write_checked
 from draft.adapters.recipe import recipe_header
-from draft.adapters.selection import module_factors
+from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
 from draft.errors import DraftWarning, StageError
 from draft.files import sha256, weights_file
@@ -110,7 +110,7 @@ def mix_files(
         raise StageError("verify: full needs another program's reader (got none)")
     files, terms, digests = _read(inputs, settings)
     names = module_names(terms)
-    factors = module_factors(names, components=settings.components, blocks=settings.blocks)
+    factors = module_weights(names, components=settings.components, blocks=settings.blocks)
     kept = {name: factor for name, factor in factors.items() if factor != 0}
     if not kept:
         raise StageError(f"nothing is left to mix: all {len(names)} modules have the factor 0")

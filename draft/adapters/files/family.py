@@ -16,13 +16,17 @@ from draft.family import Family
 _TOY = 1024
 _UNETS = ("sd", "sdxl")
 
+# Widths of the text that the UNets of Stable Diffusion 1 and 2 attend to.
+_SD_TEXT = (768, 1024)
+
 
 def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architecture: str, where: str) -> str:
     """Tell an adapter's family.
 
-    SDXL differs from its predecessors by its second text encoder, deeper transformers and wider text; the transformers
-    by their layers, their number and their width. FLUX.1 and Stable Diffusion 3 share the names of their attention, so
-    that for a toy width the original code's names, or else the header, must decide.
+    SDXL differs from its predecessors by its second text encoder, deeper transformers and wider text; where a file has
+    none of these, or is a toy's, the header decides. The transformers differ by their layers, their number and their
+    width. FLUX.1 and Stable Diffusion 3 share the names of their attention, so that for a toy width the original code's
+    names, or else the header, must decide.
 
     Args:
         modules: Factors by diffusers' path.
@@ -51,7 +55,10 @@ def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architect
         t5 = any(is_t5(name.partition(".")[2]) for name in modules)
         if third or t5:
             return "flux" if architecture.startswith("flux") or not third else "sd3"
-    return "sdxl" if any(_is_sdxl(name, factors) for name, factors in modules.items()) else "sd"
+    if any(_is_sdxl(name, factors) for name, factors in modules.items()):
+        return "sdxl"
+    older = any(_is_cross(name) and factors.down.shape[1] in _SD_TEXT for name, factors in modules.items())
+    return "sdxl" if architecture.startswith("stable-diffusion-xl") and not older else "sd"
 
 
 def header_family(architecture: str) -> Family | None:
@@ -72,8 +79,13 @@ def header_family(architecture: str) -> Family | None:
 
 def _is_sdxl(name: str, factors: Factors) -> bool:
     deep = any(f".transformer_blocks.{i}." in name for i in range(1, 10))
-    wide = name.endswith(("attn2.to_k", "attn2.to_v")) and factors.down.shape[1] == 2048
+    wide = _is_cross(name) and factors.down.shape[1] == 2048
     return name.startswith("text_encoder_2.") or "add_embedding" in name or deep or wide
+
+
+def _is_cross(name: str) -> bool:
+    """Whether a module's input is text."""
+    return name.endswith(("attn2.to_k", "attn2.to_v"))
 
 
 def _transformer(modules: Mapping[str, Factors], *, names: Iterable[str], architecture: str, where: str) -> str:

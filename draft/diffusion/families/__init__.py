@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from draft.diffusion.families.family import Load, TextToImage
 from draft.errors import DraftError, PluginError
 from draft.family import AdapterFiles, Family, Guidance
-from draft.rewards.extensions import offered_families
+from draft.rewards.extensions import make_derived, offered_families
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,7 @@ FAMILIES: tuple[Family, ...] = (
         name="sdxl",
         title="Stable Diffusion XL",
         pipeline="StableDiffusionXLPipeline",
+        load="draft.diffusion.families.sdxl:load",
         part="unet",
         markers=("model.diffusion_model.input_blocks.", "conditioner.embedders.1."),
         encoders=("text_encoder", "text_encoder_2"),
@@ -67,6 +68,16 @@ FAMILIES: tuple[Family, ...] = (
             resolution="1024x1024",
             reader="StableDiffusionXLLoraLoaderMixin",
         ),
+        components={
+            "unet": "UNet2DConditionModel",
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModel",
+            "text_encoder_2": "CLIPTextModelWithProjection",
+            "tokenizer": "CLIPTokenizer",
+            "tokenizer_2": "CLIPTokenizer",
+            "scheduler": "",
+        },
+        stand_in="emoji_xl",
     ),
     Family(
         name="sd3",
@@ -206,7 +217,8 @@ def count_parameters(model: str) -> dict[str, int]:
 
 
 def _family(model: str) -> Family:
-    """The family of a model, asking the hub where need be."""
+    """The family of a model, asking the hub where need be; a derived one is made now."""
+    make_derived(model)
     family = family_of(model)
     if family is None:
         from draft.diffusion.families.pretrained import read_index  # diffusers takes seconds to import
@@ -253,7 +265,7 @@ def _of_pipeline(model: str, index: Mapping[str, Any], folder: Path | None = Non
             )
         if wanted and str(kind).removesuffix("Fast") != wanted:
             raise DraftError(
-                f"the {component} of model {model!r} must be a {wanted} (got {kind})",
+                f"the {component} of model {model!r} must be of the class {wanted} (got {kind})",
                 hint=f"Draft cannot train a {name} with other networks in their places",
             )
     return family
