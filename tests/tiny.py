@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -85,7 +86,17 @@ def save_tiny_model(
     return folder
 
 
-FAMILIES: Mapping[str, Callable[[Path], Path]] = {"sd": save_tiny_model}
+def save_tiny_xl(folder: Path) -> Path:
+    """Write a StableDiffusionXLPipeline."""
+    file = Path(__file__).with_name("tiny_xl.py")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.save_tiny_xl(folder)
+
+
+FAMILIES: Mapping[str, Callable[[Path], Path]] = {"sd": save_tiny_model, "sdxl": save_tiny_xl}
 """A model family to what writes a tiny model of it; a new family is one entry more."""
 
 

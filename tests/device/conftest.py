@@ -20,7 +20,7 @@ from draft.testing import pretended_accelerator
 from draft.testing.pretended import Counts
 from draft_cli.app import main
 
-FAMILIES = ("sd",)
+FAMILIES = ("sd", "sdxl")
 """The families of `tests/tiny.py`: every test of this folder runs for each."""
 DEVICES = ("cpu", "cuda:0")
 

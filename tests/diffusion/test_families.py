@@ -80,7 +80,9 @@ def test_a_component_of_another_class_is_refused_by_both_classes(folder: Path) -
     _index(folder, tokenizer=["transformers", "CLIPTokenizerFast"], scheduler=["diffusers", "EulerDiscreteScheduler"])
     assert family_of(str(folder)) is FAMILIES[0]
     _index(folder, vae=["diffusers", "ConsistencyDecoderVAE"])
-    assert refusal(folder).what == f"the vae of model '{folder}' must be a AutoencoderKL (got ConsistencyDecoderVAE)"
+    assert refusal(folder).what == (
+        f"the vae of model '{folder}' must be of the class AutoencoderKL (got ConsistencyDecoderVAE)"
+    )
     _index(folder, vae=[None, None])
     assert refusal(folder).what == f"model '{folder}' has no vae"
 
@@ -99,7 +101,8 @@ def test_a_package_brings_a_family_which_is_then_one_like_ours(offer, folder: Pa
     _index(folder, _class_name="ToyPipeline")
     assert family_of(str(folder)) is TOY
     _index(folder, _class_name="FluxPipeline")
-    assert refusal(folder).hint == "Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) and Toy (ToyPipeline) can"
+    assert refusal(folder).hint == " and ".join(family.described for family in trainable()) + " can"
+    assert TOY.described == "Toy (ToyPipeline)" and TOY in trainable()
 
 
 @pytest.mark.parametrize(

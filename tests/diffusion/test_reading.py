@@ -17,9 +17,8 @@ from draft.diffusion.generate import generate_images
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import DraftError
 from draft.evaluation.evaluate import evaluate
-from draft.evaluation.generate import generate
 from draft.evaluation.settings import EvaluateSettings, GenerateSettings
-from draft.generation.generate import generate_by_reward
+from draft.generation.generate import generate
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.types import Prompts, Size
@@ -85,7 +84,7 @@ def test_text_encoder_and_denoiser_are_never_there_together(way, memory, tiny_mo
             from draft.diffusion.control.values import PromptSearch
 
             method = PromptSearch(modifiers=("red",), budget=2)
-            generate_by_reward(
+            generate(
                 GenerateSettings(sampler=settings, device="cpu"),
                 method=method, adapters={}, terms=terms, seed=0, **common,
             )  # fmt: skip

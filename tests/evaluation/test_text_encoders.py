@@ -17,9 +17,9 @@ from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import seeded_noise
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import StageError
-from draft.evaluation.generate import generate
 from draft.evaluation.settings import GenerateSettings
 from draft.evaluation.variants import draw, load_variants, seed_prompts
+from draft.generation.generate import generate
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.training.base_adapters import Foundation
