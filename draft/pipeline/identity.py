@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from draft.family import ATTENTION
 from draft.files import sha256, weights_digest
 from draft.isolation.reward import IsolatedReward
 from draft.marks import Extends, Holds, Inert, hints, marks, plain
@@ -155,7 +156,11 @@ def _counts_elsewhere(kind: Kind) -> Callable[[Any], bool]:
 
 
 def _own(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in ("kind", "seed")}
+    own = {key: value for key, value in settings.items() if key not in ("kind", "seed")}
+    if isinstance(lora := own.get("lora"), Mapping) and lora.get("targets", "") is None:
+        # Of a hub id, whose family nobody knows yet, what is not given counts as what nearly all families have.
+        own["lora"] = {**lora, "targets": list(ATTENTION)}
+    return own
 
 
 def _without_files(value: Any) -> Any:
