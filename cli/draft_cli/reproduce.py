@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -104,7 +104,7 @@ def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None
     Raises:
         DraftError: The pipeline cannot run here, or would make another adapter.
     """
-    from draft.pipeline.cache import differences
+    from draft.pipeline.identity import differences, fingerprint, settled, without_files
     from draft.pipeline.load import load_pipeline
     from draft.pipeline.plan import make_plan
     from draft.pipeline.provenance import parsed, without_secrets
@@ -115,30 +115,28 @@ def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None
             write_pipeline(made, file, force=True)
         pipeline = load_pipeline(file)
         steps = {step.name: step for step in make_plan(pipeline, Path(folder) / "runs")}
-    step = steps[made.target]
+    step, stage = steps[made.target], pipeline.stages[made.target]
     if "draft.fingerprint" not in metadata:
         return "everything that it needs is here; the file has no fingerprint to compare with"
-    if step.fingerprint == metadata["draft.fingerprint"]:
-        return "the same fingerprint: with the same versions of the libraries a run gives the same adapter"
-    old, new = (_without_inputs(each) for each in (parsed(metadata.get("draft.config")) or {}, step.identity))
+    same = "the same fingerprint: with the same versions of the libraries a run gives the same adapter"
+    if metadata["draft.fingerprint"] == step.fingerprint:
+        return same
+    recorded = parsed(metadata.get("draft.config"))
+    recorded = recorded if isinstance(recorded, dict) else {}
+    now = step.identity
+    old, new = without_files(settled(recorded, stage)), without_files(now)
     kept = {key: new.get(key) for key in old}  # the header leaves out what is large or of the machine
     found = differences(old, without_secrets(kept))
     if found:
         raise StageError(f"here it would be another adapter: {'; '.join(found)}", where=_WHERE)
-    if not pipeline.stages[made.target].files:
+    # Another version wrote the settings otherwise: with what the header leaves out as it is here, is it the same?
+    left_out = {key: now[key] for key in ("model", "reward_models", "upstream") if key in now}
+    if metadata["draft.fingerprint"] == fingerprint({**recorded, **left_out}):
+        return same
+    if not stage.files:
         what = "here it would be another adapter: the model, or one that a reward uses, is another"
         raise StageError(what, where=_WHERE)
     return "the same settings, prompts and rewards; the adapters that go in are not compared"
-
-
-def _without_inputs(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity without the adapters that went in, which may be files now and references then."""
-    settings = {key: value for key, value in (identity.get("settings") or {}).items() if key != "init_adapter"}
-    if beneath := settings.get("base_adapters"):
-        settings["base_adapters"] = [each["weight"] for each in beneath]
-    if adapters := settings.get("adapters"):
-        settings["adapters"] = {label: each["weight"] for label, each in adapters.items()}
-    return {**identity, "settings": settings}
 
 
 def _digests(files: Sequence[Path]) -> dict[str, str]:

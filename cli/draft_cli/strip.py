@@ -15,7 +15,7 @@ from draft.errors import ConfigError, ConfigErrors
 from draft_cli.console import rows
 
 if TYPE_CHECKING:
-    from draft.pipeline.check import CheckedStage
+    from draft.pipeline.kinds.kind import CheckedStage
 
 _WHERE = "draft strip"
 _TELLS = "strip.json"
@@ -239,7 +239,7 @@ def write_strip(
     """
     from draft.pipeline.document import dump_yaml
     from draft.pipeline.folders import publish
-    from draft.pipeline.stages import Job, run_strip
+    from draft.pipeline.kinds.kind import Job
     from draft.progress import Silent, progress
 
     check_target(target, force=force)
@@ -252,11 +252,11 @@ def write_strip(
         raise ConfigError(f"cannot write there: {error.strerror}", where=str(target)) from None
     reporter = Silent() if quiet else progress()
     try:
-        figures = run_strip(
+        figures = checked.kind.executor()(
             Job(
                 stage=checked,
                 folder=partial,
-                files={label: Path(file) for label, file in checked.files.items()},
+                files={file.keys: Path(file.source) for file in checked.files},
                 progress=reporter,
                 title=" and ".join(stage["adapters"]),
                 config_text=dump_yaml({"strip": dict(checked.data)}),

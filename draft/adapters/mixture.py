@@ -15,7 +15,7 @@ from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.merging import merge
 from draft.adapters.algebra.mix import ExactSum, check_inputs, mix, module_names, shared_header
 from draft.adapters.factors import Adapter, Factors, pad_ranks
-from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.formats import Format, file_format, read_adapter
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.readback import ReadBack, Terms, compare, write_checked
@@ -239,14 +239,14 @@ def _coarsest(adapter: Adapter) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def _size(adapter: Adapter, format: str) -> int:
+def _size(adapter: Adapter, format: Format) -> int:
     """Bytes of the factors as they are written."""
     modules = adapter.modules
-    if adapter.family not in PLANS and format in ("auto", "kohya"):
-        # Shapes are enough to count.
-        modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
-    elif format == "kohya":
-        modules = put_together(modules, adapter.family)
+    if file_format(adapter.family, format) == "kohya":
+        if adapter.family in PLANS:
+            modules = put_together(modules, adapter.family)
+        else:  # shapes are enough to count
+            modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
     return sum(t.numel() * t.element_size() for f in modules.values() for t in (f.down, f.up))
 
 

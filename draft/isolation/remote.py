@@ -12,22 +12,23 @@ from torch.autograd.function import FunctionCtx
 
 from draft.errors import StageError
 from draft.isolation.process import Doing, Worker
-from draft.isolation.reward import IsolatedReward
 from draft.isolation.tensors import pack, unpack
-from draft.rewards.reward import Score
+from draft.rewards.reward import Reward, Score
 from draft.types import Images, Prompts, Scores
 
 Values: TypeAlias = tuple[Tensor, Tensor | None, bool]
 """Scores, their gradient with respect to the images, and whether there was one to take."""
 
 
-def remote_score(worker: Worker, reward: IsolatedReward, device: torch.device) -> Score:
+def remote_score(worker: Worker, reward: Reward, device: torch.device, *, use: str, where: str) -> Score:
     """Load a reward in its process.
 
     Args:
         worker: The process.
         reward: The reward with its parameters.
         device: Where to load it there.
+        use: What it is called there.
+        where: Its place in the pipeline.
 
     Returns:
         The scoring function. Where a gradient is wanted it is computed at once, while the process has the graph:
@@ -37,12 +38,11 @@ def remote_score(worker: Worker, reward: IsolatedReward, device: torch.device) -
     Raises:
         DraftError: It cannot be loaded.
     """
-    place = reward.isolated
     request = {
         "ask": "load",
-        "use": place.use,
+        "use": use,
         "options": reward.model_dump(mode="json"),
-        "where": place.where,
+        "where": where,
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
@@ -55,7 +55,7 @@ def remote_score(worker: Worker, reward: IsolatedReward, device: torch.device) -
     def score(images: Images, prompts: Sequence[str]) -> Scores:
         ask = partial(_ask, worker, prompts=prompts)
         if torch.is_grad_enabled() and images.requires_grad:
-            return _Isolated.apply(images, ask, reward)  # type: ignore[return-value]
+            return _Isolated.apply(images, ask, reward, where)  # type: ignore[return-value]
         scores, _, _ = ask("scoring", {"images": images}, gradient=False)
         return scores
 
@@ -85,42 +85,43 @@ class _Isolated(torch.autograd.Function):
     """r(x) of another process, with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, ask: Any, reward: IsolatedReward) -> Tensor:
+    def forward(ctx: Any, images: Tensor, ask: Any, reward: Reward, where: str) -> Tensor:
         scores, gradient, connected = ask("scoring", {"images": images}, gradient=True)
         if not connected:
             # What says so in this process, too: the trainer knows how to tell it.
             ctx.mark_non_differentiable(scores)
         ctx.save_for_backward(images)
-        ctx.gradient, ctx.ask, ctx.reward = gradient, ask, reward
+        ctx.gradient, ctx.ask, ctx.reward, ctx.where = gradient, ask, reward, where
         return scores
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, None, None, None]:
         (cotangent,) = cotangents
         (images,) = ctx.saved_tensors
         gradient = ctx.gradient
         if gradient is None:
-            return None, None, None
+            return None, None, None, None
+        named = ctx.reward.name, ctx.where
         factors = cotangent.to(gradient.dtype).reshape(-1, 1, 1, 1)
         if not ctx.reward.per_image and bool((cotangent != cotangent[0]).any()):
             both = {"images": images.detach(), "cotangent": cotangent.detach()}
             _, gradient, _ = ctx.ask("computing a gradient", both, gradient=True)
-            return _Once.apply(gradient, ctx.reward, images, cotangent), None, None  # type: ignore[return-value]
-        return _Once.apply(gradient, ctx.reward, images) * factors, None, None
+            return _Once.apply(gradient, *named, images, cotangent), None, None, None  # type: ignore[return-value]
+        return _Once.apply(gradient, *named, images) * factors, None, None, None
 
 
 class _Once(torch.autograd.Function):
     """A gradient as a constant that says so when somebody differentiates it again."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, gradient: Tensor, reward: IsolatedReward, *of: Tensor) -> Tensor:
-        ctx.reward = reward  # type: ignore[attr-defined]
+    def forward(ctx: FunctionCtx, gradient: Tensor, name: str, where: str, *of: Tensor) -> Tensor:
+        ctx.name, ctx.where = name, where  # type: ignore[attr-defined]
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         raise StageError(
-            f"the gradient of isolated reward {ctx.reward.name!r} cannot be differentiated again",
-            where=ctx.reward.isolated.where,
+            f"the gradient of isolated reward {ctx.name!r} cannot be differentiated again",
+            where=ctx.where,
             hint="run it in this environment, without `isolated`",
         )

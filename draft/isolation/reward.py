@@ -67,7 +67,7 @@ class IsolatedReward(Reward):
         place = self.isolated
         worker = Worker(place.python, name=self.name, where=place.where, isolation=place.isolation)
         place.workers.append(worker)
-        return remote_score(worker, self, device)
+        return remote_score(worker, self, device, use=place.use, where=place.where)
 
 
 class UnbuiltReward(Reward):

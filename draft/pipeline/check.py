@@ -4,89 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from draft.errors import ConfigError, DraftError, DraftWarning, did_you_mean
-from draft.pipeline.checks import check_files, check_model, check_prompts, check_rewards, check_training
-from draft.pipeline.comparison import Compared, check_comparison
-from draft.pipeline.describe import keys_at
-from draft.pipeline.document import Document
-from draft.pipeline.document import Path as Keys
+from draft.pipeline.checks import find_inputs
+from draft.pipeline.document import Document, Keys
 from draft.pipeline.explain import validate
-from draft.pipeline.foundation import check_foundation
-from draft.pipeline.graph import check_references, upstream
-from draft.pipeline.mixing import check_mixing
-from draft.pipeline.probing import check_probe
+from draft.pipeline.graph import check_references
+from draft.pipeline.inputs import Head
+from draft.pipeline.kinds import KINDS, kind_of
+from draft.pipeline.kinds.kind import Candidate, CheckedStage
+from draft.pipeline.references import upstream
 from draft.pipeline.rehearsal import Replacement
-from draft.pipeline.sampling import check_sampling
-from draft.pipeline.schema import (
-    KINDS,
-    OUTPUTS,
-    CompareStage,
-    EvaluateStage,
-    GenerateStage,
-    Head,
-    MixStage,
-    ProbeStage,
-    Stage,
-    StripStage,
-    TrainStage,
-)
-from draft.pipeline.strips import check_strip
 from draft.rewards.extensions import named_model
 from draft.rewards.reward import Term
-from draft.types import Prompts
-
-_NO_PROMPTS = Prompts(())
-
-
-@dataclass(frozen=True)
-class CheckedStage:
-    """One stage, with everything that can be known before it runs.
-
-    Args:
-        name: Its name in the file.
-        config: Its typed settings.
-        data: Its plain resolved settings, as they were given, with absolute paths.
-        seed: Its seed.
-        model: Where its model is: a folder, a file or a hub id; empty where it has none.
-        prompts: Its prompts, read.
-        terms: Its rewards, with their parameters.
-        files: Label to file or reference, for adapters and curves, e.g. ``{"adapters.a": ...}``.
-        upstream: The stages it refers to, sorted.
-        compared: What only a `compare` stage has.
-        environment: Values that the file takes from the environment, with their names; no file may hold them.
-    """
-
-    name: str
-    config: Stage
-    data: Mapping[str, Any]
-    seed: int
-    model: str
-    prompts: Prompts
-    terms: tuple[Term, ...]
-    files: Mapping[str, str]
-    upstream: tuple[str, ...]
-    compared: Compared | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def every_term(self) -> tuple[Term, ...]:
-        """All its rewards, those of a comparison's measures too."""
-        return self.terms + (self.compared.terms if self.compared else ())
-
-    @property
-    def every_prompt(self) -> tuple[str, ...]:
-        """All its prompts, those of a comparison's measures too."""
-        return (*self.prompts, *(self.compared.prompts if self.compared else ()))
-
-    @property
-    def outputs(self) -> Mapping[str, str]:
-        """Output name to path in the stage's folder."""
-        return OUTPUTS[self.config.kind]
 
 
 @dataclass(frozen=True)
@@ -154,68 +89,42 @@ def _check_stage(
     name: str, data: dict[str, Any], seed: Any, document: Document, folder: Path, errors: list[DraftError]
 ) -> CheckedStage | None:
     keys: Keys = ("stages", name)
-    kind = data.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        place = document.place((*keys, "kind"))
-        kinds = f"the kinds are {', '.join(KINDS)}"
-        if "kind" not in data:
-            errors.append(ConfigError(f"missing key 'stages.{name}.kind'", where=place, hint=kinds))
-        else:
-            hint = did_you_mean(str(kind), list(KINDS), otherwise=kinds)
-            errors.append(ConfigError(f"unknown stage kind {kind!r}", where=place, hint=hint))
+    kind = kind_of(data)
+    if kind is None:
+        errors.append(_unknown_kind(name, data, document))
         return None
-    config, found = validate(KINDS[kind], data, keys, document)
-    errors += found
+    config, found = validate(kind.settings, data, keys, document)
     before = len(errors)
-    plain = dict(data)
-    base = partial(_base, document, folder)
-    prompts = check_prompts(plain, keys, document, base, errors)
-    rewarded = "rewards" in keys_at(KINDS[kind], (), {})
-    terms = check_rewards(plain, keys, prompts, document, base, errors) if rewarded else []
-    model = check_model(plain, keys, document, base, errors)
-    told = len(errors)
-    files = check_files(plain, keys, document, base, errors)
-    if len(errors) == told:
-        check_foundation(files, keys, document, errors)
-    if isinstance(config, TrainStage):
-        check_training(config, keys, terms, document, errors)
-    check_sampling(config, plain, keys, terms, document, errors)
-    if isinstance(config, ProbeStage):
-        check_probe(config, keys, terms, document, errors)
-    if isinstance(config, StripStage):
-        check_strip(config, keys, document, errors)
-    if isinstance(config, MixStage):
-        check_mixing(config, keys, document, errors)
-    compared = None
-    if kind == "compare":
-        typed = config if isinstance(config, CompareStage) else None
-        compared = check_comparison(typed, plain, keys, terms, document, base, errors)
-    if config is None or len(errors) > before:
+    errors += found
+    plain = deepcopy(data)
+    inputs = find_inputs(kind.settings, plain, keys, document, partial(_base, document, folder), errors)
+    if config is None:
+        return None
+    errors += kind.problems(Candidate(config, inputs, keys, document))
+    if len(errors) > before:
         return None
     own = getattr(config, "seed", None)
     return CheckedStage(
         name=name,
-        config=config,
+        kind=kind,
+        config=kind.complete(config),
         data=plain,
         seed=seed if own is None else own,
-        model=model,
-        prompts=prompts or _NO_PROMPTS,
-        terms=tuple(terms),
-        files=files,
+        inputs=inputs,
         upstream=tuple(upstream(data)),
-        compared=compared,
         environment=document.environment,
     )
+
+
+def _unknown_kind(name: str, data: Mapping[str, Any], document: Document) -> ConfigError:
+    place = document.place(("stages", name, "kind"))
+    kinds = f"the kinds are {', '.join(KINDS)}"
+    if "kind" not in data:
+        return ConfigError(f"missing key 'stages.{name}.kind'", where=place, hint=kinds)
+    hint = did_you_mean(str(data["kind"]), list(KINDS), otherwise=kinds)
+    return ConfigError(f"unknown stage kind {data['kind']!r}", where=place, hint=hint)
 
 
 def _base(document: Document, folder: Path, keys: Keys) -> Path:
     # A path on the command line is meant from where the person stands, one in the file from the file's folder.
     return Path.cwd() if document.overridden(keys) else folder
-
-
-def adapter_weights(config: Stage) -> dict[str, float]:
-    """Label to weight of a stage's adapters; empty where it has none."""
-    match config:
-        case MixStage() | EvaluateStage() | GenerateStage():
-            return {label: adapter.weight for label, adapter in config.adapters.items()}
-    return {}

@@ -1,4 +1,4 @@
-"""What a stage is made of - prompts, rewards, a model, files - found and checked without torch.
+"""What a stage works on - prompts, rewards, a model, files - found and checked without torch.
 
 Each function appends what is wrong to `errors` and goes on, so that all errors of a file come at once.
 """
@@ -13,58 +13,125 @@ from typing import Any, TypeAlias
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.isolation.reward import isolated_reward
-from draft.methods.values.problems import method_problems
-from draft.pipeline.document import Document
-from draft.pipeline.document import Path as Keys
+from draft.pipeline.document import Document, Keys, put
+from draft.pipeline.fields import walk
 from draft.pipeline.isolated import read_isolation, written
+from draft.pipeline.kinds.kind import HeldFile, Inputs
 from draft.prompts import load_prompts
-from draft.rewards.extensions import model_path, named_models
-from draft.rewards.parts import without_gradient
+from draft.rewards.extensions import derived_model, model_place, named_model, named_models
 from draft.rewards.reward import Term
 from draft.rewards.terms import build_term
-from draft.training.settings import TrainSettings
 from draft.types import Prompts
 
 Base: TypeAlias = Callable[[Keys], Path]
 """The folder that a relative path at these keys starts from."""
 
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+
+def find_inputs(
+    settings: type[Any], data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]
+) -> Inputs:
+    """Find what a stage works on, wherever the marks of its settings say that it has something.
+
+    Args:
+        settings: The dataclass of its settings.
+        data: Its plain data, a copy; paths in it become absolute.
+        keys: Where it is.
+        document: The file, for the places of errors.
+        base: The folder that a relative path at some keys starts from.
+        errors: Gets what is wrong.
+
+    Returns:
+        What could be found.
+    """
+    places = [place for place in walk(settings, data) if place.holds]
+    prompts: dict[Keys, Prompts] = {}
+    terms: dict[Keys, tuple[Term, ...]] = {}
+    model, files = "", []
+    for place in (place for place in places if place.holds == "prompts"):
+        read, located = check_prompts(place.value, (*keys, *place.keys), document, base, errors)
+        put(data, place.keys, located)
+        if read is not None:
+            prompts[place.keys] = read
+    for place in places:
+        here = (*keys, *place.keys)
+        match place.holds:
+            case "prompts":
+                pass
+            case "rewards":
+                own = prompts.get((*place.keys[:-1], "prompts"))
+                found, located = check_rewards(place.value, here, own, document, base, errors)
+                put(data, place.keys, located)
+                terms[place.keys] = tuple(found)
+            case "model":
+                model, name = check_model(place.value, here, document, base, errors)
+                put(data, place.keys, name)
+            case held:
+                source = check_file(place.value, held, here, document, base, errors)
+                if source:
+                    put(data, place.keys, source)
+                    files.append(HeldFile(place.keys, held, source))
+    return Inputs(model=model, prompts=prompts, terms=terms, files=tuple(files))
+
 
 def check_prompts(
-    data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]
-) -> Prompts | None:
-    """Read a stage's prompts; makes the path of a file in `data` absolute."""
-    source = data.get("prompts")
+    source: Any, keys: Keys, document: Document, base: Base, errors: list[DraftError]
+) -> tuple[Prompts | None, Any]:
+    """Read prompts.
+
+    Args:
+        source: A list, or a mapping with a file.
+        keys: Where it is.
+        document: The file, for the places of errors.
+        base: The folder that a relative path at some keys starts from.
+        errors: Gets what is wrong.
+
+    Returns:
+        The prompts (None where the schema has something to say), and the source with an absolute path.
+    """
     if isinstance(source, list):
         if not all(isinstance(text, str) for text in source):
-            return None  # the schema says so
+            return None, source
         for index, text in enumerate(source):
             if text and not text.strip():
-                place = document.place((*keys, "prompts", index))
-                errors.append(ConfigError(f"{'.'.join(keys)}.prompts.{index} is empty text", where=place))  # type: ignore[arg-type]
-        return Prompts(source)
+                place, key = document.place((*keys, index)), ".".join(map(str, (*keys, index)))
+                errors.append(ConfigError(f"{key} is empty text", where=place))
+        return Prompts(source), source
     if not isinstance(source, Mapping) or not isinstance(source.get("file"), str) or not source["file"]:
-        return None
-    here = (*keys, "prompts", "file")
+        return None, source
+    here = (*keys, "file")
     path = base(here) / Path(source["file"]).expanduser()
-    data["prompts"] = {**source, "file": str(path)}
+    located = {**source, "file": str(path)}
     try:
-        return load_prompts(path, where=document.place(here))
+        return load_prompts(path, where=document.place(here)), located
     except DraftError as error:
         errors.append(error)
-        return None
+        return None, located
 
 
 def check_rewards(
-    data: dict[str, Any], keys: Keys, prompts: Prompts | None, document: Document, base: Base, errors: list[DraftError]
-) -> list[Term]:
-    """Make a stage's reward terms, and look for the columns that their options name.
+    rewards: Any, keys: Keys, prompts: Prompts | None, document: Document, base: Base, errors: list[DraftError]
+) -> tuple[list[Term], Any]:
+    """Make reward terms, and look for the columns that their options name.
 
-    Makes the paths of `isolated` in `data` absolute.
+    Args:
+        rewards: Label to options.
+        keys: Where they are.
+        prompts: The prompts that they will see.
+        document: The file, for the places of errors.
+        base: The folder that a relative path at some keys starts from.
+        errors: Gets what is wrong.
+
+    Returns:
+        The terms, and the rewards with absolute paths in `isolated`.
     """
     terms: list[Term] = []
-    rewards = data.get("rewards")
-    for label, options in rewards.items() if isinstance(rewards, Mapping) else ():
-        here = (*keys, "rewards", label)
+    if not isinstance(rewards, Mapping):
+        return terms, rewards  # the schema says so
+    located: dict[str, Any] = dict(rewards)
+    for label, options in rewards.items():
+        here = (*keys, label)
         prefix = ".".join(map(str, here))
         if options is not None and not isinstance(options, Mapping):
             continue  # the schema says so
@@ -73,8 +140,7 @@ def check_rewards(
             isolation = read_isolation(value, (*here, "isolated"), document, base, errors)
             if isolation is None:
                 continue
-            located = {**own, "isolated": written(isolation, value)}
-            data["rewards"] = {**data["rewards"], label: located}
+            located[label] = {**own, "isolated": written(isolation, value)}
             make = partial(isolated_reward, isolation)
         try:
             term = build_term(label, own, where=prefix, make=make)
@@ -95,7 +161,7 @@ def check_rewards(
                         hint="columns come from a csv or jsonl prompt file",
                     )
                 )
-    return terms
+    return terms, located
 
 
 def _placed(error: DraftError, prefix: str, keys: Keys, document: Document) -> DraftError:
@@ -120,119 +186,89 @@ def _texts(value: Any, keys: tuple[str, ...]) -> list[tuple[str, str]]:
     return []
 
 
-def check_model(data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]) -> str:
-    """Find a stage's model; makes the path of a local one in `data` absolute.
+def check_model(name: Any, keys: Keys, document: Document, base: Base, errors: list[DraftError]) -> tuple[str, Any]:
+    """Find a text-to-image model.
 
     A registered name wins over a folder of the same name, as it does in the options of rewards.
+
+    Args:
+        name: A registered name, a folder, a file or a hub id.
+        keys: Where it is.
+        document: The file, for the places of errors.
+        base: The folder that a relative path at some keys starts from.
+        errors: Gets what is wrong.
+
+    Returns:
+        Where the model is, and its name as it is written down: a local one by its absolute path.
     """
-    name = data.get("model")
-    here = (*keys, "model")
     if not isinstance(name, str) or not name or "${out:" in name:
-        return ""  # the schema or the references say so
-    place = document.place(here)
-    path = base(here) / Path(name).expanduser()
+        return "", name  # the schema or the references say so
+    path = base(keys) / Path(name).expanduser()
     try:
-        found = model_path(name)
+        found = model_place(name)
         if found != name:
-            if not Path(found).exists():
-                raise ConfigError(f"the model {name!r} has no weights (nothing at {found!r})")
-            return found
+            _check_named(name, found)
+            return found, name
+        if path.suffix in _PICKLES and not path.is_dir():
+            what = f"a model's weights must be safetensors, in a folder or a single file (got {name!r})"
+            raise ConfigError(what, hint="Draft never loads pickles, which can run code; convert the file first")
         if path.exists():
-            data["model"] = str(path)
-            return str(path)
-        if name[0] in "./~\\" or Path(name).suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
+            return str(path), str(path)
+        if name[0] in "./~\\" or path.suffix == ".safetensors":
             raise ConfigError(f"no such model (got {name!r}, which is {str(path)!r})")
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
-            known = list(named_models())
-            otherwise = f"give a folder, a hub id such as owner/name, or one of {', '.join(known)}"
-            raise ConfigError(f"no such model (got {name!r})", hint=did_you_mean(name, known, otherwise=otherwise))
+            otherwise = f"give a folder, a hub id such as owner/name, or one of {', '.join(_text_to_image())}"
+            raise ConfigError(
+                f"no such model (got {name!r})", hint=did_you_mean(name, _text_to_image(), otherwise=otherwise)
+            )
     except DraftError as error:
-        error.where = place
+        error.where = document.place(keys)
         errors.append(error)
-    return name
+    return name, name
 
 
-def check_files(
-    data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]
-) -> dict[str, str]:
-    """Find the adapters and curves that a stage names; makes their paths in `data` absolute."""
-    files: dict[str, str] = {}
-    for group in ("adapters", "curves"):
-        if not isinstance(entries := data.get(group), Mapping):
-            continue
-        data[group] = dict(entries)
-        for label, entry in entries.items():
-            key = None if group == "curves" else "from"
-            found, value = _file(entry, (*keys, group, label), key, document, base, errors)
-            data[group][label] = found
-            files |= {f"{group}.{label}": value} if value else {}
-    if "adapter" in data:
-        data["adapter"], value = _file(data["adapter"], (*keys, "adapter"), "from", document, base, errors)
-        files |= {"adapter": value} if value else {}
-    if "init_adapter" in data:
-        data["init_adapter"], value = _file(data["init_adapter"], (*keys, "init_adapter"), None, document, base, errors)
-        files |= {"init_adapter": value} if value else {}
-    if isinstance(entries := data.get("base_adapters"), list):
-        data["base_adapters"] = list(entries)
-        for index, entry in enumerate(entries):
-            here = (*keys, "base_adapters", index)
-            data["base_adapters"][index], value = _file(entry, here, "file", document, base, errors)
-            files |= {f"base_adapters.{index}": value} if value else {}
-    return files
+def _check_named(name: str, path: str) -> None:
+    model = named_model(name)
+    if model is not None and model.kind != _DRAWS:
+        known = ", ".join(_text_to_image()) or "none"
+        what = f"the model {name!r} is no {_DRAWS} model (it is registered as {model.kind})"
+        raise ConfigError(what, hint=f"registered models of that kind: {known}")
+    if not Path(path).exists() and derived_model(path) is None:
+        raise ConfigError(f"the model {name!r} has no weights (nothing at {path!r})")
 
 
-def _file(
-    entry: Any, keys: Keys, key: str | None, document: Document, base: Base, errors: list[DraftError]
-) -> tuple[Any, str]:
-    """An entry that is a file or has one under a key, with an absolute path, and that path or reference."""
-    here = keys if key is None else (*keys, key)
-    value = entry if key is None else entry.get(key) if isinstance(entry, Mapping) else None
-    if not isinstance(value, str) or not value:
-        return entry, ""  # the schema says so, or there is none
-    if "${out:" in value:
-        return entry, value
-    path = base(here) / Path(value).expanduser()
-    adapter = keys[2] != "curves"
+_DRAWS = "text-to-image"
+
+
+def _text_to_image() -> list[str]:
+    return [name for name, model in named_models().items() if model.kind == _DRAWS]
+
+
+def check_file(source: Any, held: str, keys: Keys, document: Document, base: Base, errors: list[DraftError]) -> str:
+    """Find a file that a stage names, or see that it is a reference.
+
+    Args:
+        source: A path or a reference.
+        held: The name of the output that it is, or could be.
+        keys: Where it is.
+        document: The file, for the places of errors.
+        base: The folder that a relative path at some keys starts from.
+        errors: Gets what is wrong.
+
+    Returns:
+        The reference, or the absolute path; nothing where there is none, or something is wrong with it.
+    """
+    if not isinstance(source, str) or not source:
+        return ""  # the schema says so, or there is none
+    if "${out:" in source:
+        return source
+    path = base(keys) / Path(source).expanduser()
+    adapter = held == "adapter"  # which may be a peft folder
     if not (path.exists() if adapter else path.is_file()):
-        errors.append(ConfigError(f"no such file (got {str(path)!r})", where=document.place(here)))
-    elif adapter and path.is_file() and path.suffix != ".safetensors":
+        errors.append(ConfigError(f"no such file (got {str(path)!r})", where=document.place(keys)))
+        return ""
+    if adapter and path.is_file() and path.suffix != ".safetensors":
         what = f"an adapter must be a .safetensors file (got {str(path)!r})"
-        errors.append(ConfigError(what, where=document.place(here), hint="Draft never loads pickles"))
-    return str(path) if key is None else {**entry, key: str(path)}, str(path)
-
-
-def check_training(
-    config: TrainSettings, keys: Keys, terms: list[Term], document: Document, errors: list[DraftError]
-) -> None:
-    """Check what only a training forbids: what its method cannot do, and why."""
-    prefix = ".".join(map(str, keys))
-
-    def refuse(what: str, *place: Any, hint: str = "") -> None:
-        errors.append(ConfigError(what, where=document.place((*keys, *place)), hint=hint))
-
-    for problem in method_problems(config):
-        refuse(f"{prefix}.{problem.what}", *problem.keys, hint=problem.hint)
-    for term in terms:
-        if not term.weight:
-            continue
-        if config.method.traits.reward_gradient:
-            for inner, reward in without_gradient(term.reward):
-                refuse(
-                    f"reward {reward.name!r} has no gradient, so {config.method.kind} cannot train for it",
-                    *("rewards", term.label, *inner),
-                    hint="measure it in an evaluate stage instead, or train by ddpo or best_of_n",
-                )
-        if not term.reward.per_image and config.loss.kind != "linear":
-            refuse(
-                f"{prefix}.loss must be linear with reward {term.reward.name!r}, whose scores depend on the batch "
-                f"(got {config.loss.kind})",
-                *("loss",),
-                hint="other losses need each image's own gradient",
-            )
-        if not term.reward.per_image and config.method.traits.weighs_samples:
-            refuse(
-                f"{config.method.kind} cannot train for reward {term.reward.name!r}, whose scores depend on the batch: "
-                "the method weighs each sample by itself",
-                *("rewards", term.label),
-                hint="use draft_lv or flow_bp_sparse",
-            )
+        errors.append(ConfigError(what, where=document.place(keys), hint="Draft never loads pickles"))
+        return ""
+    return str(path)

@@ -6,61 +6,36 @@ import dataclasses
 import inspect
 import json
 import re
-import types
 import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from draft.errors import DraftError
 from draft.isolation.settings import Isolation
-from draft.marks import ByKind
-from draft.pipeline.document import Path
-from draft.pipeline.schema import KINDS, OUTPUTS, AdapterInput, Head, PipelineFile
+from draft.marks import hints
+from draft.pipeline.fields import REQUIRED, alternatives, classes, default_of, tag
+from draft.pipeline.inputs import STAGE, Head, ScheduledAdapter
+from draft.pipeline.kinds import KINDS
 from draft.rewards.discovery import reward_entries
 from draft.rewards.loading import find_reward
 from draft.rewards.words import type_in_words
 
 
-def keys_at(kind: Any, path: Path, data: Any) -> list[str]:
-    """The keys that a type allows at a path inside it.
-
-    Args:
-        kind: A dataclass of the schema.
-        path: Where to look, from the value that `kind` describes.
-        data: That value as plain data; where there are alternatives, its `kind` keys choose among them.
-
-    Returns:
-        Keys in the schema's order.
-    """
-    kinds = [kind]
-    for part in path:
-        kinds = [inner for outer in kinds for inner in _inside(outer, part)]
-        data = data.get(part) if isinstance(data, dict) else None
-    found = [option for outer in kinds for option in _alternatives(outer) if dataclasses.is_dataclass(option)]
-    chosen = data.get("kind") if isinstance(data, dict) else None
-    matching = [option for option in found if _tag(option) in (None, chosen)] or found
-    return list(dict.fromkeys(name for option in matching for name in _hints(option)))
-
-
-def kinds_at(kind: Any, path: Path) -> list[str]:
-    """The alternatives that a type has at a path inside it, by their `kind`."""
-    kinds = [kind]
-    for part in path:
-        kinds = [inner for outer in kinds for inner in _inside(outer, part)]
-    options = [option for outer in kinds for option in _alternatives(outer) if dataclasses.is_dataclass(option)]
-    return [tag for tag in map(_tag, options) if tag]
-
-
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of pipeline files, for editors; descriptions are those of the docstrings."""
-    schema = TypeAdapter(PipelineFile).json_schema(by_alias=True)
-    classes = {cls.__name__: cls for cls in _classes(PipelineFile)}
-    for name, definition in [(PipelineFile.__name__, schema), *schema.get("$defs", {}).items()]:
-        if name in classes:
-            described = descriptions(classes[name])
-            definition["description"] = headline(classes[name])
+    stage: Any = typing.Union[tuple(kind.settings for kind in KINDS.values())]  # noqa: UP007
+    schema = TypeAdapter(Head).json_schema(by_alias=True)
+    inner = TypeAdapter(dict[Annotated[str, Field(pattern=STAGE)], Annotated[stage, Field(discriminator="kind")]])
+    stages = inner.json_schema(by_alias=True)
+    schema["$defs"] = stages.pop("$defs")
+    schema["properties"]["stages"] = {**schema["properties"]["stages"], **stages}
+    known = {cls.__name__: cls for cls in [Head, *classes(stage)]}
+    for name, definition in [(Head.__name__, schema), *schema["$defs"].items()]:
+        if name in known:
+            described = descriptions(known[name])
+            definition["description"] = headline(known[name])
             for key, entry in definition.get("properties", {}).items():
                 entry.setdefault("description", described.get(key, ""))
                 if key == "rewards":
@@ -100,9 +75,11 @@ def key_tables() -> str:
     """All keys of a pipeline file as Markdown tables, one per stage kind; `docs/pipelines.md` holds them."""
     parts = ["### The file\n\n" + _table(Head, "")]
     for name, kind in KINDS.items():
-        outputs = ", ".join(f"`{output}` ({path})" for output, path in OUTPUTS[name].items())
-        parts.append(f"### `kind: {name}`\n\n{headline(kind)}\n\nOutputs: {outputs}.\n\n{_table(kind, '')}")
-    parts.append(f"### An adapter of a stage\n\n{headline(AdapterInput)}\n\n{_table(AdapterInput, 'adapters.LABEL.')}")
+        outputs = ", ".join(f"`{output}` ({path})" for output, path in kind.outputs.items())
+        own = kind.settings
+        parts.append(f"### `kind: {name}`\n\n{headline(own)}\n\nOutputs: {outputs}.\n\n{_table(own, '')}")
+    adapter = ScheduledAdapter
+    parts.append(f"### An adapter of a stage\n\n{headline(adapter)}\n\n{_table(adapter, 'adapters.LABEL.')}")
     parts.append(f"### `isolated` of a reward\n\n{headline(Isolation)}\n\n{_table(Isolation, 'isolated.')}")
     return "\n\n".join(parts) + "\n"
 
@@ -135,87 +112,30 @@ def _table(cls: type[Any], prefix: str) -> str:
 
 def _rows(cls: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     described = descriptions(cls)
-    values = {field.name: field for field in dataclasses.fields(cls)}
-    hints = _hints(cls)
+    fields = hints(cls)
     # What has no default comes first, as people write it.
-    for name in sorted(hints, key=lambda key: _default(values[_field_name(cls, key)]) is not _REQUIRED):
-        default = _default(values[_field_name(cls, name)])
-        options = list(_alternatives(hints[name]))
+    for name in sorted(fields, key=lambda key: default_of(cls, key) is not REQUIRED):
+        default = default_of(cls, name)
+        options = list(alternatives(fields[name]))
         inner = [option for option in options if dataclasses.is_dataclass(option)]
         key = f"{prefix}{name}"
         if len(inner) == 1 and (dataclasses.is_dataclass(default) or len(options) == 1):
-            yield key, "mapping", "required" if default is _REQUIRED else "", described.get(name, "")
+            yield key, "mapping", "required" if default is REQUIRED else "", described.get(name, "")
             yield from _rows(typing.cast("type[Any]", inner[0]), f"{key}.")
         elif len(inner) > 1:
-            chosen = "`null`" if default is None else f"`{{kind: {_tag(type(default))}}}`"
+            chosen = "`null`" if default is None else f"`{{kind: {tag(type(default))}}}`"
             yield key, "mapping with a `kind`", chosen, described.get(name, "")
             for option in inner:
-                tag = _tag(option)
-                yield f"{key}.kind: {tag}", "", "", headline(typing.cast("type[Any]", option))
+                yield f"{key}.kind: {tag(option)}", "", "", headline(typing.cast("type[Any]", option))
                 for row in _rows(typing.cast("type[Any]", option), f"{key}."):
                     if row[0] != f"{key}.kind":
                         yield row
         else:
-            yield key, type_in_words(hints[name]), _default_words(default), described.get(name, "")
-
-
-_REQUIRED = object()
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else _REQUIRED
+            yield key, type_in_words(fields[name]), _default_words(default), described.get(name, "")
 
 
 def _default_words(default: Any) -> str:
-    if default is _REQUIRED:
+    if default is REQUIRED:
         return "required"
     plain = list(default) if isinstance(default, tuple) else default
     return f"`{json.dumps(plain)}`"
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name.rstrip("_"): hints[field.name] for field in dataclasses.fields(cls)}
-
-
-def _field_name(cls: Any, key: str) -> str:
-    return next(field.name for field in dataclasses.fields(cls) if field.name.rstrip("_") == key)
-
-
-def _tag(cls: Any) -> str | None:
-    literal = typing.get_args(_hints(cls).get("kind"))
-    return literal[0] if literal else None
-
-
-def _alternatives(hint: Any) -> Iterator[Any]:
-    if typing.get_origin(hint) is Annotated:
-        chosen = next((mark.classes for mark in hint.__metadata__ if isinstance(mark, ByKind)), None)
-        yield from _alternatives(hint.__origin__) if chosen is None else chosen
-    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for option in typing.get_args(hint):
-            yield from _alternatives(option)
-    else:
-        yield hint
-
-
-def _inside(hint: Any, part: str | int) -> Iterator[Any]:
-    for option in _alternatives(hint):
-        if dataclasses.is_dataclass(option):
-            yield from [inner for name, inner in _hints(option).items() if name == part]
-        elif typing.get_origin(option) is dict:
-            yield typing.get_args(option)[1]
-        elif typing.get_origin(option) is tuple:
-            yield typing.get_args(option)[0]
-
-
-def _classes(hint: Any) -> Iterator[type[Any]]:
-    for option in _alternatives(hint):
-        if dataclasses.is_dataclass(option):
-            yield typing.cast("type[Any]", option)
-            for inner in _hints(option).values():
-                yield from _classes(inner)
-        else:
-            for inner in typing.get_args(option) if typing.get_origin(option) in (dict, tuple) else ():
-                yield from _classes(inner)

@@ -16,7 +16,7 @@ import yaml
 
 from draft.errors import ConfigError, DraftError
 
-Path: TypeAlias = tuple[str | int, ...]
+Keys: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top of the file to a value."""
 
 
@@ -51,18 +51,18 @@ class Document:
     Args:
         name: The file as the user named it.
         data: Its content: mappings, lists and scalars.
-        lines: Path of a key or list item to its line, counted from 1.
-        places: Path to a place that is not in the file: an override of the command line.
+        lines: Where a key or list item is, to its line, counted from 1.
+        places: Where a value is, to where it comes from instead of the file: an override of the command line.
         environment: Values that `${oc.env:NAME}` in the file has taken from the environment, with their names.
     """
 
     name: str
     data: dict[str, Any]
-    lines: dict[Path, int] = field(default_factory=dict)
-    places: dict[Path, str] = field(default_factory=dict)
+    lines: dict[Keys, int] = field(default_factory=dict)
+    places: dict[Keys, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def place(self, path: Path) -> str:
+    def place(self, path: Keys) -> str:
         """Where a value comes from: ``"file:line"`` or ``"command line, 'k=v'"``; the nearest known parent's place."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.places:
@@ -71,7 +71,13 @@ class Document:
                 return f"{self.name}:{self.lines[path[:length]]}"
         return self.name
 
-    def overridden(self, path: Path) -> bool:
+    def move(self, old: Keys, new: Keys) -> None:
+        """Let what is at one place, and inside it, come from where another place did."""
+        for table in (self.lines, self.places):
+            for path in [path for path in table if path[: len(old)] == old]:
+                table[*new, *path[len(old) :]] = table.pop(path)  # type: ignore[assignment]
+
+    def overridden(self, path: Keys) -> bool:
         """Whether the value at `path` comes from the command line."""
         return any(path[:length] in self.places for length in range(len(path) + 1))
 
@@ -134,7 +140,7 @@ def parse_value(text: str) -> Any:
         raise ConfigError(f"not readable as YAML: {problem} (got {text!r})") from None
 
 
-def value_at(data: Any, path: Path) -> Any:
+def value_at(data: Any, path: Keys) -> Any:
     """The value at a path in plain data; None where there is nothing."""
     for part in path:
         if isinstance(data, dict):
@@ -146,11 +152,11 @@ def value_at(data: Any, path: Path) -> Any:
     return data
 
 
-def put(data: dict[Any, Any], path: Path, value: Any) -> None:
+def put(data: Any, path: Keys, value: Any) -> None:
     """Set the value at a path of keys in plain data; mappings on the way that are not there are made."""
     *parents, last = path
     for part in parents:
-        if not isinstance(data.get(part), dict):
+        if isinstance(data, dict) and not isinstance(data.get(part), dict | list):
             data[part] = {}
         data = data[part]
     data[last] = value
@@ -184,12 +190,12 @@ _NUMBERS = [pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair 
 _Dumper.add_representer(str, _text)
 
 
-def _mark(node: yaml.Node, path: Path, document: Document, errors: list[DraftError], seen: set[int]) -> None:
+def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], seen: set[int]) -> None:
     if id(node) in seen:  # an anchor that contains itself
         return
     seen = seen | {id(node)}
     if isinstance(node, yaml.MappingNode):
-        own: set[Path] = set()
+        own: set[Keys] = set()
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node.start_mark)
             line = key_node.start_mark.line + 1

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from draft.errors import ConfigError, DraftError, did_you_mean
+from draft.marks import Elsewhere
 from draft.methods.values import METHODS
-from draft.pipeline.describe import keys_at, kinds_at
-from draft.pipeline.document import Document, Path, value_at
-from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown
+from draft.pipeline.document import Document, Keys, value_at
+from draft.pipeline.fields import keys_at, kinds_at, marks_at
+from draft.rewards.words import MISSING, UNKNOWN, expected, is_bound, message, shown
 
 _TAGS = ("a list of prompts", "a prompt file")
 
@@ -24,7 +25,7 @@ def _adapter(kind: Any, methods: tuple[Any, ...]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)  # a method that joined the list has another schema
 
 
-def validate(kind: Any, data: Any, path: Path, document: Document) -> tuple[Any, list[DraftError]]:
+def validate(kind: Any, data: Any, path: Keys, document: Document) -> tuple[Any, list[DraftError]]:
     """Make a typed value of plain data, strictly: ``"20"`` is not an integer.
 
     Args:
@@ -43,9 +44,9 @@ def validate(kind: Any, data: Any, path: Path, document: Document) -> tuple[Any,
         return None, list(_explain(error, data, kind, path, document))
 
 
-def _explain(error: ValidationError, data: Any, kind: Any, path: Path, document: Document) -> Iterable[DraftError]:
+def _explain(error: ValidationError, data: Any, kind: Any, path: Keys, document: Document) -> Iterable[DraftError]:
     # Alternatives of a union give one finding each; they are joined into one sentence per key.
-    grouped: dict[Path, list[Any]] = {}
+    grouped: dict[Keys, list[Any]] = {}
     for detail in error.errors(include_url=False):
         grouped.setdefault(_clean(detail["loc"], data), []).append(detail)
     unknown = [loc for loc, details in grouped.items() if details[0]["type"] in UNKNOWN]
@@ -53,21 +54,31 @@ def _explain(error: ValidationError, data: Any, kind: Any, path: Path, document:
         close = get_close_matches(str(loc[-1]), [str(other[-1]) for other in unknown if other[:-1] == loc[:-1]])
         if details[0]["type"] in MISSING and close:
             continue  # it is there, misspelt
+        inside = any(other[: len(loc)] == loc != other for other in grouped)
+        if inside and all(detail["type"].endswith("_type") for detail in details):
+            continue  # another alternative fits better, down to what is wrong in it
         if details[0]["type"] == "too_short" and any(other[: len(loc)] == loc != other for other in grouped):
             continue  # its items are wrong, and pydantic counts the right ones only
         yield _finding(details, loc, data, kind, path, document)
 
 
-def _finding(details: list[Any], loc: Path, data: Any, kind: Any, path: Path, document: Document) -> ConfigError:
+def _finding(details: list[Any], loc: Keys, data: Any, kind: Any, path: Keys, document: Document) -> ConfigError:
     detail, place = details[0], document.place((*path, *loc))
     key = ".".join(map(str, (*path, *loc)))
     got = shown(value_at(data, loc))
     context = detail.get("ctx", {})
     match detail["type"]:
         case unknown if unknown in UNKNOWN:
+            for mark in marks_at(kind, loc[:-1]):
+                if isinstance(mark, Elsewhere) and mark.key == loc[-1]:
+                    return ConfigError(f"{key} {mark.why}", where=place, hint=mark.hint)
             known = keys_at(kind, loc[:-1], data)
             hint = did_you_mean(str(loc[-1]), known, otherwise=f"the keys here are {', '.join(known)}")
             return ConfigError(f"unknown key {key!r}", where=place, hint=hint)
+        case missing if missing in MISSING and isinstance(value_at(data, loc[:-1]), list):
+            parent = ".".join(map(str, (*path, *loc[:-1])))
+            what = f"{parent} must have at least {loc[-1] + 1} items (got {shown(value_at(data, loc[:-1]))})"
+            return ConfigError(what, where=place)
         case missing if missing in MISSING:
             return ConfigError(f"missing key {key!r}", where=place, hint=f"add '{loc[-1]}:'")
         case "union_tag_invalid":
@@ -93,11 +104,12 @@ def _finding(details: list[Any], loc: Path, data: Any, kind: Any, path: Path, do
                 where=place,
                 hint="names have letters, digits, - and _, and begin with a letter or a digit",
             )
+    details = [detail for detail in details if is_bound(detail)] or details
     wanted = dict.fromkeys(expected(finding) or message(finding) for finding in details)
     return ConfigError(f"{key} must be {' or '.join(wanted)} (got {got})", where=place)
 
 
-def _clean(loc: Iterable[str | int], data: Any) -> Path:
+def _clean(loc: Iterable[str | int], data: Any) -> Keys:
     """A finding's path without the marks that pydantic adds for alternatives of a union."""
     clean: list[str | int] = []
     value = data

@@ -11,21 +11,23 @@ OLD = ".old"
 """The name of a result while the new one takes its place."""
 
 
-def publish(partial: Path, final: Path) -> None:
+def publish(partial: Path, final: Path, *, keep: Path | None = None) -> None:
     """Give a finished folder its name. At every moment the name is an old whole folder, a new one, or nothing.
 
     Args:
         partial: The finished folder.
         final: Its name; a folder of that name is replaced.
+        keep: The name that the replaced folder gets; None: it is deleted.
     """
     for path in [*partial.rglob("*"), partial]:
         sync(path)
-    old = final.with_name(f"{final.name}{OLD}")
+    old = keep or final.with_name(f"{final.name}{OLD}")
     if final.exists():
         final.rename(old)
     partial.rename(final)
     sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if keep is None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def settle(final: Path) -> None:

@@ -1,53 +1,15 @@
-"""The edges of a pipeline: references of the form ``${out:stage.output}``."""
+"""The edges of a pipeline: which stage may refer to which, and where."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from draft.errors import ConfigError, DraftError, did_you_mean
-from draft.pipeline.document import Document, Path
-from draft.pipeline.schema import OUTPUTS
-
-_REFERENCE = re.compile(r"\$\{out:([^{}]*)\}")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """An output of another stage.
-
-    Args:
-        stage: That stage's name.
-        output: The output's name.
-    """
-
-    stage: str
-    output: str
-
-    def __str__(self) -> str:
-        return f"${{out:{self.stage}.{self.output}}}"
-
-
-def parse_reference(text: str) -> Reference | None:
-    """The reference that a text is.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The reference, or None if the text is none.
-
-    Example:
-        >>> parse_reference("${out:train.adapter}")
-        Reference(stage='train', output='adapter')
-    """
-    match = _REFERENCE.fullmatch(text)
-    if match is None:
-        return None
-    stage, _, output = match[1].strip().partition(".")
-    return Reference(stage, output)
+from draft.pipeline.document import Document, Keys
+from draft.pipeline.fields import output_at, places_of_files
+from draft.pipeline.kinds import KINDS
+from draft.pipeline.references import mentions, parse_reference, upstream
 
 
 def check_references(stages: Mapping[str, Any], document: Document) -> list[DraftError]:
@@ -63,41 +25,23 @@ def check_references(stages: Mapping[str, Any], document: Document) -> list[Draf
     """
     errors: list[DraftError] = []
     for name, data in stages.items():
-        for path, text in _mentions(data, ("stages", name)):
-            if error := _problem(path, text, name, stages):
-                error.where = document.place(path)
+        if data.get("kind") not in KINDS:
+            continue  # the unknown kind is an error of its own
+        for keys, text in mentions(data):
+            if error := _problem(keys, text, name, stages):
+                error.where = document.place(("stages", name, *keys))
                 errors.append(error)
     return errors
 
 
-def upstream(data: Any) -> list[str]:
-    """The names of the stages that a stage refers to, sorted."""
-    found = (parse_reference(text) for _, text in _mentions(data, ()))
-    return sorted({reference.stage for reference in found if reference})
-
-
-def _mentions(data: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    if path[-1:] == ("prompts",):  # prompts are taken as they are written
-        return
-    if isinstance(data, Mapping):
-        for key, value in data.items():
-            yield from _mentions(value, (*path, key))
-    elif isinstance(data, list):
-        for index, value in enumerate(data):
-            yield from _mentions(value, (*path, index))
-    elif isinstance(data, str) and "${out:" in data:
-        yield path, data
-
-
-def _problem(path: Path, text: str, name: str, stages: Mapping[str, Any]) -> ConfigError | None:
-    key = ".".join(map(str, path))
-    wanted = _wanted(path)
-    if wanted is None:
-        return ConfigError(
-            f"a reference cannot stand in {key!r} (got {text!r})",
-            hint="references stand in adapters.LABEL.from, curves.LABEL, a training's init_adapter and "
-            "base_adapters.N.file, and a probe's adapter.from",
-        )
+def _problem(keys: Keys, text: str, name: str, stages: Mapping[str, Any]) -> ConfigError | None:
+    kind = KINDS[stages[name]["kind"]]
+    key = ".".join(map(str, ("stages", name, *keys)))
+    wanted = output_at(kind.settings, keys)
+    if not wanted:
+        known = ", ".join(places_of_files(kind.settings)) or "none of its keys"
+        hint = f"in a stage of kind {kind.name}, references stand in {known}"
+        return ConfigError(f"a reference cannot stand in {key!r} (got {text!r})", hint=hint)
     reference = parse_reference(text)
     if reference is None:
         return ConfigError(f"a reference must stand alone (got {text!r})", hint="write ${out:stage.output}")
@@ -120,10 +64,10 @@ def _problem(path: Path, text: str, name: str, stages: Mapping[str, Any]) -> Con
             f"stage {name!r} refers to the later stage {reference.stage!r} (got {text!r})",
             hint=f"move {reference.stage!r} above {name!r}",
         )
-    kind = stages[reference.stage].get("kind") if isinstance(stages[reference.stage], Mapping) else None
-    if not isinstance(kind, str) or kind not in OUTPUTS:
+    source = KINDS.get(stages[reference.stage].get("kind"))
+    if source is None:
         return None  # the unknown kind is an error of its own
-    outputs = list(OUTPUTS[kind])
+    outputs = list(source.outputs)
     if reference.output not in outputs:
         return ConfigError(
             f"stage {reference.stage!r} has no output {reference.output!r} (got {text!r})",
@@ -131,15 +75,6 @@ def _problem(path: Path, text: str, name: str, stages: Mapping[str, Any]) -> Con
         )
     if reference.output != wanted:
         return ConfigError(f"{key} must be an output {wanted!r} (got {text!r})")
-    return None
-
-
-def _wanted(path: Path) -> str | None:
-    match path[2:]:
-        case ("adapters", _, "from") | ("adapter", "from") | ("init_adapter",) | ("base_adapters", _, "file"):
-            return "adapter"
-        case ("curves", _):
-            return "metrics"
     return None
 
 

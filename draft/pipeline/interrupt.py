@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from draft.errors import DraftError, ResourceError
+from draft.errors import DraftError, ResourceError, StageError
+from draft.pipeline.partial import holds_work
 from draft.processes import on_termination
 
 RUNS = Path("runs")
@@ -41,12 +42,13 @@ def rehearse_command(file: str | Path, *, runs_dir: Path) -> str:
 
 
 @contextmanager
-def noting(resume: str, stage: str, *, rehearsal: str = "") -> Iterator[None]:
-    """Add the way to go on to whatever stops a stage.
+def noting(resume: str, stage: str, folder: Path, *, rehearsal: str = "") -> Iterator[None]:
+    """Add the way to go on to whatever stops a stage, where running again can help.
 
     Args:
         resume: The command that goes on.
         stage: The stage.
+        folder: Where it writes.
         rehearsal: The command to offer where this machine is too small for the stage; empty: none.
 
     Yields:
@@ -60,8 +62,16 @@ def noting(resume: str, stage: str, *, rehearsal: str = "") -> Iterator[None]:
         if isinstance(error, ResourceError) and rehearsal:
             offer = f"try the same pipeline at small scale now: {rehearsal}"
             error.hint = f"{error.hint}; or {offer}" if error.hint else offer
-        error.add_note(f"resume: {resume}")
+        if _may_help(error, folder):
+            error.add_note(f"resume: {resume}")
         raise
+
+
+def _may_help(error: BaseException, folder: Path) -> bool:
+    """Whether running the same command again can help: not where the input is wrong and nothing has been done yet."""
+    if isinstance(error, ResourceError) or not isinstance(error, DraftError):
+        return True
+    return isinstance(error, StageError) and holds_work(folder)
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from draft.isolation.build import build_environment
 from draft.isolation.environment import locate
 from draft.isolation.reward import IsolatedReward, UnbuiltReward, isolated_class
 from draft.isolation.settings import Isolation
-from draft.pipeline.document import Document
-from draft.pipeline.document import Path as Keys
+from draft.pipeline.document import Document, Keys
 from draft.pipeline.explain import validate
 from draft.progress import Progress
 from draft.rewards.loading import find_reward

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import draft
-from draft.errors import ConfigError, ConfigErrors, did_you_mean
+from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.pipeline.check import Pipeline, check_document
-from draft.pipeline.document import parse_document
+from draft.pipeline.document import Document, Keys, parse_document
+from draft.pipeline.fields import use_own_names
+from draft.pipeline.kinds import kind_of
 from draft.pipeline.overrides import apply_overrides
 from draft.pipeline.rehearsal import use_stand_ins
 
@@ -38,9 +41,11 @@ def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: 
         raise ConfigError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
     document, errors = parse_document(text, str(file) if Path(file).is_file() else str(path))
     applied = apply_overrides(document, overrides, errors, rehearse=rehearse)
+    renamed = _use_own_names(document, errors)
     replaced = applied.replaced
     if rehearse:
-        replaced += use_stand_ins(document, applied.explicit, path.resolve().parent, errors)
+        explicit = {renamed.get(keys, keys) for keys in applied.explicit}
+        replaced += use_stand_ins(document, explicit, path.resolve().parent, errors)
     pipeline, found = check_document(document, path)
     # What could not be resolved is missing only because of that.
     errors += [error for error in found if error.what not in {f"missing key {key!r}" for key in applied.broken}]
@@ -75,8 +80,18 @@ def find_pipeline(file: str | Path) -> Path:
     raise ConfigError(f"{what} (got {str(file)!r})", hint=hint)
 
 
+def _use_own_names(document: Document, errors: list[DraftError]) -> dict[Keys, Keys]:
+    """Give keys of stages that are another name of a field the field's own; returns old to new places."""
+    stages: Any = document.data.get("stages")
+    renamed: dict[Keys, Keys] = {}
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        if kind := kind_of(stage):
+            renamed |= use_own_names(kind.settings, stage, ("stages", name), document, errors)
+    return renamed
+
+
 def _shipped_folders() -> list[Path]:
-    package = Path(draft.__file__).parent
+    package = Path(str(files("draft")))
     # A wheel has them inside the package; an editable install has them in the checkout.
     found = [folder for folder in (package / "pipelines", package.parent / "pipelines") if folder.is_dir()]
     return found[:1]

@@ -11,16 +11,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from draft.errors import ConfigError, DraftError, did_you_mean
-from draft.pipeline.describe import keys_at
-from draft.pipeline.document import Document, Path, parse_value, value_at
+from draft.pipeline.document import Document, Keys, parse_value, value_at
+from draft.pipeline.fields import is_labelled, keys_at
+from draft.pipeline.inputs import Head
+from draft.pipeline.kinds import kind_of
 from draft.pipeline.rehearsal import Replacement
 from draft.pipeline.resolve import environment_values, first_line, hold, plain_data
-from draft.pipeline.schema import KINDS, Head
 
 REHEARSAL = "rehearsal"
 _SHORTEST = {"stages": 3, "vars": 2}
 """Fewest parts of a key of `rehearsal:`, which has one entry per value."""
-_LABELLED = ("rewards", "adapters", "curves")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Applied:
     """
 
     broken: list[str]
-    explicit: frozenset[Path]
+    explicit: frozenset[Keys]
     replaced: list[Replacement]
 
 
@@ -61,8 +61,8 @@ def apply_overrides(
             errors.append(ConfigError(first_line(error), where=document.place((key,))))
     planned = list(_planned(config, document, errors))
     before: dict[str, Any] = {}
-    explicit: set[Path] = set()
-    moved: list[Path] = []
+    explicit: set[Keys] = set()
+    moved: list[Keys] = []
     if rehearse:
         before, _ = plain_data(config, document, [])
         for source, parts, value in planned:
@@ -95,7 +95,7 @@ def apply_overrides(
     return Applied(broken, frozenset(explicit), replaced)
 
 
-def _planned(config: Any, document: Document, errors: list[DraftError]) -> Iterator[tuple[Path, list[str], Any]]:
+def _planned(config: Any, document: Document, errors: list[DraftError]) -> Iterator[tuple[Keys, list[str], Any]]:
     """The entries of `rehearsal:` whose keys the schema knows: where each stands, the parts of its key, its value."""
     entries = document.data.get(REHEARSAL)
     for key, value in entries.items() if isinstance(entries, dict) else ():
@@ -120,7 +120,7 @@ def _parts(key: str) -> list[str]:
     return re.sub(r"\[(\d+)\]", r".\1", key.strip()).split(".")
 
 
-def _override(config: Any, text: str, document: Document, errors: list[DraftError]) -> set[Path]:
+def _override(config: Any, text: str, document: Document, errors: list[DraftError]) -> set[Keys]:
     key, equals, value_text = text.partition("=")
     parts = _parts(key)
     if not equals or not all(parts):
@@ -134,7 +134,7 @@ def _override(config: Any, text: str, document: Document, errors: list[DraftErro
     return _set(config, keys, parse_value(value_text), document, errors)
 
 
-def _set(config: Any, keys: Path, value: Any, document: Document, errors: list[DraftError]) -> set[Path]:
+def _set(config: Any, keys: Keys, value: Any, document: Document, errors: list[DraftError]) -> set[Keys]:
     dotted = ".".join(map(str, keys))
     held = hold(value, keys, document, errors)
     try:
@@ -144,8 +144,8 @@ def _set(config: Any, keys: Path, value: Any, document: Document, errors: list[D
     return set(_leaves(value, keys))
 
 
-def _keys(config: Any, parts: list[str]) -> Path:
-    keys: Path = ()
+def _keys(config: Any, parts: list[str]) -> Keys:
+    keys: Keys = ()
     node: Any = config
     for part in parts:
         keys = (*keys, int(part) if OmegaConf.is_list(node) and part.isdigit() else part)
@@ -153,13 +153,13 @@ def _keys(config: Any, parts: list[str]) -> Path:
     return keys
 
 
-def _forget(document: Document, keys: Path) -> None:
+def _forget(document: Document, keys: Keys) -> None:
     for below in [path for path in document.lines if path[: len(keys)] == keys]:
         del document.lines[below]
     document.places.pop(keys, None)
 
 
-def _move_lines(document: Document, source: Path, keys: Path) -> None:
+def _move_lines(document: Document, source: Keys, keys: Keys) -> None:
     """Let errors of a value that is set from another place in the file name that place."""
     lines = {path[len(source) :]: line for path, line in document.lines.items() if path[: len(source)] == source}
     _forget(document, keys)
@@ -170,7 +170,7 @@ def _plain(node: Any) -> bool:
     return OmegaConf.is_config(node) and not OmegaConf.is_interpolation(node)
 
 
-def _leaves(value: Any, keys: Path) -> Iterator[Path]:
+def _leaves(value: Any, keys: Keys) -> Iterator[Keys]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(inner, (*keys, key))
@@ -178,7 +178,7 @@ def _leaves(value: Any, keys: Path) -> Iterator[Path]:
         yield keys
 
 
-def _changes(keys: Path, before: Any, after: Any) -> Iterator[Replacement]:
+def _changes(keys: Keys, before: Any, after: Any) -> Iterator[Replacement]:
     """What differs, down to the values inside mappings."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys([*before, *after]):
@@ -187,7 +187,7 @@ def _changes(keys: Path, before: Any, after: Any) -> Iterator[Replacement]:
         yield Replacement(".".join(map(str, keys)), before, after)
 
 
-def _through_variables(config: Any, names: set[str]) -> set[Path]:
+def _through_variables(config: Any, names: set[str]) -> set[Keys]:
     """The values of stages that are made of one of these variables."""
     stages = OmegaConf.to_container(config, resolve=False).get("stages")  # type: ignore[union-attr]
     return {
@@ -202,11 +202,11 @@ def _known(config: Any, parts: list[str], tail: str) -> None:
     first, *rest = parts
     known = [key for key in keys_at(Head, (), {}) if key != REHEARSAL]
     if first not in known:
-        stages = config.get("stages") or {}
+        stages: Any = OmegaConf.to_container(config, resolve=False)
         full = [
             f"stages.{name}.{'.'.join(parts)}{tail}"
-            for name, stage in stages.items()
-            if OmegaConf.is_dict(stage) and first in keys_at(KINDS.get(str(stage.get("kind")), Head), (), {})
+            for name, stage in (stages.get("stages") or {}).items()
+            if (kind := kind_of(stage)) and first in keys_at(kind.settings, (), {})
         ]
         otherwise = f"the keys here are {', '.join(known)}"
         hint = f"keys are written in full: {full[0]}" if full else did_you_mean(first, known, otherwise=otherwise)
@@ -226,11 +226,12 @@ def _known_inside(config: Any, parts: list[str]) -> None:
     """
     data: Any = OmegaConf.to_container(config["stages"], resolve=False)
     stage = data[parts[1]]
-    kind = KINDS.get(str(stage.get("kind"))) if isinstance(stage, dict) else None
+    kind = kind_of(stage)
     for index, part in enumerate(parts[2:] if kind is not None else (), start=2):
-        known = keys_at(kind, tuple(parts[2:index]), {})
-        group = stage.get(parts[2]) if parts[2] in _LABELLED and index == 3 and len(parts) > 4 else None
-        if isinstance(group, dict):
+        keys = tuple(parts[2:index])
+        known = keys_at(kind.settings, keys, {}, others=True)
+        group = value_at(stage, keys)
+        if isinstance(group, dict) and is_labelled(kind.settings, keys) and index + 1 < len(parts):
             known = list(group)
         if known and part not in known and not part.isdigit():
             hint = did_you_mean(part, known, otherwise=f"the keys here are {', '.join(known)}")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from draft.errors import ConfigError, StageError, did_you_mean
-from draft.pipeline.cache import StageRecord, damage, differences, fingerprint, identity, read_record
-from draft.pipeline.check import CheckedStage, Pipeline
-from draft.pipeline.graph import parse_reference
-
-PARTIAL = ".partial"
-BEGUN = "begun.json"
-"""In a `.partial` folder: the fingerprint of the run that began it."""
+from draft.pipeline.cache import StageRecord, damage, read_record
+from draft.pipeline.check import Pipeline
+from draft.pipeline.identity import differences, fingerprint, identity, settled
+from draft.pipeline.kinds.kind import CheckedStage
+from draft.pipeline.partial import (
+    PARTIAL,
+    Begun,
+    holds_checkpoints,
+    holds_work,
+    inert_changes,
+    kept_name,
+    read_begun,
+)
+from draft.pipeline.references import parse_reference
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,10 @@ class Step:
     Args:
         name: The stage.
         action: `reuse` its results, `run` it, `continue` an interrupted run of it, or `skip` it.
-        reasons: Why it runs, in words.
+        reasons: Why it runs, and what becomes of what is there, in words.
         identity: Everything its result depends on.
-        fingerprint: The sha256 of `identity`.
+        fingerprint: The sha256 of `identity`; of a stage that is used again, the one that it was made under.
+        kept: Folders that are moved aside, by their old and new names: the interrupted run, the finished stage.
     """
 
     name: str
@@ -35,6 +42,7 @@ class Step:
     reasons: tuple[str, ...]
     identity: Mapping[str, Any]
     fingerprint: str
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         words = {"reuse": "reused", "run": "will run", "continue": "will continue", "skip": "left out"}[self.action]
@@ -86,14 +94,6 @@ def make_plan(
     return list(steps.values())
 
 
-def begun(folder: Path) -> str:
-    """The fingerprint of an interrupted run, or nothing."""
-    try:
-        return str(json.loads((folder / BEGUN).read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # not ours or damaged: it cannot be continued
-
-
 def _step(
     stage: CheckedStage,
     runs: Path,
@@ -104,26 +104,57 @@ def _step(
     forced: bool,
     fresh: bool,
 ) -> Step:
-    mark = fingerprint(found)
-    if forced:
-        return Step(stage.name, "run", ("forced",), found, mark)
+    folder, partial = runs / stage.name, runs / f"{stage.name}{PARTIAL}"
+    record, begun = records[stage.name], read_begun(partial)
+    fits = record is not None and settled(record.identity, stage) == found
+    begun_fits = begun is not None and settled(begun.identity, stage) == found
+    reasons = ["forced"] if forced else _reasons(stage, folder, found, steps, records)
+    goes_on = begun is not None and begun_fits and not forced and not fresh
+    if not goes_on and not reasons and record is not None:
+        return Step(stage.name, "reuse", (), found, record.fingerprint)
+    kept: dict[str, str] = {}
+    if goes_on and begun is not None:
+        reasons = ["was interrupted", *(f"goes on with {change}" for change in inert_changes(begun, stage))]
+    elif not fresh and partial.is_dir() and holds_work(partial):
+        kept[partial.name] = kept_name(folder)
+        why = "forced" if begun_fits else _misfit(begun, stage, found)
+        reasons.append(f"an interrupted run is kept in {kept[partial.name]} ({why})")
+    if not fits and folder.is_dir() and holds_checkpoints(folder):
+        kept[folder.name] = kept_name(folder, kept.values())
+        reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
+    action: Literal["run", "continue"] = "continue" if goes_on else "run"
+    return Step(stage.name, action, tuple(reasons), found, fingerprint(found), kept)
+
+
+def _reasons(
+    stage: CheckedStage,
+    folder: Path,
+    found: Mapping[str, Any],
+    steps: Mapping[str, Step],
+    records: Mapping[str, StageRecord | None],
+) -> list[str]:
+    """Why a stage must run; nothing where its results can be used again."""
     record = records[stage.name]
     reasons: list[str] = []
     again = [other for other in stage.upstream if steps[other].action != "reuse"]
     if record is None:
-        reasons.append("has not run" if not (runs / stage.name).exists() else "no usable record")
-    elif record.fingerprint != mark:
-        reasons += differences(record.identity, found) or ["fingerprint changed"]
-    elif broken := damage(record, runs / stage.name):
+        reasons.append("has not run" if not folder.exists() else "no usable record")
+    elif (before := settled(record.identity, stage)) != found:
+        reasons += differences(before, found) or ["fingerprint changed"]
+    elif broken := damage(record, folder):
         reasons.append(broken)
     elif not again and (moved := _moved(record, records)):
         reasons.append(f"upstream changed: {moved}")
     if again and not any(reason.startswith("upstream changed") for reason in reasons):
         reasons.append(f"upstream runs: {', '.join(again)}")
-    partial = runs / f"{stage.name}{PARTIAL}"
-    if not fresh and partial.is_dir() and begun(partial) == mark:
-        return Step(stage.name, "continue", ("was interrupted",), found, mark)
-    return Step(stage.name, "run" if reasons else "reuse", tuple(reasons), found, mark)
+    return reasons
+
+
+def _misfit(begun: Begun | None, stage: CheckedStage, found: Mapping[str, Any]) -> str:
+    """Why an interrupted run cannot be continued."""
+    if begun is None or not begun.identity:
+        return "it does not say what it is a run of"
+    return "; ".join(differences(settled(begun.identity, stage), found)) or "it is a run of something else"
 
 
 def _moved(record: StageRecord, records: Mapping[str, StageRecord | None]) -> str:

@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from draft.adapters.files.header import read_header
-from draft.files import sha256, weights_file
-from draft.pipeline.check import CheckedStage
-from draft.pipeline.sources import weights_digest
+from draft.files import sha256, weights_digest, weights_file
+from draft.marks import Holds, Inert, plain
+from draft.pipeline.document import Keys
+from draft.pipeline.identity import fingerprint
+from draft.pipeline.kinds.kind import CheckedStage
 from draft.rewards.extensions import named_model
 
 MISSING = "???"
@@ -25,49 +25,63 @@ MOST = 1_000_000
 
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key)$", re.IGNORECASE)
 _SIGNED = re.compile(r"://[^/\s]*@")  # an address with a name and a password in it
-_WITHOUT_EFFECT = ("kind", "checkpoint", "report_to", "seed", "model", "prompts", "rewards")
 
 
-def making(stage: CheckedStage, files: Mapping[str, Path]) -> dict[str, str]:
+def adapter_metadata(stage: CheckedStage, found: Mapping[str, Any], files: Mapping[Keys, Path]) -> dict[str, str]:
+    """What an adapter file says about its making; the same making gives the same text.
+
+    Args:
+        stage: The stage.
+        found: Its identity.
+        files: Where the stage has a file, to that file; references are resolved.
+
+    Returns:
+        Strings for the file's header.
+    """
+    name = stage.model_name
+    config = {key: value for key, value in found.items() if key not in ("model", "reward_models", "upstream")}
+    shown = without_secrets(config, stage.environment)
+    entries = {"draft.fingerprint": fingerprint(found), "draft.config": json.dumps(shown, sort_keys=True)}
+    return {**entries, **({"draft.model": name} if name else {}), **provenance(stage, files)}
+
+
+def provenance(stage: CheckedStage, files: Mapping[Keys, Path]) -> dict[str, str]:
     """The header entry `draft.pipeline` of an adapter that a stage makes; nothing for stages that make none.
 
     Args:
         stage: The stage.
-        files: Label to existing file, references resolved.
+        files: Where the stage has a file, to that file; references are resolved.
 
     Returns:
         `{"draft.pipeline": JSON}`; the same stage with the same inputs gives the same text.
     """
-    if stage.config.kind not in ("train", "mix"):
+    if "adapter" not in stage.outputs:
         return {}
-    settings = TypeAdapter(type(stage.config)).dump_python(stage.config, mode="json", by_alias=True)
-    told: dict[str, Any] = {
-        "kind": stage.config.kind,
+    # What decides about rounding is told too: with it the adapter comes out byte for byte.
+    settings = plain(stage.config, lambda mark: isinstance(mark, Holds) or mark == Inert())
+    made: dict[str, Any] = {
+        "kind": stage.kind.name,
         "stage": stage.name,
         "draft": _version(),
         "settings": without_secrets(
-            {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}, stage.environment
+            {key: value for key, value in settings.items() if key not in ("kind", "seed")}, stage.environment
         ),
     }
-    if stage.prompts or getattr(stage.config, "method", None) == "dare":
-        told["seed"] = stage.seed  # the file's, where the stage has no own one; other mixes have nothing random
+    if "seed" in settings and stage.kind.seeded(stage.config):
+        made["seed"] = stage.seed  # the file's, where the stage has no own one
     if stage.model:
-        told["model"] = _model(stage)
+        made["model"] = _model(stage)
     if stage.prompts:
-        told |= _prompts(stage)
+        made |= _prompts(stage)
     if rewards := stage.data.get("rewards"):
-        told["rewards"] = {
+        made["rewards"] = {
             label: without_secrets({"use": label, **(options or {})}, stage.environment)
             for label, options in rewards.items()
         }
-    if stage.config.kind == "mix":
-        # Its inputs stand in `draft.recipe`, in this order.
-        told["settings"]["adapters"] = list(settings["adapters"])
-    else:
-        told["settings"].pop("init_adapter", None)
-        told["settings"]["base_adapters"] = [{"weight": each["weight"]} for each in settings["base_adapters"]]
-        told |= {"inputs": {label: _input(path) for label, path in files.items()}} if files else {}
-    return {"draft.pipeline": json.dumps(told, sort_keys=True)}
+    if files:  # a recipe holds its inputs itself, in this order
+        told = {keys: _input(path) if stage.kind.recipe is None else {} for keys, path in files.items()}
+        made["inputs"] = [{"key": list(keys), **each} for keys, each in told.items()]
+    return {"draft.pipeline": json.dumps(made, sort_keys=True)}
 
 
 def without_secrets(value: Any, environment: Collection[str] = (), key: str = "") -> Any:

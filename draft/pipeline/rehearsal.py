@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from draft.diffusion.control.schedules import Combined, LastSteps
-from draft.diffusion.control.values import NoiseOpt, PromptSearch
+from draft.diffusion.families import families, trainable
 from draft.errors import ConfigError, DraftError
 from draft.isolation.reward import IsolatedReward
-from draft.pipeline.document import Document, put
-from draft.pipeline.document import Path as Keys
+from draft.pipeline.document import Document, Keys, put
 from draft.pipeline.explain import validate
-from draft.pipeline.graph import parse_reference
+from draft.pipeline.fields import Place, walk
 from draft.pipeline.isolated import reward_class
-from draft.pipeline.schema import (
-    KINDS,
-    CompareStage,
-    EvaluateStage,
-    GenerateStage,
-    MixStage,
-    ProbeStage,
-    StripStage,
-    TrainStage,
-)
+from draft.pipeline.kinds import kind_of
+from draft.pipeline.references import parse_reference
+from draft.pipeline.sizes import sizes
 from draft.rewards.parts import part_options
 from draft.rewards.reward import MODEL_OPTIONS, Reward
 
 SUFFIX = "-rehearsal"
 """What a rehearsal's name ends with, so that its results never mix with those of the full-size run."""
-
-FAMILIES: Mapping[str, str] = {"StableDiffusionPipeline": "emoji"}
-"""Model family, as `model_index.json` has it under `_class_name`, to the embedded model that stands in for it."""
 
 _UNREAD = "emoji"
 """The stand-in of a hub id or a checkpoint, whose family is not known before it has been read."""
@@ -81,44 +68,41 @@ def use_stand_ins(
     if isinstance(name := document.data.get("name"), str) and not name.endswith(SUFFIX):
         document.data["name"] = f"{name}{SUFFIX}"
         found.append(Replacement("name", name, document.data["name"]))
-    replaced_models: list[str] = []
-    typed = _typed_stages(document)
-    for name, stage in typed.items():
+    replaced_models: set[str] = set()
+    held: dict[str, list[Place]] = {}
+    for name, config in _typed_stages(document).items():
         keys: Keys = ("stages", name)
+        places = list(walk(type(config), config))
+        held[name] = [place for place in places if place.holds]
         changes: dict[Keys, tuple[Any, Any]] = {}
-        if not isinstance(stage, MixStage):
-            if not is_embedded(stage.model) and not chosen((*keys, "model")):
-                changes["model",] = (stage.model, _model_stand_in(stage.model, keys, document, folder, errors))
-                replaced_models.append(name)
-            changes |= _sizes(stage, keys, chosen)
-        for place, rewards in _rewards(stage).items():
-            for label, options in rewards.items():
-                here = (*place, label)
+        for place in held[name]:
+            if place.holds == "model" and not is_embedded(place.value) and not chosen((*keys, *place.keys)):
+                stand_in = _model_stand_in(place.value, (*keys, *place.keys), document, folder, errors)
+                changes[place.keys] = (place.value, stand_in)
+                replaced_models.add(name)
+        for path, (before, after) in sizes(places, lambda path, keys=keys: chosen((*keys, *path))).items():
+            changes[path] = (_plain(before), _plain(after))
+        for place in held[name]:
+            for label, options in place.value.items() if place.holds == "rewards" else ():
+                here = (*place.keys, label)
                 changes |= _reward_stand_ins(here, options or {}, keys, chosen, document, folder, errors)
         for path, (before, after) in changes.items():
             put(document.data, (*keys, *path), after)
             found.append(Replacement(".".join(map(str, (*keys, *path))), before, after))
-    for name, stage in typed.items():
-        small = bool(replaced_models) if isinstance(stage, MixStage) else name in replaced_models
-        adapters: dict[Keys, Any] = {
-            ("adapters", label): each for label, each in getattr(stage, "adapters", {}).items()
-        }
-        if isinstance(stage, ProbeStage) and stage.adapter:
-            adapters["adapter",] = stage.adapter
-        files: dict[Keys, str] = {(*place, "from"): adapter.from_ for place, adapter in adapters.items()}
-        if isinstance(stage, TrainStage):
-            files |= {("base_adapters", index, "file"): each.file for index, each in enumerate(stage.base_adapters)}
-            files |= {("init_adapter",): stage.init_adapter} if stage.init_adapter else {}
-        for place, file in files.items() if small else ():
-            path = ("stages", name, *place)
-            if parse_reference(file) is None and not chosen(path):
-                errors.append(_foreign_adapter(path, file, document))
+    for name, places in held.items():
+        # What has no model of its own works on what the others make.
+        small = name in replaced_models if any(p.holds == "model" for p in places) else bool(replaced_models)
+        for place in places if small else ():
+            path = ("stages", name, *place.keys)
+            given = place.value if place.holds == "adapter" else None
+            if given and parse_reference(given) is None and not chosen(path):
+                errors.append(_foreign_adapter(path, given, document))
     return found
 
 
 def is_embedded(model: Any) -> bool:
     """Whether a value names a model of the embedded world: `emoji`, `emoji/clip`, ..."""
-    worlds = {stand_in.partition("/")[0] for stand_in in FAMILIES.values()}
+    worlds = {family.stand_in.partition("/")[0] for family in families().values()}
     # A name may be qualified by its distribution, where two plugins use it.
     return isinstance(model, str) and model.rpartition(":")[2].partition("/")[0] in worlds
 
@@ -150,119 +134,10 @@ def _typed_stages(document: Document) -> dict[str, Any]:
     stages = document.data.get("stages")
     found = {}
     for name, stage in stages.items() if isinstance(stages, dict) else ():
-        kind = stage.get("kind") if isinstance(stage, dict) else None
-        if isinstance(kind, str) and kind in KINDS:
-            config, _ = validate(KINDS[kind], stage, ("stages", name), document)
+        if kind := kind_of(stage):
+            config, _ = validate(kind.settings, stage, ("stages", name), document)
             found |= {name: config} if config is not None else {}
     return found
-
-
-def _rewards(stage: Any) -> dict[Keys, Mapping[str, Any]]:
-    """Where a stage has rewards, and those."""
-    match stage:
-        case TrainStage() | EvaluateStage() | GenerateStage() | ProbeStage() | StripStage():
-            return {("rewards",): stage.rewards}
-        case CompareStage():
-            return {("rewards",): stage.rewards, ("measure", "rewards"): stage.measure.rewards}
-    return {}
-
-
-def _sizes(
-    stage: TrainStage | EvaluateStage | GenerateStage | CompareStage | ProbeStage | StripStage,
-    keys: Keys,
-    chosen: Chosen,
-) -> dict[Keys, tuple[Any, Any]]:
-    """Path in the stage to its value and the smaller one."""
-    wanted: dict[str, Any] = {
-        "sampler.num_inference_steps": min(stage.sampler.num_inference_steps, 10),
-        "sampler.guidance_scale": min(stage.sampler.guidance_scale, 2.0),
-        "resolution": None,
-        "mixed_precision": "no",
-        "device": stage.device if stage.device in ("auto", "cpu") else "auto",
-    }
-    if isinstance(stage, TrainStage):
-        wanted |= {"max_steps": min(stage.max_steps, 40)}
-    if isinstance(stage, TrainStage | CompareStage):
-        wanted |= {
-            "warmup_steps": min(stage.warmup_steps, 4),
-            "batch_size": min(stage.batch_size, 6),
-            "gradient_accumulation_steps": 1,
-            "micro_batch_size": 0,
-        }
-    if isinstance(stage, TrainStage):
-        wanted |= {"report_to": ()}
-        updates = stage.max_steps if chosen((*keys, "max_steps")) else wanted["max_steps"]
-        for part in ("checkpoint", "preview"):
-            # An interval that the shorter training would never reach.
-            if attrgetter(part)(stage).every >= updates:
-                wanted[f"{part}.every"] = max(1, updates // 4)
-    elif isinstance(stage, CompareStage):
-        wanted |= {
-            "budget.updates": min(stage.budget.updates, 40),
-            "budget.evaluations": min(stage.budget.evaluations, 240),
-            "budget.seconds": min(stage.budget.seconds, 40.0),
-            "curve.every": min(stage.curve.every, 5),
-            "curve.prompts": min(stage.curve.prompts, 16),
-            "measure.images_per_prompt": min(stage.measure.images_per_prompt, 2),
-            "measure.batch_size": min(stage.measure.batch_size, 16),
-        }
-    elif isinstance(stage, ProbeStage):
-        wanted |= {"batches": min(stage.batches, 8), "batch_size": min(stage.batch_size, 6), "micro_batch_size": 0}
-    elif isinstance(stage, StripStage):
-        wanted |= {"seeds": stage.seeds[:2], "batch_size": min(stage.batch_size, 16)}
-    else:
-        wanted |= {
-            "images_per_prompt": min(stage.images_per_prompt, 2),
-            "batch_size": min(stage.batch_size, 16),
-        }
-    changes = {tuple(key.split(".")): (attrgetter(key)(stage), value) for key, value in wanted.items()}
-    chose = chosen((*keys, "sampler", "num_inference_steps"))
-    steps = stage.sampler.num_inference_steps if chose else wanted["sampler.num_inference_steps"]
-    if isinstance(stage, TrainStage | CompareStage):
-        changes |= _recorded(stage, steps)
-    elif isinstance(stage, EvaluateStage | GenerateStage):
-        changes |= _scheduled(stage, steps)
-    return {
-        path: (_plain(own), _plain(value))
-        for path, (own, value) in changes.items()
-        if own != value and not chosen((*keys, *path))
-    }
-
-
-def _scheduled(stage: EvaluateStage | GenerateStage, steps: int) -> dict[Keys, tuple[Any, Any]]:
-    """What schedules and methods say of more steps than a rehearsal samples, and of more samples than it takes."""
-    part = steps / stage.sampler.num_inference_steps
-    found: dict[Keys, tuple[Any, Any]] = {}
-    for label, adapter in stage.adapters.items():
-        here, schedule = ("adapters", label, "schedule"), adapter.schedule
-        match schedule:
-            case LastSteps(steps=last):
-                found[*here, "steps"] = (last, max(1, round(last * part)))
-            case Combined(base_steps=base):
-                found[*here, "base_steps"] = (base, round(base * part))
-                found[*here, "guidance_scale"] = (schedule.guidance_scale, min(schedule.guidance_scale, 2.0))
-    match stage.method if isinstance(stage, GenerateStage) else None:
-        case NoiseOpt(iterations=iterations, recorded=recorded):
-            found["method", "iterations"] = (iterations, min(iterations, 10))
-            found["method", "recorded"] = (recorded, recorded if recorded is None else min(recorded, steps))
-        case PromptSearch(modifiers=modifiers, budget=budget):
-            found["method", "budget"] = (budget, min(budget, max(8, len(modifiers) + 1)))
-    return found
-
-
-def _recorded(stage: TrainStage | CompareStage, steps: int) -> dict[Keys, tuple[Any, Any]]:
-    """What methods say of more steps than a rehearsal samples."""
-    methods: dict[Keys, Any] = (
-        {("method",): asdict(stage.method)}
-        if isinstance(stage, TrainStage)
-        else {("methods", label, "method"): own.get("method") for label, own in stage.methods.items()}
-    )
-    return {
-        (*path, name): (value, steps)
-        for path, method in methods.items()
-        for name in ("k", "window")
-        if isinstance(method, Mapping) and isinstance(value := method.get(name), int) and value > steps
-    }
 
 
 def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, errors: list[DraftError]) -> str:
@@ -273,16 +148,17 @@ def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, er
         family = None  # not a folder, or one that is told when it is loaded
     if family is None:
         return _UNREAD
-    if family not in FAMILIES:
-        key = ".".join(map(str, (*keys, "model")))
+    stand_ins = {row.pipeline: row.stand_in for row in trainable()}
+    if family not in stand_ins:
+        key = ".".join(map(str, keys))
         errors.append(
             ConfigError(
                 f"model {model!r} is a {family}, a family without a stand-in, so it cannot be rehearsed",
-                where=document.place((*keys, "model")),
+                where=document.place(keys),
                 hint=f"set {key} under `rehearsal:`, e.g. to {_UNREAD}",
             )
         )
-    return FAMILIES.get(family, _UNREAD)
+    return stand_ins.get(family, _UNREAD)
 
 
 def _reward_stand_ins(

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from draft.errors import StageError
-from draft.pipeline.document import dump_yaml
+from draft.marks import hints
+from draft.pipeline.document import Keys, dump_yaml, put
+from draft.pipeline.fields import default_of
+from draft.pipeline.kinds import KINDS, kind_of
+from draft.pipeline.kinds.kind import Kind, Recipe
 from draft.pipeline.provenance import MISSING, parsed
 from draft.pipeline.resolve import escaped
-
-_DEFAULTS = {"method": "exact", "normalize": False, "dtype": "same", "format": "auto"}
-_WRITING = ("mix", "convert", "resize")
-# What a recipe may be of; a conversion and a cut are mixes of one adapter.
-_MIXING = ("method", "rank", "energy", "max_error", "components", "blocks", "normalize", "density", "dtype", "format")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ def reproduce(
         what = "was written by a version of Draft that did not say enough" if old else "does not say how it was made"
         hint = "Draft's own files do: train and mix write it into the header" if not old else ""
         raise StageError(f"the file {what} (no draft.pipeline or draft.recipe in its header)", hint=hint)
-    target = _stage(told, work)
+    try:
+        target = _stage(told, work)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StageError("what the file says of how it was made is damaged") from error
     for digest, path in work.given.items():
         if digest not in work.used:
             raise StageError(f"the file is no input of this adapter (its sha256 is {digest})", where=path)
@@ -99,59 +102,69 @@ def reproduce(
 
 
 def _is_story(told: Mapping[str, Any]) -> bool:
-    pipeline, recipe = told.get("pipeline"), told.get("recipe")
-    trained = isinstance(pipeline, Mapping) and pipeline.get("kind") == "train" and "model" in pipeline
-    mixed = isinstance(recipe, Mapping) and recipe.get("kind") in _WRITING and isinstance(recipe.get("inputs"), list)
-    return trained or mixed
+    return _kind(told) is not None or _recipe(told) is not None
+
+
+def _kind(told: Mapping[str, Any]) -> Kind | None:
+    """The kind of stage that an adapter is of, where that needs no recipe."""
+    made = told.get("pipeline")
+    kind = kind_of(made) if isinstance(made, dict) and isinstance(made.get("settings"), dict) else None
+    return kind if kind is not None and kind.recipe is None else None
+
+
+def _recipe(told: Mapping[str, Any]) -> Recipe | None:
+    """How an adapter's recipe becomes a stage; nothing where there is no recipe that can be read."""
+    recipe = told.get("recipe")
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("inputs"), list):
+        return None
+    known = [kind.recipe for kind in KINDS.values() if kind.recipe is not None]
+    return next((each for each in known if recipe.get("kind") in each.kinds), None)
 
 
 def _stage(told: Mapping[str, Any], work: _Work) -> str:
-    """Add the stage that a story tells of, after those that it needs; returns its name."""
-    pipeline = told["pipeline"] if isinstance(told.get("pipeline"), Mapping) else {}
-    mixed = pipeline.get("kind") != "train"
-    return _mixed(told["recipe"], pipeline, work) if mixed else _trained(pipeline, work)
+    """Add the stage that a story is of, after those that it needs; returns its name."""
+    made = told["pipeline"] if isinstance(told.get("pipeline"), dict) else {}
+    if kind := _kind(told):
+        unset = [key for key in hints(kind.settings) if default_of(kind.settings, key) == ()]
+        settings = {key: value for key, value in made["settings"].items() if value != [] or key not in unset}
+        given = {key: made[key] for key in ("seed", "rewards") if key in made}
+        stage, inputs = {"kind": kind.name, **given, **settings}, _inputs(made)
+        return _add(str(made.get("stage") or kind.name), stage, inputs, work, made)
+    recipe, follows = told["recipe"], _recipe(told)
+    stage, keys = follows.stage(recipe, made) if follows else ({}, [])
+    inputs = list(zip(keys, recipe["inputs"], strict=True))
+    return _add(str(made.get("stage") or recipe["kind"]), stage, inputs, work)
 
 
-def _trained(told: Mapping[str, Any], work: _Work) -> str:
-    inputs: Mapping[str, Any] = told.get("inputs") or {}
-    sources = {label: _source(each, work) for label, each in inputs.items()}
-    name = _free(str(told.get("stage") or "train"), work)
-    settings = dict(told["settings"])
-    stage: dict[str, Any] = {"kind": "train", "model": _model(told["model"], name, work)}
-    stage["prompts"] = _prompts(told, name, work)
-    stage |= {"seed": told["seed"], "rewards": told["rewards"]}
-    if "init_adapter" in sources:
-        stage["init_adapter"] = sources["init_adapter"]
-    beneath = [
-        {"file": sources[f"base_adapters.{index}"], **each}
-        for index, each in enumerate(settings.pop("base_adapters", ()))
-    ]
-    stage |= {"base_adapters": beneath} if beneath else {}
-    work.stages[name] = stage | settings
-    for label, each in inputs.items():
-        key = label if label == "init_adapter" else f"{label}.file"
-        _want(sources[label], each, f"stages.{name}.{key}", work)
-    _tell_missing(work.stages[name], f"stages.{name}", work)
-    return name
+def _inputs(made: Mapping[str, Any]) -> list[tuple[Keys, Mapping[str, Any]]]:
+    """Where each file went in, and what is known of it."""
+    inputs = made.get("inputs") or ()
+    if not isinstance(inputs, Mapping):
+        return [(tuple(each["key"]), each) for each in inputs]
+    # Before: {"base_adapters.0": ..., "init_adapter": ...}
+    parts = {name: [int(part) if part.isdigit() else part for part in name.split(".")] for name in inputs}
+    return [((*keys, *(["from"] if len(keys) > 1 else [])), inputs[name]) for name, keys in parts.items()]
 
 
-def _mixed(recipe: Mapping[str, Any], told: Mapping[str, Any], work: _Work) -> str:
-    inputs = recipe["inputs"]
-    sources = [_source(each, work) for each in inputs]
-    name = _free(str(told.get("stage") or recipe["kind"]), work)
-    settings = dict(told.get("settings") or {})
-    named = settings.pop("adapters", None) or []
-    labels = named if len(named) == len(inputs) else _labels(inputs)
-    if not settings:
-        settings = {key: recipe[key] for key in _MIXING if recipe.get(key) not in (None, {}, _DEFAULTS.get(key))}
-    seed = told.get("seed", recipe.get("seed")) if settings.get("method") == "dare" else None
-    adapters = {
-        label: {"from": source, "weight": each["weight"]}
-        for label, source, each in zip(labels, sources, inputs, strict=True)
-    }
-    work.stages[name] = {"kind": "mix", "adapters": adapters, **settings, **({} if seed is None else {"seed": seed})}
-    for label, source, each in zip(labels, sources, inputs, strict=True):
-        _want(source, each, f"stages.{name}.adapters.{label}.from", work)
+def _add(
+    wanted: str,
+    stage: dict[str, Any],
+    inputs: Sequence[tuple[Keys, Mapping[str, Any]]],
+    work: _Work,
+    made: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
+    """Add a stage with its files, model and prompts; returns the name that it gets."""
+    sources = [_source(told, work) for _, told in inputs]
+    name = _free(wanted, work)
+    if "model" in made:
+        stage["model"] = _model(made["model"], name, work)
+    if "prompts" in made:
+        stage["prompts"] = _prompts(made, name, work)
+    work.stages[name] = stage
+    for (keys, told), source in zip(inputs, sources, strict=True):
+        put(stage, keys, source)
+        _want(source, told, ".".join(map(str, ("stages", name, *keys))), work)
+    _tell_missing(stage, f"stages.{name}", work)
     return name
 
 
@@ -221,14 +234,6 @@ def _free(name: str, work: _Work) -> str:
     while free in work.stages:
         free, number = f"{name}_{number}", number + 1
     return free
-
-
-def _labels(inputs: list[Mapping[str, Any]]) -> list[str]:
-    found: list[str] = []
-    for index, each in enumerate(inputs):
-        label = re.sub(r"[^A-Za-z0-9_.-]", "_", str(each.get("name") or f"input_{index + 1}")).lstrip("_.-") or "input"
-        found.append(f"{label}_{index + 1}" if label in found else label)
-    return found
 
 
 def name_of(path: Path) -> str:

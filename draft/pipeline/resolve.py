@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from draft.errors import ConfigError, DraftError, did_you_mean
-from draft.pipeline.document import Document, Path
-from draft.pipeline.graph import parse_reference
+from draft.pipeline.document import Document, Keys
+from draft.pipeline.references import parse_reference
 
 
-def hold(value: Any, keys: Path, document: Document, errors: list[DraftError]) -> Any:
+def hold(value: Any, keys: Keys, document: Document, errors: list[DraftError]) -> Any:
     """Hide from OmegaConf what it must not read: references, and prompts, which are taken as they are written.
 
     NUL marks the hidden text: it cannot occur in a YAML file.
@@ -35,7 +35,7 @@ def hold(value: Any, keys: Path, document: Document, errors: list[DraftError]) -
         return [hold(inner, (*keys, index), document, errors) for index, inner in enumerate(value)]
     if not isinstance(value, str):
         return value
-    if _in_prompts(keys) and isinstance(keys[-1], int):
+    if keys[:1] == ("stages",) and _is_prompt(keys[2:]):
         return value.replace("${", "\0$\0{").replace("???", "\0???")
     held = re.sub(r"(?<!\\)\$\{out:([^{}]*)\}", "\0out:\\1\0", value)
     if "${" in held:
@@ -92,7 +92,7 @@ def environment_values(raw: Any) -> Mapping[str, str]:
     return {os.environ[name]: name for name in known if os.environ.get(name)}
 
 
-def escaped(value: Any, keys: Path, environment: Mapping[str, str]) -> Any:
+def escaped(value: Any, keys: Keys, environment: Mapping[str, str]) -> Any:
     """Plain data as a file must have it, so that it is read back as it is: every `${` that is no reference escaped.
 
     Args:
@@ -107,8 +107,7 @@ def escaped(value: Any, keys: Path, environment: Mapping[str, str]) -> Any:
         return {key: escaped(inner, (*keys, key), environment) for key, inner in value.items()}
     if isinstance(value, list):
         return [escaped(inner, (*keys, index), environment) for index, inner in enumerate(value)]
-    literal = keys[:1] == ("prompts",) or keys[:2] in (("preview", "prompts"), ("measure", "prompts"))
-    if not isinstance(value, str) or parse_reference(value) or (literal and isinstance(keys[-1], int)):
+    if not isinstance(value, str) or parse_reference(value) or _is_prompt(keys):
         return value
     longest_first = sorted(environment, key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", value) if environment else [value]
@@ -130,18 +129,16 @@ def _united(parts: Iterable[Any]) -> Mapping[str, str]:
     return found
 
 
-def _in_prompts(keys: Path) -> bool:
-    return (keys[:1] == ("stages",) and keys[2:3] == ("prompts",)) or keys[2:4] in (
-        ("preview", "prompts"),
-        ("measure", "prompts"),
-    )
+def _is_prompt(keys: Keys) -> bool:
+    """Whether a text in a stage is one of its prompts, wherever it has them; options of rewards are not."""
+    return keys[-2:-1] == ("prompts",) and isinstance(keys[-1], int) and "rewards" not in keys
 
 
 def _release(text: str) -> str:
     return re.sub("\0out:([^\0]*)\0", r"${out:\1}", text).replace("\0$\0{", "${").replace("\0???", "???")
 
 
-def _resolve(node: Any, keys: Path, document: Document, errors: list[DraftError], broken: list[str]) -> Any:
+def _resolve(node: Any, keys: Keys, document: Document, errors: list[DraftError], broken: list[str]) -> Any:
     if isinstance(node, str):
         return _release(node)
     if not OmegaConf.is_config(node):
@@ -159,7 +156,7 @@ def _resolve(node: Any, keys: Path, document: Document, errors: list[DraftError]
     return found if OmegaConf.is_dict(node) else list(found.values())
 
 
-def _unresolved(error: Exception, keys: Path, node: Any, document: Document) -> ConfigError:
+def _unresolved(error: Exception, keys: Keys, node: Any, document: Document) -> ConfigError:
     place, key = document.place(keys), ".".join(map(str, keys))
     text = _release(str(OmegaConf.to_container(node, resolve=False)[keys[-1]]))  # type: ignore[index,call-overload]
     if isinstance(error, MissingMandatoryValue):

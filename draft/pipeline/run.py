@@ -5,28 +5,29 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from draft.errors import StageError
 from draft.files import locked, write_text
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
-from draft.pipeline.check import CheckedStage, Pipeline
-from draft.pipeline.document import dump_yaml
+from draft.pipeline.check import Pipeline
+from draft.pipeline.document import Keys, dump_yaml
 from draft.pipeline.folders import publish, settle
-from draft.pipeline.graph import parse_reference
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
 from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
+from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.observers import Observers
-from draft.pipeline.plan import BEGUN, PARTIAL, Step, begun, make_plan
-from draft.pipeline.provenance import making
+from draft.pipeline.partial import PARTIAL, Begun, inert_changes, inert_settings, read_begun, remove_begun, write_begun
+from draft.pipeline.plan import Step, make_plan
+from draft.pipeline.provenance import adapter_metadata
 from draft.pipeline.rehearsal import listing
 from draft.pipeline.resolve import escaped
-from draft.pipeline.stages import EXECUTORS, Executor, Job, adapter_metadata
 from draft.progress import Progress, Silent, duration
 from draft.rewards.parts import each_reward
 
@@ -81,7 +82,7 @@ def run_pipeline(
     fresh: bool = False,
     rehearse: bool = False,
     progress: Progress | None = None,
-    executors: Mapping[str, Executor] = EXECUTORS,
+    executors: Mapping[str, Executor] = MappingProxyType({}),
 ) -> RunResult:
     """Run a pipeline file.
 
@@ -96,7 +97,7 @@ def run_pipeline(
         fresh: Forget interrupted runs instead of continuing them.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
         progress: Who hears about it; None: nobody.
-        executors: Stage kind to what runs it.
+        executors: Stage kind to what runs it instead.
 
     Returns:
         What was done.
@@ -151,7 +152,7 @@ def run_pipeline(
                 continue
             word = "resumes" if step.action == "continue" else "runs"
             reporter.say(f"{label}: {word} ({'; '.join(step.reasons)})")
-            with noting(resume, step.name, rehearsal=offer):
+            with noting(resume, step.name, runs / f"{step.name}{PARTIAL}", rehearsal=offer):
                 result = _run_stage(pipeline, stage, step, runs, reporter, executors, hooks)
             reporter.say(f"{label}: done in {duration(result.seconds)}")
             results.append(result)
@@ -184,11 +185,7 @@ def _run_stage(
     hooks: Observers | None,
 ) -> StageResult:
     partial = runs / f"{stage.name}{PARTIAL}"
-    if step.action == "run" and partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(exist_ok=True)
-    if begun(partial) != step.fingerprint:
-        write_text(partial / BEGUN, f'{{"fingerprint": "{step.fingerprint}"}}\n')
+    begun = _begin(stage, step, partial, reporter)
     files, inputs = _inputs(pipeline, stage, runs)
     job = Job(
         stage=stage,
@@ -197,20 +194,20 @@ def _run_stage(
         progress=reporter,
         title=pipeline.name,
         config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed}),
-        metadata=adapter_metadata(stage, step.identity, step.fingerprint) | making(stage, files),
+        metadata=adapter_metadata(stage, step.identity, files),
     )
     if hooks is not None:
         hooks.started(stage.name, partial)
     started, clock = _now(), time.monotonic()
     try:
-        metrics = dict(executors[stage.config.kind](job))
+        metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
     finally:
         reporter.stop()
     seconds = time.monotonic() - clock
     missing = [path for path in stage.outputs.values() if not (partial / path).exists()]
     if missing:
         raise StageError(f"stage {stage.name!r} ended without writing {', '.join(missing)}")
-    (partial / BEGUN).unlink(missing_ok=True)
+    remove_begun(partial)
     record = cache.StageRecord(
         stage=stage.name,
         fingerprint=step.fingerprint,
@@ -222,26 +219,43 @@ def _run_stage(
         started=started,
         finished=_now(),
         seconds=round(seconds, 3),
+        changes=begun.changes,
     )
     cache.write_record(record, partial)
-    publish(partial, runs / stage.name)
+    kept = step.kept.get(stage.name)
+    publish(partial, runs / stage.name, keep=runs / kept if kept else None)
     done = outputs(stage, runs)
     if hooks is not None:
         hooks.finished(stage.name, done, metrics)
     return StageResult(stage.name, "ran", done, metrics, seconds)
 
 
-def _inputs(pipeline: Pipeline, stage: CheckedStage, runs: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Label to existing file, and reference to the sha256 of what it points at."""
+def _begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -> Begun:
+    """Make the folder that a stage writes to, or go on in it; what is there and does not fit is moved aside."""
+    if step.action == "run" and partial.exists():
+        if kept := step.kept.get(partial.name):
+            partial.rename(partial.with_name(kept))
+            reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")
+        else:
+            shutil.rmtree(partial)  # empty, or to be forgotten
+    partial.mkdir(exist_ok=True)
+    begun = read_begun(partial) or Begun(step.fingerprint, step.identity, inert_settings(stage))
+    changes = (*begun.changes, *inert_changes(begun, stage))
+    begun = replace(begun, inert=inert_settings(stage), changes=changes)
+    write_begun(partial, begun)
+    return begun
+
+
+def _inputs(pipeline: Pipeline, stage: CheckedStage, runs: Path) -> tuple[dict[Keys, Path], dict[str, str]]:
+    """Where the stage has a file, to that file, and reference to the sha256 of what it points at."""
     files, digests = {}, {}
-    for label, source in stage.files.items():
-        reference = parse_reference(source)
-        if reference is None:
-            files[label] = Path(source)
+    for file in stage.files:
+        if (reference := file.reference) is None:
+            files[file.keys] = Path(file.source)
             continue
-        files[label] = runs / reference.stage / pipeline.stages[reference.stage].outputs[reference.output]
+        files[file.keys] = runs / reference.stage / pipeline.stages[reference.stage].outputs[reference.output]
         record = cache.read_record(runs / reference.stage)
-        digests[source] = record.digest(reference.output) if record else ""
+        digests[file.source] = record.digest(reference.output) if record else ""
     return files, digests
 
 

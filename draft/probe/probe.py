@@ -72,7 +72,8 @@ def probe(
     check_terms(terms)
     if not len(prompts):
         raise StageError("there are no prompts to probe with")
-    rollouts = load_rollouts(settings, model, prompts, terms, seed, label="probe", progress=progress)
+    draws = settings.batches * settings.batch_size
+    rollouts = load_rollouts(settings, model, prompts, terms, seed, draws=draws, label="probe", progress=progress)
     rollouts.model.drop_encoders()
     grids = [_grid(rollouts, settings.sampler), *_others(rollouts, settings)]
     parameters = _load(rollouts, adapter) if adapter else _begin(rollouts, settings, seed)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.device import choose_device
-from draft.diffusion.embedding import embed_texts
 from draft.diffusion.families import TextToImage, load_text_to_image
+from draft.diffusion.families.problems import require_family_settings
 from draft.diffusion.guidance import GuidanceGradient, Net, guide, has_two_branches, without_guidance
 from draft.diffusion.lora import lora_off
 from draft.diffusion.memory import require_memory
+from draft.diffusion.prompt_store import PromptStore, TextEncoder, open_store
 from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid, make_grid
 from draft.diffusion.settings import SamplerSettings
@@ -40,6 +41,8 @@ class RolloutSettings(Protocol):
     @property
     def micro_batch_size(self) -> int: ...
     @property
+    def cfg_gradient(self) -> GuidanceGradient: ...
+    @property
     def saturation(self) -> Literal["clip", "straight_through"]: ...
     @property
     def mixed_precision(self) -> Literal["no", "bf16"]: ...
@@ -59,10 +62,11 @@ class Rollouts:
         prompts: All prompts.
         scorer: Decoder and rewards.
         grid: The sampling grid.
-        conditioning: That of all P prompts, on the CPU.
+        conditioning: That of the prompts, by their numbers, on the CPU.
         unconditional: The negative prompt's, of length 1.
         random: All randomness.
         no_grad_denoiser: The denoiser for calls without gradient.
+        keeps_encoders: Whether prompts are embedded when they are drawn, so that the text encoders must stay.
     """
 
     settings: RolloutSettings
@@ -70,10 +74,11 @@ class Rollouts:
     prompts: Prompts
     scorer: Scorer
     grid: Grid
-    conditioning: Conditioning
+    conditioning: PromptStore | Conditioning
     unconditional: Conditioning
     random: Randomness
     no_grad_denoiser: Net
+    keeps_encoders: bool = False
 
     @property
     def rewards(self) -> Sequence[LoadedReward]:
@@ -157,10 +162,12 @@ def load_rollouts(
     terms: Sequence[Term],
     seed: int,
     *,
+    draws: int,
     label: str,
+    text_encoder: TextEncoder = "auto",
     progress: Progress,
 ) -> Rollouts:
-    """Load a model and rewards, and embed all prompts; the text encoders are still there.
+    """Load a model and rewards, and embed what will be drawn; the text encoders are still there.
 
     Args:
         settings: How batches are sampled and scored.
@@ -168,8 +175,10 @@ def load_rollouts(
         prompts: The prompts.
         terms: The rewards.
         seed: Seed of the prompts' order and all noise.
+        draws: Prompts that will be drawn in all.
         label: What the rollouts are for, in a line of the log.
-        progress: Reports the sensitivity of the last step to the network.
+        text_encoder: When prompts are embedded.
+        progress: Reports the sensitivity of the last step to the network, and what is embedded.
 
     Returns:
         The rollouts before the first batch.
@@ -181,10 +190,22 @@ def load_rollouts(
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     require_memory(model, settings.device, dtype)
     loaded_model = load_text_to_image(model, device=device, dtype=dtype)
+    require_family_settings(loaded_model.family, settings.sampler, cfg_gradient=settings.cfg_gradient)
     size = size_of(settings.resolution, loaded_model.default_size)
     grid = make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler)
     progress.say(f"{label}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}")
     rewards = load_rewards(terms, device)
+    random = Randomness(seed, len(prompts))
+    conditioning, keeps_encoders = open_store(
+        loaded_model,
+        prompts,
+        size,
+        kind=text_encoder,
+        upcoming=random.upcoming,
+        draws=draws,
+        reopen=lambda: load_text_to_image(model, device=device, dtype=dtype),
+        progress=progress,
+    )
     decode = partial(loaded_model.decode, straight_through=settings.saturation == "straight_through")
     return Rollouts(
         settings=settings,
@@ -192,8 +213,9 @@ def load_rollouts(
         prompts=prompts,
         scorer=Scorer(decode, rewards, settings.micro_batch_size),
         grid=grid,
-        conditioning=embed_texts(loaded_model, list(prompts), size),
+        conditioning=conditioning,
         unconditional=loaded_model.unconditional(settings.sampler.negative_prompt, size),
-        random=Randomness(seed, len(prompts)),
+        random=random,
         no_grad_denoiser=loaded_model.denoise,
+        keeps_encoders=keeps_encoders,
     )

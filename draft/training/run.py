@@ -55,7 +55,7 @@ def prepare(
     progress: Progress,
     foundation: Foundation = FRESH,
 ) -> Run:
-    """Load everything, embed all prompts, drop the text encoders, and put the LoRA that learns on the model.
+    """Load everything, embed what will be drawn, drop the text encoders, and put the LoRA that learns on the model.
 
     Args:
         settings: The training's settings.
@@ -73,15 +73,26 @@ def prepare(
         DraftError: The model or an adapter cannot be loaded, or the sampler or an adapter does not fit it.
     """
     footing = read_foundation(foundation, settings.lora, progress)
-    rollouts = load_rollouts(settings, model, prompts, terms, seed, label=settings.method.kind, progress=progress)
+    rollouts = load_rollouts(
+        settings,
+        model,
+        prompts,
+        terms,
+        seed,
+        draws=settings.max_steps * settings.gradient_accumulation_steps * settings.batch_size,
+        label=settings.method.kind,
+        text_encoder=settings.text_encoder,
+        progress=progress,
+    )
     loaded_model = rollouts.model
     preview = None
     if settings.preview.every:
-        shown = settings.preview.prompts or tuple(prompts)[: settings.preview.count]
+        shown = settings.preview.prompts or tuple(prompts[: settings.preview.count])
         seeds = [settings.preview.seed + k for k in range(len(shown))]
         noise = seeded_noise(seeds, loaded_model.latent_shape(rollouts.size))
         preview = (loaded_model.encode(shown, rollouts.size), noise)
-    loaded_model.drop_encoders()  # before the denoiser is read, so that there is room for the larger of them alone
+    if not rollouts.keeps_encoders:
+        loaded_model.drop_encoders()  # before the denoiser is read, so that there is room for the larger of them alone
     lay_foundation(footing, loaded_model, settings.lora, seed=seed)
     recomputes_blocks = settings.gradient_checkpointing is True and loaded_model.checkpoint_blocks(True)
     parameters = lora_parameters(loaded_model.network)
@@ -102,6 +113,7 @@ def prepare(
         conditioning=rollouts.conditioning,
         unconditional=rollouts.unconditional,
         random=rollouts.random,
+        keeps_encoders=rollouts.keeps_encoders,
         no_grad_denoiser=cast("Net", torch.compile(denoise)) if settings.compile else denoise,
         parameters=parameters,
         optimizer=optimizer,

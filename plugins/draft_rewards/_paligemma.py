@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draft.types import Images
-    from draft_rewards._vlm import Answers
+    from draft_rewards._answers import Answers
 
 
 def load_paligemma(model: str, *, revision: str, device: torch.device, where: str) -> Answers:

@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import draft
+from draft_rewards._answers import Answers
 from draft_rewards._blip import load_blip_answers
 from draft_rewards._loading import explained, hub_options
 from draft_rewards._paligemma import load_paligemma
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
-
-    from draft.types import Images
-
-
-class Answers(Protocol):
-    """How likely a loaded model is to give the wanted answers."""
-
-    def __call__(self, images: Images, questions: Sequence[str], wanted: Sequence[str]) -> Tensor:
-        """Sum of log p(token | image, question, the answer's tokens before it) over an answer and its end.
-
-        Args:
-            images: Float (B, 3, H, W) in [0, 1].
-            questions: B questions.
-            wanted: B answers.
-
-        Returns:
-            Float32 (B,), at most 0; the gradient reaches the pixels.
-        """
-        ...
 
 
 FAMILIES: dict[str, Callable[..., Answers]] = {"blip": load_blip_answers, "paligemma": load_paligemma}

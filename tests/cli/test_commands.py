@@ -131,18 +131,18 @@ def test_a_rehearsal_says_first_what_it_replaces(draft: Draft, tmp_path: Path) -
     assert draft("run", "small.yaml", "--rehearse", "--dry-run") == (0, planned, "")
     code, out, err = draft("run", "small.yaml", "--rehearse")
     assert (code, out) == (2, f"{LISTING}[1/1] both: runs (has not run)\n")
-    assert err.endswith("\n  resume: draft run small.yaml --rehearse\n")
+    assert err.endswith("a.safetensors: not a safetensors file\n")
     assert (tmp_path / "runs" / "small-rehearsal" / "both.partial").is_dir()
 
 
 def test_a_machine_that_is_too_small_gets_the_command_of_a_rehearsal(draft: Draft, monkeypatch) -> None:
     from draft.errors import ResourceError
-    from draft.pipeline import run, stages
+    from draft.pipeline import run
 
     def short(job) -> None:
         raise ResourceError("there is no GPU here", needs="a GPU", hint="buy one")
 
-    monkeypatch.setitem(run.run_pipeline.__kwdefaults__, "executors", {**stages.EXECUTORS, "mix": short})
+    monkeypatch.setitem(run.run_pipeline.__kwdefaults__, "executors", {"mix": short})
     code, _, err = draft("run", "small.yaml", "seed=1")
     assert (code, err) == (
         2,
@@ -153,25 +153,42 @@ def test_a_machine_that_is_too_small_gets_the_command_of_a_rehearsal(draft: Draf
     )
 
 
-def test_a_failing_stage_says_how_to_go_on(draft: Draft, tmp_path: Path) -> None:
+def test_a_failing_stage_says_how_to_go_on_where_it_has_begun(draft: Draft, tmp_path: Path, monkeypatch) -> None:
+    from draft.errors import ConfigError, StageError
+    from draft.pipeline import run
+
+    def fail(job) -> None:
+        (job.folder / "half").write_text("half")
+        raise failure
+
+    monkeypatch.setitem(run.run_pipeline.__kwdefaults__, "executors", {"mix": fail})
+    failure = StageError("the disk is full")
     code, out, err = draft("run", "small.yaml", "seed=1", "--runs-dir", "elsewhere")
-    assert code == 2
-    assert out == "[1/1] both: runs (has not run)\n"
-    assert err.startswith("error: ")
-    assert err.endswith("\n  resume: draft run small.yaml seed=1 --runs-dir elsewhere\n")
+    assert (code, out) == (2, "[1/1] both: runs (has not run)\n")
+    assert err == (
+        "error: stage 'both': the disk is full\n  resume: draft run small.yaml seed=1 --runs-dir elsewhere\n"
+    )
     assert not (tmp_path / "elsewhere" / "small" / "both").exists()
+    failure = ConfigError("there are no prompts")
+    assert draft("run", "small.yaml")[2] == "error: stage 'both': there are no prompts\n"
+
+
+def test_a_file_that_cannot_be_read_is_an_error_without_a_way_to_go_on(draft: Draft) -> None:
+    code, _, err = draft("run", "small.yaml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.endswith("a.safetensors: not a safetensors file\n")
 
 
 @pytest.mark.parametrize(
     ("name", "code", "word"), [("KeyboardInterrupt", 130, "interrupted"), ("Terminated", 143, "stopped")]
 )
 def test_an_interrupted_run_says_how_to_go_on(draft: Draft, monkeypatch, name: str, code: int, word: str) -> None:
-    from draft.pipeline import interrupt, run, stages
+    from draft.pipeline import interrupt, run
 
     def stop(job) -> None:
         raise {"KeyboardInterrupt": KeyboardInterrupt, "Terminated": interrupt.Terminated}[name]
 
-    monkeypatch.setitem(run.run_pipeline.__kwdefaults__, "executors", {**stages.EXECUTORS, "mix": stop})
+    monkeypatch.setitem(run.run_pipeline.__kwdefaults__, "executors", {"mix": stop})
     assert draft("run", "small.yaml") == (
         code,
         "[1/1] both: runs (has not run)\n",
@@ -190,13 +207,13 @@ def test_a_bug_shows_its_traceback(draft: Draft, monkeypatch) -> None:
 
 
 def test_a_finished_run_lists_its_results_and_a_second_one_reuses_them(draft: Draft, monkeypatch) -> None:
-    from draft.pipeline import run, stages
+    from draft.pipeline import run
 
     def write(job) -> dict[str, float]:
         (job.folder / "adapter.safetensors").write_text("x")
         return {}
 
-    monkeypatch.setitem(run.run_pipeline.__kwdefaults__, "executors", {**stages.EXECUTORS, "mix": write})
+    monkeypatch.setitem(run.run_pipeline.__kwdefaults__, "executors", {"mix": write})
     results = "results in runs/small:\n  both.adapter  runs/small/both/adapter.safetensors\n"
     code, out, err = draft("run", "small.yaml")
     assert (code, err) == (0, "")

@@ -24,7 +24,7 @@ from draft.evaluation.evaluate import evaluate
 from draft.evaluation.settings import EvaluateSettings
 from draft.evaluation.stamp import STAMP
 from draft.pipeline.cache import StageRecord, damage, record_outputs
-from draft.pipeline.schema import OUTPUTS
+from draft.pipeline.kinds import KINDS
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.types import Prompts
@@ -158,8 +158,8 @@ def test_a_mix_does_not_inherit_the_figures_of_what_went_into_it(copies: Path, t
 
 def test_without_adapters_the_declared_folder_is_there_and_empty(tiny_model: Path, tmp_path: Path) -> None:
     assert list(stamped({}, tiny_model, tmp_path).iterdir()) == []
-    assert all((tmp_path / path).exists() for path in OUTPUTS["evaluate"].values())
-    record = StageRecord("e", "f", {}, record_outputs(tmp_path, OUTPUTS["evaluate"]), {})
+    assert all((tmp_path / path).exists() for path in KINDS["evaluate"].outputs.values())
+    record = StageRecord("e", "f", {}, record_outputs(tmp_path, KINDS["evaluate"].outputs), {})
     assert record.outputs["adapters"] == () and damage(record, tmp_path) == ""
 
 

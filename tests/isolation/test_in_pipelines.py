@@ -18,9 +18,10 @@ from draft.isolation.reward import IsolatedReward
 from draft.methods.values import DraftLV
 from draft.pipeline.describe import json_schema
 from draft.pipeline.isolated import source_files
+from draft.pipeline.kinds import KINDS
+from draft.pipeline.kinds.kind import Job
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.run import run_pipeline
-from draft.pipeline.stages import EXECUTORS, Job
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.training.settings import TrainSettings
@@ -74,7 +75,7 @@ def folder(tmp_path: Path, room, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(folder: Path, *overrides: str, **options: Any) -> tuple[str, list[str]]:
     """What became of the stage, and what was said."""
     heard = Heard()
-    options = {"runs_dir": folder / "runs", "executors": dict.fromkeys(EXECUTORS, write), **options}
+    options = {"runs_dir": folder / "runs", "executors": dict.fromkeys(KINDS, write), **options}
     result = run_pipeline(folder / "mine.yaml", overrides, progress=heard, **options)
     return result["train"].action, heard.lines
 
@@ -217,7 +218,7 @@ def test_a_failure_ends_the_stage_with_the_rewards_name_and_the_way_to_go_on(
     )
     small = ["sampler={num_inference_steps: 2, guidance_scale: 1}", "batch_size=1", f"model={tiny_model}"]
     with pytest.raises(IsolatedError) as raised:
-        run(folder, *(f"stages.train.{each}" for each in small), executors=EXECUTORS)
+        run(folder, *(f"stages.train.{each}" for each in small), executors={})
     assert str(raised.value) == (
         "stages.train.rewards.shine: the process of reward 'faulty' ended with exit code 7 while scoring\n"
         "  it wrote:\n    about to go"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from draft.pipeline.kinds import KINDS
+from draft.pipeline.kinds.kind import Executor, Job
 from draft.pipeline.run import RunResult, run_pipeline
-from draft.pipeline.stages import Executor, Job
 from draft.progress import Silent
 
 PIPELINE = """\
@@ -95,7 +96,7 @@ class Workshop:
 
     @property
     def executors(self) -> dict[str, Executor]:
-        return dict.fromkeys(("train", "mix", "evaluate", "generate", "compare", "probe", "strip"), self.execute)
+        return dict.fromkeys(KINDS, self.execute)
 
     def run(self, *overrides: str, **options) -> RunResult:
         options = {"runs_dir": self.folder / "runs", "executors": self.executors, **options}
@@ -125,6 +126,7 @@ def workshop(tmp_path: Path) -> Workshop:
 def full(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     """The full-size pipeline in its folder, and that folder the current one."""
     monkeypatch.chdir(workshop.folder)
+    monkeypatch.setattr("draft.pipeline.kinds.train.find_spec", lambda module: module == "tensorboard")
     shutil.copy(FULL, workshop.file)
     return workshop
 

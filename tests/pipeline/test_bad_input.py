@@ -167,8 +167,7 @@ CASES = {
     "reference in a wrong place": (
         ("model: ${vars.model}\n    prompts: {", "model: ${out:train.adapter}\n    prompts: {"),
         "demo.yaml:20: a reference cannot stand in 'stages.evaluate.model' (got '${out:train.adapter}')\n"
-        "  hint: references stand in adapters.LABEL.from, curves.LABEL, a training's init_adapter and "
-        "base_adapters.N.file, and a probe's adapter.from",
+        "  hint: in a stage of kind evaluate, references stand in adapters.LABEL.from, curves.LABEL",
     ),
     "unknown variable": (
         ("model: ${vars.model}\n    prompts: [", "model: ${vars.modle}\n    prompts: ["),

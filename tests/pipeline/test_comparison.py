@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from draft.errors import ConfigErrors, DraftError
-from draft.pipeline.cache import differences, identity
+from draft.pipeline.identity import differences, identity
+from draft.pipeline.kinds.compare import HELD_OUT, MEASURED
 from draft.pipeline.load import load_pipeline
-from draft.pipeline.stages import EXECUTORS
 
 PIPELINE = """\
 name: demo
@@ -141,15 +141,12 @@ def test_a_reward_without_gradient_names_the_methods_that_need_one(workshop) -> 
 
 
 def test_a_method_has_the_stages_settings_but_for_its_own(workshop) -> None:
-    found = stage(
-        workshop, ("    sampler:", "    batch_size: 3\n    learning_rates: [1e-2, 1e-1]\n    sampler:")
-    ).compared
-    assert found is not None
-    lv, k = found.contenders["lv"], found.contenders["k"]
+    found = stage(workshop, ("    sampler:", "    batch_size: 3\n    learning_rates: [1e-2, 1e-1]\n    sampler:"))
+    lv, k = found.config.methods["lv"], found.config.methods["k"]
     assert (lv.batch_size, k.batch_size) == (3, 3)
     assert (lv.learning_rates, k.learning_rates) == ((1e-2, 1e-1), (1e-3,))
     assert [(one.sampler.num_inference_steps, one.sampler.eta) for one in (lv, k)] == [(8, 0.0), (8, 1.0)]
-    assert list(found.prompts) == ["a fox", "a cow"]
+    assert list(found.inputs.prompts[HELD_OUT]) == ["a fox", "a cow"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +156,7 @@ def test_a_method_has_the_stages_settings_but_for_its_own(workshop) -> None:
         (("eta: 1", "eta: 0.5"), "config changed: methods.k.sampler.eta 1.0 -> 0.5"),
         (("    methods:", "    budget: {updates: 3}\n    methods:"), "config changed: budget.updates 200 -> 3"),
         (("use: jpeg_size}", "use: jpeg_size, quality: 3}"), "rewards changed: kb.options.quality 75 -> 3"),
-        (("prompts: {file: held.txt}", "prompts: [a hen]"), "held-out prompts changed"),
+        (("prompts: {file: held.txt}", "prompts: [a hen]"), "measure.prompts changed"),
         (("    methods:", "    checkpoint: {every: 3}\n    methods:"), ""),
     ],
 )
@@ -184,8 +181,8 @@ def test_its_resolved_file_is_the_same_pipeline_from_anywhere(workshop) -> None:
 
 
 def test_prompts_of_the_measures_are_taken_as_they_are_written(workshop) -> None:
-    found = stage(workshop, ("prompts: {file: held.txt}", "prompts: ['a ${vars.cat}']")).compared
-    assert found is not None and list(found.prompts) == ["a ${vars.cat}"]
+    found = stage(workshop, ("prompts: {file: held.txt}", "prompts: ['a ${vars.cat}']"))
+    assert list(found.inputs.prompts[HELD_OUT]) == ["a ${vars.cat}"]
 
 
 SMALL = """\
@@ -219,11 +216,10 @@ rehearsal:
 
 def test_a_full_size_comparison_rehearses_to_the_end_offline(workshop) -> None:
     workshop.file.write_text(SMALL)
-    result = workshop.run(rehearse=True, executors=EXECUTORS)
+    result = workshop.run(rehearse=True, executors={})
     found = load_pipeline("demo.yaml", rehearse=True).stages["compare"]
-    assert found.compared is not None
-    assert found.compared.contenders["k"].method.k == 2  # type: ignore[union-attr]
-    assert found.compared.terms[1].reward.model == "emoji/preference"  # type: ignore[attr-defined]
+    assert found.config.methods["k"].method.k == 2
+    assert found.inputs.terms[MEASURED][1].reward.model == "emoji/preference"  # type: ignore[attr-defined]
     assert found.terms[0].reward.model == "emoji/clip"  # type: ignore[attr-defined]
     report = json.loads((result.folder / "compare" / "compare.json").read_text())
     assert list(report["methods"]) == ["lv", "k"]

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from draft.pipeline.describe import descriptions, json_schema, key_tables, keys_at
+from draft.pipeline.describe import descriptions, json_schema, key_tables
+from draft.pipeline.fields import keys_at
+from draft.pipeline.inputs import Head
+from draft.pipeline.kinds import KINDS
+from draft.pipeline.kinds.train import TrainStage
 from draft.pipeline.load import load_pipeline
-from draft.pipeline.schema import KINDS, OUTPUTS, VERSIONS, Head, TrainStage
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "pipelines.md"
@@ -41,8 +44,8 @@ def test_the_page_names_every_option(option: str) -> None:
 
 
 def test_every_kind_has_outputs_a_version_and_described_keys() -> None:
-    assert set(KINDS) == set(OUTPUTS) == set(VERSIONS)
-    for cls in (Head, *KINDS.values()):
+    assert all(kind.name == name and kind.outputs and kind.version for name, kind in KINDS.items())
+    for cls in (Head, *(kind.settings for kind in KINDS.values())):
         described = descriptions(cls)
         for key in keys_at(cls, (), {}):
             assert described.get(key), f"{cls.__name__}.{key}"
@@ -51,7 +54,9 @@ def test_every_kind_has_outputs_a_version_and_described_keys() -> None:
 def test_keys_are_found_inside_mappings_and_alternatives() -> None:
     assert keys_at(TrainStage, ("method",), {"method": {"kind": "draft_k"}}) == ["kind", "k"]
     assert keys_at(TrainStage, ("lora",), {}) == ["rank", "targets"]
-    assert keys_at(KINDS["mix"], ("adapters", "a"), {}) == ["from", "weight", "schedule"]
+    assert keys_at(KINDS["mix"].settings, ("adapters", "a"), {}) == ["from", "weight"]
+    assert keys_at(KINDS["evaluate"].settings, ("adapters", "a"), {}) == ["from", "weight", "schedule"]
+    assert keys_at(KINDS["compare"].settings, ("methods", "a", "lora"), {}) == ["rank", "targets"]
 
 
 def test_the_json_schema_is_strict_and_knows_installed_rewards() -> None:

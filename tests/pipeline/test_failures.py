@@ -13,6 +13,7 @@ import pytest
 
 from draft.errors import DraftError, StageError
 from draft.files import locked
+from draft.pipeline.cache import read_record
 from draft.pipeline.interrupt import resume_command
 from draft.pipeline.run import run_pipeline
 
@@ -52,15 +53,75 @@ def test_an_interrupted_forced_run_continues_instead_of_reusing_the_old_result(w
     assert (workshop.runs / "train" / "adapter.safetensors").exists()
 
 
-@pytest.mark.parametrize("options", [{"fresh": True}, {"overrides": ["seed=9"]}, {"force": True}])
-def test_what_another_run_began_is_thrown_away(workshop, options: dict) -> None:
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"overrides": ["seed=9"]}, "seed changed: 3 -> 9"), ({"force": True}, "forced"), ({"fresh": True}, "")],
+    ids=["another seed", "forced", "to be forgotten"],
+)
+def test_what_another_run_began_is_kept_aside_and_named_before_unless_it_is_to_be_forgotten(
+    workshop, options: dict, why: str
+) -> None:
     workshop.failing["train"] = RuntimeError("boom")
-    with pytest.raises(RuntimeError, match="boom") as caught:
-        workshop.run()
-    assert caught.value.__notes__, "a bug's traceback says how to go on, too"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="boom") as caught:
+            workshop.run("stages.train.preview.every=5")
+        assert caught.value.__notes__, "a bug's traceback says how to go on, too"
     workshop.failing.clear()
-    workshop.run(*options.pop("overrides", ()), **options)
+    (workshop.runs / "train.kept-1").mkdir()
+    overrides = options.pop("overrides", ())
+    kept = f"; an interrupted run is kept in train.kept-2 ({why})" if why else ""
+    first = "forced" if why == "forced" else "has not run"
+    assert workshop.plan(*overrides, **options)[0] == f"train: will run ({first}{kept})"
+    assert (workshop.runs / "train.partial" / "half").exists(), "a dry run moves nothing"
+    said = workshop.said(*overrides, **options)
     assert not (workshop.runs / "train" / "half").exists()
+    moved = f"train: the interrupted run is kept in {workshop.runs / 'train.kept-2'}"
+    assert (moved in said) == (workshop.runs / "train.kept-2" / "half").exists() == bool(why)
+    workshop.run(*overrides, fresh=True, force=True)
+    assert (workshop.runs / "train.kept-2" / "half").exists() == bool(why), "and nothing touches it any more"
+
+
+def test_a_folder_in_which_nothing_was_done_is_not_kept(workshop) -> None:
+    with pytest.raises(ZeroDivisionError):
+        workshop.run(executors={"train": lambda job: 1 / 0})
+    assert workshop.plan("seed=9")[0] == "train: will run (has not run)"
+    workshop.run("seed=9")
+    assert not list(workshop.runs.glob("*.kept-*"))
+
+
+def test_a_finished_stage_that_has_a_checkpoint_is_kept_when_another_one_takes_its_place(workshop) -> None:
+    workshop.run()
+    (workshop.runs / "train" / "checkpoints").mkdir()
+    (workshop.runs / "train" / "checkpoints" / "step-00000020.ckpt").write_text("state")
+    (workshop.runs / "evaluate" / "own.txt").write_text("")
+    assert workshop.plan("seed=9")[0] == (
+        "train: will run (seed changed: 3 -> 9; the finished one with its checkpoints is kept in train.kept-1)"
+    )
+    workshop.run("seed=9")
+    assert (workshop.runs / "train.kept-1" / "checkpoints" / "step-00000020.ckpt").read_text() == "state"
+    assert read_record(workshop.runs / "train.kept-1").identity["seed"] == 3  # type: ignore[union-attr]
+    assert not (workshop.runs / "evaluate" / "own.txt").exists(), "without one, results are replaced as before"
+    workshop.run("seed=9", force=True)
+    assert not (workshop.runs / "train.kept-2").exists(), "the same stage again was asked for"
+
+
+def test_a_stage_that_went_on_with_other_inert_settings_records_them(workshop) -> None:
+    workshop.failing["train"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        workshop.run("stages.train.preview.every=5")
+    changes = ("stages.train.device=cuda:1", "stages.train.checkpoint.every=3", "stages.train.micro_batch_size=0")
+    shown = ['device "auto" -> "cuda:1"', "micro_batch_size 1 -> 0"]
+    planned = workshop.plan(*changes)[0]
+    assert planned.startswith("train: will continue (was interrupted; goes on with ")
+    assert all(f"goes on with {change}" in planned for change in shown)
+    with pytest.raises(KeyboardInterrupt):
+        workshop.run(*changes)
+    workshop.failing.clear()
+    workshop.run("stages.train.micro_batch_size=0", only="train")
+    assert (workshop.runs / "train" / "half").exists(), "it went on in its folder"
+    record = read_record(workshop.runs / "train")
+    assert record is not None and sorted(record.changes) == sorted([*shown, 'device "cuda:1" -> "auto"'])
+    assert workshop.plan("stages.train.compile=true")[0] == "train: reused"
 
 
 def test_the_resume_command_is_quoted_for_a_shell() -> None:

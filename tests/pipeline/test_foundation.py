@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from draft.errors import ConfigErrors, DraftError
-from draft.pipeline.cache import identity
-from draft.pipeline.check import CheckedStage
+from draft.pipeline.identity import identity, settled
+from draft.pipeline.kinds.kind import CheckedStage
 from draft.pipeline.load import load_pipeline
 
 FILE = """\
@@ -57,13 +57,13 @@ def _two(folder: Path, *overrides: str) -> CheckedStage:
 
 def test_references_and_files_are_found_and_the_training_waits_for_its_references(folder: Path) -> None:
     stage = _two(folder)
-    assert stage.files == {
-        "init_adapter": "${out:one.adapter}",
-        "base_adapters.0": str(folder / "style.safetensors"),
-        "base_adapters.1": "${out:one.adapter}",
+    assert {file.keys: file.source for file in stage.files} == {
+        ("init_adapter",): "${out:one.adapter}",
+        ("base_adapters", 0, "from"): str(folder / "style.safetensors"),
+        ("base_adapters", 1, "from"): "${out:one.adapter}",
     }
     assert stage.upstream == ("one",)
-    assert stage.data["base_adapters"][0]["file"] == str(folder / "style.safetensors")
+    assert stage.data["base_adapters"][0]["from"] == str(folder / "style.safetensors")
 
 
 def test_what_a_stage_is_built_on_is_handed_to_the_training(folder: Path, workshop, monkeypatch) -> None:
@@ -71,12 +71,12 @@ def test_what_a_stage_is_built_on_is_handed_to_the_training(folder: Path, worksh
 
     given = []
     monkeypatch.setattr(module, "train", lambda settings, **more: given.append(more["foundation"]) or {})
-    from draft.pipeline.stages import run_train
+    from draft.pipeline.kinds.train import run
 
     def learn(job):
         (job.folder / "adapter.safetensors").write_bytes((folder / "style.safetensors").read_bytes())
         (job.folder / "metrics.jsonl").write_text("")
-        return run_train(job)
+        return run(job)
 
     workshop.run(executors={"train": learn})
     first, second = given
@@ -96,8 +96,8 @@ def test_what_a_stage_is_built_on_is_handed_to_the_training(folder: Path, worksh
         ("init_adapter=text.safetensors", "stages.two.init_adapter changes text encoders alone"),
         ("init_adapter=${out:one.metrics}", "stages.two.init_adapter must be an output 'adapter'"),
         ("init_adapter=${out:two.adapter}", "stage 'two' refers to itself"),
-        ("base_adapters.0.file=text.safetensors", "stages.two.base_adapters.0.file changes text encoders alone"),
-        ("base_adapters.0.file=${out:one.adapter}", "base_adapters.1.file is the adapter of base_adapters.0"),
+        ("base_adapters.0.file=text.safetensors", "stages.two.base_adapters.0.from changes text encoders alone"),
+        ("base_adapters.0.file=${out:one.adapter}", "base_adapters.1.from is the adapter of base_adapters.0"),
         ("base_adapters.0.weight=.nan", "stages.two.base_adapters.0.weight must be a finite number"),
         ("base_adapters.0.scale=1", "unknown key 'stages.two.base_adapters.0.scale'"),
         ("base_adapters={a: {file: style.safetensors}}", "stages.two.base_adapters must be a list"),
@@ -122,12 +122,17 @@ def test_the_fingerprint_sees_contents_weights_and_order_but_no_path(folder: Pat
     assert settings() != settings(f"{at}.file=other.safetensors")
     assert settings() != settings(f"{at}.weight=0.5")
     assert str(folder) not in json.dumps(settings())
-    plain = identity(load_pipeline(folder / "demo.yaml").stages["one"], {})["settings"]
-    assert "init_adapter" not in plain and "base_adapters" not in plain  # trainings of before are reused
+    stage = load_pipeline(folder / "demo.yaml").stages["one"]
+    now = identity(stage, {})
+    before = {key: value for key, value in now["settings"].items() if key not in ("init_adapter", "base_adapters")}
+    assert before != now["settings"]
+    assert settled({**now, "settings": before}, stage) == now, "trainings of before there were such keys are reused"
 
 
 def test_a_rehearsal_refuses_files_of_the_full_size_model_by_name(folder: Path) -> None:
-    with pytest.raises(DraftError, match=r"stages\.two\.base_adapters\.0\.file was trained on another model"):
+    with pytest.raises(DraftError, match=r"stages\.two\.base_adapters\.0\.from was trained on another model"):
         load_pipeline(folder / "demo.yaml", rehearse=True)
     pipeline = load_pipeline(folder / "demo.yaml", ["stages.two.base_adapters=[]"], rehearse=True)
-    assert pipeline.stages["two"].files == {"init_adapter": "${out:one.adapter}"}
+    assert [(file.keys, file.source) for file in pipeline.stages["two"].files] == [
+        (("init_adapter",), "${out:one.adapter}")
+    ]

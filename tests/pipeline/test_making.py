@@ -7,7 +7,7 @@ import json
 import pytest
 
 from draft.pipeline.load import load_pipeline
-from draft.pipeline.provenance import making, without_secrets
+from draft.pipeline.provenance import provenance, without_secrets
 from draft.pipeline.resolve import environment_values
 
 
@@ -32,7 +32,8 @@ def test_paths_and_secrets_are_left_out_and_nothing_else(value, kept) -> None:
 def test_the_story_holds_prompts_rewards_and_settings_whole(workshop) -> None:
     workshop.run()
     told = {
-        job.stage.name: json.loads(making(job.stage, job.files).get("draft.pipeline", "null")) for job in workshop.jobs
+        job.stage.name: json.loads(provenance(job.stage, job.files).get("draft.pipeline", "null"))
+        for job in workshop.jobs
     }
     assert told["evaluate"] is None
     train = told["train"]
@@ -40,7 +41,7 @@ def test_the_story_holds_prompts_rewards_and_settings_whole(workshop) -> None:
     assert train["rewards"] == {"jpeg": {"use": "jpeg", "quality": 50}}
     assert train["settings"]["learning_rate"] == 1e-4 and train["settings"]["lora"]["rank"] == 8
     assert train["model"]["name"] == "model" and len(train["model"]["sha256"]) == 64
-    assert told["mix"]["settings"]["adapters"] == ["a"]
+    assert told["mix"]["settings"]["adapters"] == {"a": {"weight": 0.7}}
     assert str(workshop.folder) not in json.dumps(told)
     header = {job.stage.name: job.metadata for job in workshop.jobs}
     assert json.loads(header["train"]["draft.pipeline"]) == train and "draft.pipeline" not in header["evaluate"]

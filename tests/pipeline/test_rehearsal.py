@@ -237,7 +237,8 @@ def test_an_adapter_of_the_embedded_model_stays(full) -> None:
     (full.folder / "mine.safetensors").write_text("")
     text = FULL.replace('{mix: {from: "${out:mix.adapter}"}}', "{a: {from: mine.safetensors}}")
     full.file.write_text(text.replace("CompVis/stable-diffusion-v1-4", "emoji"))
-    assert rehearsed(full).stages["evaluate"].files == {"adapters.a": str(full.folder / "mine.safetensors")}
+    (file,) = rehearsed(full).stages["evaluate"].files
+    assert (file.keys, file.source) == (("adapters", "a", "from"), str(full.folder / "mine.safetensors"))
 
 
 def test_a_family_without_stand_in_is_refused_by_name(full) -> None:
@@ -265,17 +266,17 @@ def test_the_listing_is_aligned_and_goes_stage_by_stage(full) -> None:
         "    model:                       CompVis/stable-diffusion-v1-4 -> emoji\n"
         "    sampler.num_inference_steps: 50 -> 10\n"
         "    sampler.guidance_scale:      7.5 -> 2.0\n"
-        "    resolution:                  512 -> null\n"
-        "    mixed_precision:             bf16 -> no\n"
-        "    device:                      cuda:1 -> auto\n"
-        "    max_steps:                   1000 -> 40\n"
         "    warmup_steps:                100 -> 4\n"
         "    gradient_accumulation_steps: 4 -> 1\n"
+        "    mixed_precision:             bf16 -> no\n"
         "    micro_batch_size:            1 -> 0\n"
-        '    report_to:                   ["tensorboard"] -> []\n'
+        "    resolution:                  512 -> null\n"
+        "    device:                      cuda:1 -> auto\n"
+        "    method.k:                    20 -> 10\n"
+        "    max_steps:                   1000 -> 40\n"
         "    checkpoint.every:            50 -> 10\n"
         "    preview.every:               100 -> 10\n"
-        "    method.k:                    20 -> 10\n"
+        '    report_to:                   ["tensorboard"] -> []\n'
         "    rewards.clip_score.model:    openai/clip-vit-large-patch14 -> emoji/clip\n"
         '    rewards.clip_score.device:   cuda:0 -> ""'
     )

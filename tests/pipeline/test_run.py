@@ -23,7 +23,7 @@ def test_stages_run_in_order_with_what_they_need(workshop) -> None:
     assert [term.label for term in train.stage.terms] == ["jpeg"]
     assert mix.adapters() == {"a": (workshop.runs / "train" / "adapter.safetensors", 0.7)}
     assert list(evaluate.stage.prompts) == ["a fox", "a cow"]
-    assert evaluate.curves() == {"train": workshop.runs / "train" / "metrics.jsonl"}
+    assert evaluate.files["curves", "train"] == workshop.runs / "train" / "metrics.jsonl"
     assert "kind: evaluate" in evaluate.config_text
     assert [stage.action for stage in result.stages] == ["ran", "ran", "ran"]
     assert result["mix"].outputs == {"adapter": workshop.runs / "mix" / "adapter.safetensors"}

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import draft
 from draft.errors import ConfigErrors, DraftError, OptionError
-from draft.pipeline.cache import identity
 from draft.pipeline.check import Pipeline
+from draft.pipeline.identity import identity
 from draft.pipeline.load import load_pipeline
 from draft.rewards.parts import each_reward, without_gradient
 from draft.rewards.reward import Term
@@ -286,8 +286,9 @@ def test_a_reward_without_gradient_is_refused_by_name_and_line_wherever_it_is(tm
     with pytest.raises(DraftError, match=r"reward 'small.of.kb': jpeg_size has no gradient, so it cannot train"):
         check_terms([Term("small", reward)])
     check_terms([Term("small", reward, 0.0), Term("jpeg", build_reward("jpeg", {}))])
-    watched = loaded(tmp_path, plain, ("        use: expression", "        weight: 0\n        use: expression"))
-    assert watched.stages["train"].terms[0].weight == 0, "logged, not trained for"
+    logged = ("      fit:\n", "      jpeg:\n      fit:\n        weight: 0\n")
+    watched = loaded(tmp_path, plain, logged)
+    assert watched.stages["train"].terms[1].weight == 0, "logged, not trained for"
     metric = reward.load(torch.device("cpu"))(torch.rand(2, 3, 16, 16), ["", ""])
     assert metric.shape == (2,) and (metric < 1).all()
 

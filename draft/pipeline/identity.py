@@ -1,0 +1,205 @@
+"""What a stage's result depends on: its identity, the fingerprint of that, and what makes two of them differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from draft.files import sha256, weights_digest
+from draft.isolation.reward import IsolatedReward
+from draft.marks import Holds, Inert, hints, plain
+from draft.pipeline.document import put
+from draft.pipeline.fields import INPUTS, completed
+from draft.pipeline.isolated import source_files
+from draft.pipeline.kinds.kind import REWARDS, CheckedStage, Kind
+from draft.pipeline.references import parse_reference
+from draft.pipeline.sources import source_digest
+from draft.prompts import prompts_digest
+from draft.rewards.extensions import derived_model, named_models
+from draft.rewards.terms import reward_config
+
+_PARTS = ("kind", "version", "settings", "rewards", "seed", "sources", "reward_models", "upstream")
+"""The parts of an identity that every stage may have; any other is a digest, or the labels of what is measured."""
+
+
+def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]:
+    """Everything a stage's result depends on, as plain JSON.
+
+    Args:
+        stage: The stage.
+        upstream: Fingerprints of the stages it refers to, by name.
+
+    Returns:
+        Its kind and version, resolved settings but for inert ones, seed, prompts, rewards with the sha256 of their
+        source and digests of the models they name, the stage's model, adapter files from outside, and `upstream`.
+    """
+    settings = _own(plain(stage.config, _counts_elsewhere(stage.kind)))
+    for file in stage.files:
+        put(settings, file.keys, _file_identity(file.source))
+    found: dict[str, Any] = {
+        "kind": stage.kind.name,
+        "version": stage.kind.version,
+        "settings": settings,
+        "rewards": {term.label: reward_config(term) for term in stage.every_term},
+        "sources": {
+            ".".join((term.label, *keys)): source_digest(file)
+            for term in stage.every_term
+            for keys, file in source_files(term.reward).items()
+        },
+        "reward_models": _reward_models(stage),
+        "upstream": dict(upstream),
+    }
+    if "seed" in hints(type(stage.config)) and stage.kind.seeded(stage.config):
+        found["seed"] = stage.seed
+    found |= {".".join(map(str, keys)): prompts_digest(prompts) for keys, prompts in stage.inputs.prompts.items()}
+    for keys, terms in stage.inputs.terms.items():
+        if keys != REWARDS:
+            found[".".join(map(str, keys))] = [term.label for term in terms]
+    if stage.model:
+        found["model"] = _model_identity(stage.model)
+    return json.loads(json.dumps(found))
+
+
+def settled(recorded: Mapping[str, Any], stage: CheckedStage) -> dict[str, Any]:
+    """An identity that was written down, perhaps by another version, as this one writes it.
+
+    Settings that have become inert are gone, those that were not there yet have their default, and renamed ones their
+    new name; a change that gives another result raises the kind's version instead.
+
+    Args:
+        recorded: The identity in a record.
+        stage: The stage that it is compared with.
+
+    Returns:
+        The identity.
+    """
+    kind = stage.kind
+    if recorded.get("kind") != kind.name:
+        return dict(recorded)
+    given = {**recorded.get("settings", {}), "kind": kind.name}
+    settings = _own(completed(type(stage.config), given, _counts_elsewhere(kind)))
+    found = {kind.renamed.get(part, part): value for part, value in recorded.items()} | {"settings": settings}
+    return json.loads(json.dumps(found))
+
+
+def fingerprint(found: Mapping[str, Any]) -> str:
+    """The sha256 of an identity."""
+    return _digest(found)
+
+
+def without_files(found: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without the adapters that go in, which may be files here and references there."""
+    return {**found, "settings": _without_files(found.get("settings") or {}), "upstream": {}}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What makes two identities differ, in words: ``"config changed: learning_rate 0.0001 -> 0.0002"``."""
+    reasons = []
+    if (old.get("kind"), old.get("version")) != (new.get("kind"), new.get("version")):
+        reasons.append(
+            f"stage kind changed: {old.get('kind')} {old.get('version')} -> {new.get('kind')} {new.get('version')}"
+        )
+    for part, noun in (("settings", "config"), ("rewards", "rewards")):
+        before, after = _flat(old.get(part)), _flat(new.get(part))
+        changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+        shown = [f"{key} {_words(before, key)} -> {_words(after, key)}" for key in changed[:3]]
+        more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
+        if changed:
+            reasons.append(f"{noun} changed: {', '.join(shown + more)}")
+    if old.get("seed") != new.get("seed"):
+        reasons.append(f"seed changed: {old.get('seed')} -> {new.get('seed')}")
+    for part in dict.fromkeys(["prompts", "model", *old, *new]):
+        if part not in _PARTS and old.get(part) != new.get(part):
+            reasons.append(f"{part} changed")
+    for part, text in (("sources", "reward source changed"), ("reward_models", "reward model changed")):
+        before, after = old.get(part) or {}, new.get(part) or {}
+        edited = [label for label in after if label in before and before[label] != after[label]]
+        if edited:
+            reasons.append(f"{text}: {', '.join(edited)}")
+    before, after = old.get("upstream") or {}, new.get("upstream") or {}
+    changed = [name for name in after if before.get(name) != after[name]]
+    if changed:
+        reasons.append(f"upstream changed: {', '.join(changed)}")
+    return reasons
+
+
+def _counts_elsewhere(kind: Kind) -> Callable[[Any], bool]:
+    """Whether a mark means that a field does not count, or that it counts by its content."""
+
+    def apart(mark: Any) -> bool:
+        inert = isinstance(mark, Inert) and not (mark.rounding and kind.timed)
+        return inert or (isinstance(mark, Holds) and mark.what in INPUTS)
+
+    return apart
+
+
+def _own(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in ("kind", "seed")}
+
+
+def _without_files(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_files(inner) for key, inner in value.items() if not _is_file(inner)}
+    return [_without_files(inner) for inner in value if not _is_file(inner)] if isinstance(value, list) else value
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and (value.startswith("sha256:") or parse_reference(value) is not None)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _file_identity(source: str) -> str:
+    if parse_reference(source):
+        return source
+    path = Path(source)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    # Not sha256(path): the fingerprints of earlier runs hold this.
+    return "sha256:" + _digest([sha256(file) for file in files])
+
+
+def _model_identity(path: str) -> str:
+    """A hub id, or a local model by its weights, so that it may move and must not change.
+
+    A derived model counts by its folder's name, which stands for its weights before they are made.
+    """
+    if (derived := derived_model(path)) is not None:
+        return f"derived:{derived.path.name}"
+    return f"sha256:{weights_digest(Path(path))}" if Path(path).exists() else path
+
+
+def _reward_models(stage: CheckedStage) -> dict[str, str]:
+    """The models on this machine that options of rewards name, by the option's key."""
+    named = named_models() if stage.every_term else {}
+    found = {}
+    for term in stage.every_term:
+        there = term.reward.isolated.models if isinstance(term.reward, IsolatedReward) else {}
+        for option, value in _flat(term.reward.model_dump(mode="json")).items():
+            path = named[value].path if isinstance(value, str) and value in named else value
+            path = Path(there[option]) if option in there else path
+            if isinstance(path, Path) or (isinstance(path, str) and Path(path).is_absolute()):
+                found[f"{term.label}.{option}"] = _model_identity(str(path))
+    return found
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {
+            key: inner
+            for name, each in value.items()
+            for key, inner in _flat(each, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
+    return {prefix: value} if prefix else {}
+
+
+def _words(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "nothing"
+    value = values[key]
+    text = value if isinstance(value, str) and value else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

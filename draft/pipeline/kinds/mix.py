@@ -1,0 +1,112 @@
+"""`kind: mix`: adapters added up, each times its weight, into one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
+
+from draft.adapters.settings import MixSettings, check_settings
+from draft.errors import DraftError, StageError
+from draft.marks import Elsewhere
+from draft.pipeline.document import Keys
+from draft.pipeline.inputs import AdapterInput, Label, Seed
+from draft.pipeline.kinds.kind import Candidate, Job, Kind, Recipe
+
+_DEFAULTS = {"method": "exact", "normalize": False, "dtype": "same", "format": "auto"}
+_MIXING = ("method", "rank", "energy", "max_error", "components", "blocks", "normalize", "density", "dtype", "format")
+_SCHEDULE = Elsewhere(
+    "schedule",
+    why="has no place in a mix, whose result is one adapter for all steps",
+    hint="give it to the adapter in the evaluate or generate stage that draws with it",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixStage(MixSettings):
+    """Add adapters, each times its weight, into one exact adapter, or one of a smaller rank with a known error.
+
+    Args:
+        kind: `mix`.
+        adapters: Label to `{from, weight}`.
+        seed: Of the method `dare`; null: the file's.
+    """
+
+    kind: Literal["mix"]
+    adapters: Annotated[dict[Label, Annotated[AdapterInput, _SCHEDULE]], MinLen(1)]
+    seed: Seed = None
+
+
+def run(job: Job) -> Mapping[str, float]:
+    """Add adapters, exactly, and compare what was written with the exact sum."""
+    from draft.adapters.mixture import mix_files
+
+    stage = job.stage
+    target = job.folder / stage.outputs["adapter"]
+    reader = None
+    if stage.config.verify == "full":
+        from draft.diffusion.families.peer_reader import read_as_diffusers as reader
+    inputs = list(job.adapters().values())
+    report = mix_files(inputs, target, settings=stage.config, seed=stage.seed, metadata=job.metadata, reader=reader)
+    found = {"error": report.error, "predicted_error": report.predicted, "error_in_diffusers": report.peer_error}
+    return {"modules": float(report.modules)} | {key: value for key, value in found.items() if value is not None}
+
+
+def problems(candidate: Candidate) -> Iterator[DraftError]:
+    """Settings of a mix that contradict each other, and factors that are no numbers."""
+    config: MixStage = candidate.config
+    try:
+        check_settings(config)
+    except StageError as error:
+        yield candidate.error(f"{candidate.name()}: {error.what}", hint=error.hint)
+    for key, patterns in (("components", config.components), ("blocks", config.blocks)):
+        for pattern, factor in patterns.items():
+            if not math.isfinite(factor):
+                what = f"{candidate.name(key)}: a factor must be a finite number (got {factor:g})"
+                yield candidate.error(what, key, pattern)
+
+
+def stage_of(recipe: Mapping[str, Any], made: Mapping[str, Any]) -> tuple[dict[str, Any], list[Keys]]:
+    """The stage that mixes as a recipe says; a conversion and a cut are mixes of one adapter.
+
+    Args:
+        recipe: The entry `draft.recipe` of an adapter's header.
+        made: What its entry `draft.pipeline` holds, if the adapter is a stage's.
+
+    Returns:
+        The stage without its files, and where each input goes.
+    """
+    inputs = recipe["inputs"]
+    settings = dict(made.get("settings") or {})
+    before = settings.pop("adapters", None)  # a list of labels, before there were keys of inputs
+    named = [each["key"][1] for each in made.get("inputs") or ()] or (before if isinstance(before, list) else [])
+    labels = named if len(named) == len(inputs) else _labels(inputs)
+    if not settings:
+        settings = {key: recipe[key] for key in _MIXING if recipe.get(key) not in (None, {}, _DEFAULTS.get(key))}
+    seed = made.get("seed", recipe.get("seed")) if settings.get("method") == "dare" else None
+    adapters = {label: {"weight": each["weight"]} for label, each in zip(labels, inputs, strict=True)}
+    stage = {"kind": "mix", "adapters": adapters, **settings, **({} if seed is None else {"seed": seed})}
+    return stage, [("adapters", label, "from") for label in labels]
+
+
+def _labels(inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    found: list[str] = []
+    for index, each in enumerate(inputs):
+        label = re.sub(r"[^A-Za-z0-9_.-]", "_", str(each.get("name") or f"input_{index + 1}")).lstrip("_.-") or "input"
+        found.append(f"{label}_{index + 1}" if label in found else label)
+    return found
+
+
+MIX = Kind(
+    settings=MixStage,
+    outputs={"adapter": "adapter.safetensors"},
+    run=f"{__name__}:run",
+    version=2,
+    problems=problems,
+    seeded=lambda config: config.method == "dare",
+    recipe=Recipe(kinds=("mix", "convert", "resize"), stage=stage_of),
+)
