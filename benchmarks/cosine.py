@@ -164,7 +164,9 @@ def main() -> None:
             began = time.perf_counter()
             sampler = SamplerSettings(num_inference_steps=steps, guidance_scale=scale)
             chosen = replace(
-                run, settings=replace(settings, sampler=sampler), grid=make_grid(run.model.schedule, sampler)
+                run,
+                settings=replace(settings, sampler=sampler),
+                grid=make_grid(run.model.schedule(run.size, steps), sampler),
             )
             rows, between = compare(chosen, [run.next_batch() for _ in range(arguments.batches)], arguments.draws)
             print(f"\n{steps} steps, guidance {scale:g} ({time.perf_counter() - began:.0f} s)\n")

@@ -15,6 +15,25 @@ set back to that of c; `embedded` gives g to the network as an input, and there 
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterFiles:
+    """How a family's adapter files are written and marked.
+
+    Args:
+        format: The format that its tools share: kohya's names, or diffusers'.
+        architecture: The `modelspec.architecture` in their headers; empty: the family's name.
+        base_version: kohya's `ss_base_model_version`; empty: none.
+        resolution: The `modelspec.resolution`, `1024x1024`; empty: none.
+        reader: The class in diffusers' `loaders.lora_pipeline` that reads them, to check what Draft wrote.
+    """
+
+    format: Literal["kohya", "diffusers"] = "diffusers"
+    architecture: str = ""
+    base_version: str = ""
+    resolution: str = ""
+    reader: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A model family, known without importing torch or diffusers.
 
@@ -34,6 +53,7 @@ class Family:
         guidance: How `guidance_scale` acts.
         patch: Side, in latents, of the square that the network reads as one token; `norm_rescaled` guidance needs it.
         targets: Ends of the names of the modules that get a LoRA where `lora.targets` is not given.
+        files: How its adapter files are written and marked.
         stand_in: The embedded model that replaces one of the family in a rehearsal.
         needs: The libraries' versions that the family needs beyond Draft's own, as a requirement, `diffusers>=0.37`.
     """
@@ -49,8 +69,14 @@ class Family:
     guidance: Guidance = "classifier_free"
     patch: int = 1
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    files: AdapterFiles = AdapterFiles()
     stand_in: str = "emoji"
     needs: str = ""
+
+    @property
+    def architecture(self) -> str:
+        """What `modelspec.architecture` calls it in adapter files."""
+        return self.files.architecture or self.name
 
     @property
     def described(self) -> str:

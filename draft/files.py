@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -18,6 +19,10 @@ from draft.errors import StageError
 WEIGHTS = "adapter_model.safetensors"
 """The file with the numbers in a peft adapter folder."""
 
+_READ_COMPLETELY = 16 * 2**20
+_BLOCKS = 64
+_BLOCK = 64 * 2**10
+
 
 def weights_file(path: Path) -> Path:
     """Find the file with an adapter's numbers.
@@ -29,6 +34,18 @@ def weights_file(path: Path) -> Path:
         The file itself, or the one in the folder; it need not exist.
     """
     return path / WEIGHTS if os.path.isdir(path) else path
+
+
+def safe_name(label: str) -> str:
+    """Make a folder name of a label: other characters than letters, digits, `.`, `-`, `_` become `_`.
+
+    Args:
+        label: Any label.
+
+    Returns:
+        A name that every file system takes.
+    """
+    return re.sub(r"[^\w.-]", "_", label).strip(".") or "_"
 
 
 @contextmanager
@@ -108,6 +125,35 @@ def sha256(path: Path, *, skip: int = 0) -> str:
     with path.open("rb") as stream:
         stream.seek(skip)
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weights_digest(path: Path) -> str:
+    """A digest of a model's files that costs no more than a moment, however large they are.
+
+    Names and sizes do not tell a retrained model from the old one. Files up to 16 MB are read whole, of a larger one
+    64 blocks of 64 kB, spread evenly: a training changes nearly every weight.
+
+    Args:
+        path: A folder or a file; the folder of a file's name beside it, which may overrule parts of it, counts too.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    folder = path if path.is_dir() else path.with_suffix("")
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for file in files if path.is_dir() else [path, *files]:
+        size = file.stat().st_size
+        name = "" if file == path else file.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= _READ_COMPLETELY:
+                digest.update(stream.read())
+                continue
+            for index in range(_BLOCKS):
+                stream.seek((size - _BLOCK) * index // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()
 
 
 @contextmanager

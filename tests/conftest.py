@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +17,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("DRAFT_PLUGINS", None)
 os.environ["MPLBACKEND"] = "agg"
+# What a test makes again is nobody's own; the folder goes with the process.
+_CACHE = tempfile.TemporaryDirectory(prefix="draft-cache-")
+os.environ["DRAFT_CACHE"] = _CACHE.name
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Workers that each take all cores wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What Draft keeps on disk goes into a folder of the tests, in this process and in those that it starts."""
+    os.environ["DRAFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 def pytest_report_header() -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from draft import files
 from draft.errors import StageError
-from draft.files import cache_folder, locked, replace, sha256, weights_file, write_text
+from draft.files import cache_folder, locked, replace, safe_name, sha256, weights_file, write_text
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -149,3 +149,7 @@ def test_a_home_that_cannot_be_written_to_gives_a_temporary_cache_of_ones_own(
     folder.chmod(0o777)  # anybody may have put something there
     files._temporary_folder.cache_clear()
     assert cache_folder() not in (folder, tmp_path / "home")
+
+
+def test_labels_become_harmless_folder_names() -> None:
+    assert [safe_name(label) for label in ("a", "../x", "a b", "..", "ü")] == ["a", "_x", "a_b", "_", "ü"]

@@ -21,6 +21,7 @@ LIGHT = (
     "draft.processes",
     "draft.types",
     "draft.prompts",
+    "draft.shelves",
     "draft.progress",
     "draft.rewards",
     "draft.isolation",
@@ -43,9 +44,12 @@ LIGHT = (
 )
 HEAVY = (
     "draft.testing.checks",
+    "draft.testing.elsewhere",
+    "draft.testing.subject",
     "draft.testing.pretended.answers",
     "draft.testing.pretended.calls",
     "draft.testing.pretended.moves",
+    "draft.testing.pretended.pretence",
     "draft.testing.pretended.rules",
     "draft.testing.pretended.tensor",
     "draft.isolation.remote",

@@ -26,6 +26,7 @@ COMMANDS = {
     "reproduce": ("draft_cli.reproduce:reproduce", "Write the pipeline that made an adapter, out of its metadata."),
     "rewards": ("draft_cli.rewards:app", "List, write, check, score with and try rewards."),
     "models": ("draft_cli.models:models_command", "Show the models that pipelines may name."),
+    "cache": ("draft_cli.cache:app", "Show or clear what Draft keeps on disk to save time."),
     "plugins": ("draft_cli.plugins:plugins_command", "Show the installed plugins and their state."),
     "schema": ("draft_cli.run:schema_command", "Print the JSON Schema of pipeline files."),
 }

@@ -119,7 +119,7 @@ def mix(
 
     reader = None
     if verify == "full" and not dry_run:
-        from draft.diffusion.families.lora_reader import read_as_diffusers as reader
+        from draft.diffusion.families.peer_reader import read_as_diffusers as reader
     report = mix_files(terms, target, settings=settings, seed=seed, reader=reader, dry_run=dry_run)
     if json:
         print(json_module.dumps(as_json(report, target, dry_run=dry_run), indent=2))

@@ -12,7 +12,8 @@ from draft.rewards.extensions import named_models
 def models_command() -> None:
     """Show the named models: kind, licence, size on disk, what they are, what was measured of them, folder."""
     for name, model in named_models().items():
-        typer.echo(f"{name}  ({model.kind}, {size_on_disk(model.path)}, {model.licence or 'licence unknown'})")
+        size = "made when first used" if model.derive and not model.path.exists() else size_on_disk(model.path)
+        typer.echo(f"{name}  ({model.kind}, {size}, {model.licence or 'licence unknown'})")
         for line in (model.description, model.figures, str(model.path)):
             if line:
                 typer.echo(f"  {line}")

@@ -15,12 +15,12 @@ from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.merging import merge
 from draft.adapters.algebra.mix import ExactSum, check_inputs, mix, module_names, shared_header
 from draft.adapters.factors import Adapter, Factors, pad_ranks
-from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.formats import Format, file_format, read_adapter
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.readback import ReadBack, Terms, compare, write_checked
 from draft.adapters.recipe import recipe_header
-from draft.adapters.selection import module_factors
+from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
 from draft.errors import DraftWarning, StageError
 from draft.files import sha256, weights_file
@@ -110,7 +110,7 @@ def mix_files(
         raise StageError("verify: full needs another program's reader (got none)")
     files, terms, digests = _read(inputs, settings)
     names = module_names(terms)
-    factors = module_factors(names, components=settings.components, blocks=settings.blocks)
+    factors = module_weights(names, components=settings.components, blocks=settings.blocks)
     kept = {name: factor for name, factor in factors.items() if factor != 0}
     if not kept:
         raise StageError(f"nothing is left to mix: all {len(names)} modules have the factor 0")
@@ -239,14 +239,14 @@ def _coarsest(adapter: Adapter) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def _size(adapter: Adapter, format: str) -> int:
+def _size(adapter: Adapter, format: Format) -> int:
     """Bytes of the factors as they are written."""
     modules = adapter.modules
-    if adapter.family not in PLANS and format in ("auto", "kohya"):
-        # Shapes are enough to count.
-        modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
-    elif format == "kohya":
-        modules = put_together(modules, adapter.family)
+    if file_format(adapter.family, format) == "kohya":
+        if adapter.family in PLANS:
+            modules = put_together(modules, adapter.family)
+        else:  # shapes are enough to count
+            modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
     return sum(t.numel() * t.element_size() for f in modules.values() for t in (f.down, f.up))
 
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from draft.errors import StageError, did_you_mean
 
 
-def module_factors(
+def module_weights(
     names: Iterable[str], *, components: Mapping[str, float], blocks: Mapping[str, float]
 ) -> dict[str, float]:
     """The factor of every module: the product of all patterns that match it, 1 where none does.
@@ -27,7 +27,7 @@ def module_factors(
         StageError: A factor that is not finite, or a pattern that matches nothing.
 
     Example:
-        >>> module_factors(["unet.up_blocks.0.proj"], components={}, blocks={"up_blocks.*": 0.5})
+        >>> module_weights(["unet.up_blocks.0.proj"], components={}, blocks={"up_blocks.*": 0.5})
         {'unet.up_blocks.0.proj': 0.5}
     """
     factors = dict.fromkeys(names, 1.0)

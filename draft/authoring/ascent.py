@@ -128,10 +128,10 @@ def climb(
         images = picture(x)
         scores = score(images, prompts)
     _check(scores, step, "the score")
-    return _telling([*kept, _frame(step, images, scores)], frames)
+    return _spread_out([*kept, _frame(step, images, scores)], frames)
 
 
-def _telling(kept: Sequence[Frame], count: int) -> list[Frame]:
+def _spread_out(kept: Sequence[Frame], count: int) -> list[Frame]:
     means = [sum(frame.scores) / len(frame.scores) for frame in kept]
     chosen = [0]
     for place in range(1, count - 1):
@@ -156,9 +156,9 @@ def _frame(step: int, images: Images, scores: Tensor) -> Frame:
 
 def _report(progress: Progress, before: float, spent: float, scores: Tensor) -> None:
     # The counter goes to 100 however many steps there will be.
-    made = int(min(spent, 1) * 100) - int(before * 100)
-    if made:
-        progress.advance(made, {"score": scores.mean().item()})
+    percent = int(min(spent, 1) * 100) - int(before * 100)
+    if percent:
+        progress.advance(percent, {"score": scores.mean().item()})
 
 
 def _check(values: Tensor, step: int, what: str) -> None:

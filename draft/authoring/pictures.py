@@ -30,7 +30,7 @@ _TURNED = (5, 6, 7, 8)
 
 
 def find_pictures(words: Sequence[str]) -> list[Path]:
-    """The picture files that words of the command line mean.
+    """The picture files that words of the command line name.
 
     Args:
         words: Files, folders (the pictures directly in them, sorted by name) and patterns such as ``"runs/**/*.png"``.
@@ -41,7 +41,7 @@ def find_pictures(words: Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: A word names nothing.
     """
-    found: list[Path] = []
+    pictures: list[Path] = []
     for word in words:
         path = Path(word).expanduser()
         if path.is_dir():
@@ -58,10 +58,10 @@ def find_pictures(words: Sequence[str]) -> list[Path]:
             hint = f"an option of the reward is given as --set {word}" if "=" in word else ""
         if not files:
             raise ConfigError(what, where="command line", hint=hint)
-        found += files
-    if not found:
+        pictures += files
+    if not pictures:
         raise ConfigError("no images to score (got 0)", where="command line", hint="name files, folders or patterns")
-    return found
+    return pictures
 
 
 def picture_size(file: Path) -> tuple[int, int]:
@@ -140,14 +140,14 @@ def _over_white(picture: Image.Image, file: Path) -> Image.Image:
 
 def _in_srgb(picture: Image.Image, profile: bytes, file: Path) -> Image.Image:
     try:
-        own = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(own):
+        embedded = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(embedded):
             return picture.convert("RGB")
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        converted: Any = ImageCms.profileToProfile(picture, own, srgb, outputMode="RGB")
+        converted: Any = ImageCms.profileToProfile(picture, embedded, srgb, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        told = f"{file}: its colour profile cannot be used ({reason}), so its colours are taken as sRGB"
-        warnings.warn(told, DraftWarning, stacklevel=2)
+        message = f"{file}: its colour profile cannot be used ({reason}), so its colours are taken as sRGB"
+        warnings.warn(message, DraftWarning, stacklevel=2)
         return picture.convert("RGB")
     return converted

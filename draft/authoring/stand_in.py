@@ -1,4 +1,4 @@
-"""Rewards at full size or, where somebody asks for it, on the small embedded models that stand in for their weights."""
+"""Rewards at full size or, on request, on the small embedded models that stand in for their weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from draft.rewards.terms import build_reward
 
 
 def choose_reward(name: str, options: Mapping[str, Any], *, stand_in: bool) -> Reward:
-    """Make a reward from its name and options, with its stand-in beneath them if asked for.
+    """Make a reward from its name and options, with its stand-in for the rest if asked for.
 
     Args:
         name: The reward's name, or ``"distribution:name"``.
@@ -45,9 +45,9 @@ def offering_stand_in(reward: Reward) -> Iterator[None]:
     except ResourceError as error:
         full_size = [
             option
-            for _, each in each_reward(reward)
-            for option, value in (each.stand_in or {}).items()
-            if getattr(each, option) != value
+            for _, part in each_reward(reward)
+            for option, value in (part.stand_in or {}).items()
+            if getattr(part, option) != value
         ]
         if full_size:
             offer = "--stand-in uses the small embedded models instead"
@@ -73,11 +73,11 @@ def _small(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _small_part(label: str, given: Any) -> Any:
-    own = {} if given is None else given
-    if not isinstance(own, Mapping) or not isinstance(own.get("use", label), str):
-        return given  # the option's validator says what is wrong with it
-    use = own.get("use", label)
-    return {"use": use, **_small(use, {key: value for key, value in own.items() if key != "use"})}
+    options = {} if given is None else given
+    if not isinstance(options, Mapping) or not isinstance(options.get("use", label), str):
+        return given  # the option's validator reports what is wrong with it
+    use = options.get("use", label)
+    return {"use": use, **_small(use, {key: value for key, value in options.items() if key != "use"})}
 
 
 def _names_weights(option: str) -> bool:

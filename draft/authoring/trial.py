@@ -80,8 +80,8 @@ def try_reward(
     device = choose_device(settings.device)
     model = _load(settings, device)
     named = named_model(settings.model)
-    if named is not None and named.remark is not None and (told := named.remark(prompts)):
-        warnings.warn(told, DraftWarning, stacklevel=2)
+    if named is not None and named.remark is not None and (remark := named.remark(prompts)):
+        warnings.warn(remark, DraftWarning, stacklevel=2)
     with offering_stand_in(reward):
         score = reward.load(device)
     noise = seeded_noise([settings.seed + i for i in range(len(prompts))], model.latent_shape(model.default_size)).to(
@@ -90,10 +90,10 @@ def try_reward(
     latents = noise if settings.start == "noise" else _draw(model, prompts, noise)
     with torch.no_grad():
         pixels = model.decode(latents)
-    found: dict[str, list[Frame]] = {}
+    frames: dict[str, list[Frame]] = {}
     for way in settings.ways:
         progress.start(way, 100)
-        found[way] = climb(
+        frames[way] = climb(
             score,
             prompts,
             pixels if way == "pixels" else latents,
@@ -105,7 +105,7 @@ def try_reward(
             progress=progress,
         )
         progress.stop()
-    return found
+    return frames
 
 
 def pictured(reward: Reward, prompts: Sequence[str]) -> list[str]:
@@ -130,9 +130,9 @@ def check_triable(reward: Reward) -> None:
     Raises:
         ConfigError: It has no gradient.
     """
-    for keys, each in without_gradient(reward):
+    for keys, part in without_gradient(reward):
         raise ConfigError(
-            f"reward {each.name!r} has no gradient, so there is nothing to climb",
+            f"reward {part.name!r} has no gradient, so there is nothing to climb",
             where=".".join((reward.name, *keys)),
             hint=f"`draft rewards score {reward.name} IMAGES...` measures it on pictures",
         )

@@ -19,6 +19,7 @@ from draft.comparison.table import markdown
 from draft.comparison.training import EvaluationPlan, TrainingInputs, run_training
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import load_text_to_image
+from draft.diffusion.families.problems import require_family_settings
 from draft.diffusion.memory import explain_out_of_memory, require_memory
 from draft.errors import DraftError
 from draft.progress import Progress
@@ -161,6 +162,7 @@ def _measure_base(
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     require_memory(inputs.model, settings.device, dtype)
     model = load_text_to_image(inputs.model, device=device, dtype=dtype)
+    require_family_settings(model.family, settings.sampler, cfg_gradient=settings.cfg_gradient)
     trained, others = (
         load_rewards(inputs.terms, device, check_images=True),
         load_rewards(measures, device, check_images=True),

@@ -1,4 +1,4 @@
-"""The most memory that is taken between two moments."""
+"""The most memory held between two moments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def peak_memory(device: torch.device) -> int | None:
         device: Where the work is done.
 
     Returns:
-        Bytes; None where the system does not say.
+        Bytes; None where the system does not report it.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -46,7 +46,7 @@ def held_memory(device: torch.device) -> int | None:
         device: Where the work is done.
 
     Returns:
-        Bytes, as `peak_memory` counts them; None where the system does not say.
+        Bytes, as `peak_memory` counts them; None where the system does not report it.
     """
     gc.collect()
     if device.type == "cuda":
@@ -60,7 +60,7 @@ def held_memory(device: torch.device) -> int | None:
 
 def _resident(field: str) -> int | None:
     try:
-        found = re.search(rf"^{field}:\s*(\d+) kB", _STATUS.read_text(), flags=re.MULTILINE)
+        line = re.search(rf"^{field}:\s*(\d+) kB", _STATUS.read_text(), flags=re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(line[1]) * 1024 if line else None

@@ -13,7 +13,7 @@ def write_page(comparison: Comparison, plot: Path, path: Path, *, config_text: s
     """Write the page.
 
     Args:
-        comparison: What was found.
+        comparison: The comparison.
         plot: The PNG with the curves.
         path: Where the page goes.
         config_text: The pipeline's configuration, shown as text.

@@ -13,7 +13,10 @@ Frozen = Literal["auto", "epsilon", "velocity"]
 """What a linear surrogate holds fixed at steps that it does not record; `auto`: velocity in flow matching, else e."""
 
 Precision = Annotated[Literal["no", "bf16"], Instead("no")]
-Resolution = Annotated[Annotated[int, Ge(8)] | None, Instead(None)]
+Resolution = Annotated[
+    Annotated[int, Ge(8)] | tuple[Annotated[int, Ge(8)], Annotated[int, Ge(8)]] | None, Instead(None)
+]
+"""The side of square images, or (height, width) as diffusers orders them, in pixels; None: the model's own size."""
 Device = Annotated[str, Inert(rounding=True), Instead("auto", keep=("auto", "cpu"))]
 
 STEPS = "sampler.num_inference_steps"
@@ -26,7 +29,7 @@ class SamplerSettings:
 
     Args:
         num_inference_steps: Number T of sampling steps.
-        guidance_scale: Classifier-free guidance scale g; at 1 the unconditional branch is not computed.
+        guidance_scale: Guidance scale g, for Stable Diffusion at least 1; at 1 the unconditional branch is left out.
         negative_prompt: The unconditional branch's prompt.
         spacing: How the T times are spread over the training schedule, as in diffusers' `timestep_spacing`.
         final: Where the last step lands: `one` is the clean image, `first_alpha` the schedule's first noise level
@@ -36,7 +39,7 @@ class SamplerSettings:
 
     __pydantic_config__ = {"extra": "forbid"}
     num_inference_steps: Annotated[int, Ge(1), AtMost(10)] = 50
-    guidance_scale: Annotated[float, Ge(1), AtMost(2.0)] = 7.5
+    guidance_scale: Annotated[float, Ge(0), AtMost(2.0)] = 7.5
     negative_prompt: str = ""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     final: Literal["one", "first_alpha"] = "one"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from draft.diffusion.control.schedules import AdapterSchedule
 from draft.errors import ConfigError
-from draft.evaluation.generate import safe_name
 from draft.evaluation.page import write_page
 from draft.evaluation.results import Results, compare, csv_text, json_text
 from draft.evaluation.settings import EvaluateSettings
 from draft.evaluation.stamp import write_stamped
 from draft.evaluation.variants import BASE, draw, keep_pictures, load_variants, seed_prompts
+from draft.files import safe_name
 from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.rewards import load_rewards, score_batches

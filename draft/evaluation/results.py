@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain values: the report's data, written as JSON and CSV."""
+"""The results of an evaluation as plain values, and as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation's findings and what they came from.
+    """The results of an evaluation and what they came from.
 
     Args:
         title: Heading of the page.
@@ -94,7 +94,7 @@ def compare(
 
 
 def verdict(results: Results) -> str:
-    """The findings in one sentence: what each adapter raised and lowered beyond chance.
+    """The results in one sentence: what each adapter raised and lowered beyond chance.
 
     Args:
         results: The evaluation.
@@ -114,8 +114,8 @@ def verdict(results: Results) -> str:
         ]
         raised = [label for label, gain in gains if gain.mean > 0]
         lowered = [label for label, gain in gains if gain.mean < 0]
-        said = [f"{verb} {_listed(names)}" for verb, names in (("raises", raised), ("lowers", lowered)) if names]
-        clauses.append(f"{variant} {' and '.join(said)}" if said else f"{variant} changes nothing beyond chance")
+        phrases = [f"{verb} {_listed(names)}" for verb, names in (("raises", raised), ("lowers", lowered)) if names]
+        clauses.append(f"{variant} {' and '.join(phrases)}" if phrases else f"{variant} changes nothing beyond chance")
     return f"On {where}, {'; '.join(clauses)}."
 
 
@@ -180,9 +180,9 @@ def settings_values(settings: EvaluateSettings) -> dict[str, Any]:
     Returns:
         Values by name, the sampler's as `sampler.<name>`.
     """
-    values = {each.name: getattr(settings, each.name) for each in fields(EvaluateSettings)}
+    values = {one.name: getattr(settings, one.name) for one in fields(EvaluateSettings)}
     sampler = values.pop("sampler")
-    return {f"sampler.{each.name}": getattr(sampler, each.name) for each in fields(SamplerSettings)} | values
+    return {f"sampler.{one.name}": getattr(sampler, one.name) for one in fields(SamplerSettings)} | values
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ class DrawSettings:
         sampler: How images are sampled.
         batch_size: Images sampled at once.
         mixed_precision: `bf16` runs the model in bfloat16.
-        resolution: Side of the square images in pixels; None: the model's own.
+        resolution: Side of square images, or [height, width], in pixels; None: the model's own.
         device: Where to run; `auto` is the first accelerator, else the CPU.
     """
 

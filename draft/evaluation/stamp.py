@@ -10,9 +10,9 @@ from typing import Any
 
 from draft.adapters.files.metadata import draft_version
 from draft.adapters.files.stamp import stamp_adapter
-from draft.evaluation.generate import safe_name
 from draft.evaluation.results import Results, settings_values
 from draft.evaluation.settings import EvaluateSettings
+from draft.files import safe_name
 from draft.marks import Inert, Layout, hints, marks
 from draft.report.data import finite
 from draft.rewards.reward import Term

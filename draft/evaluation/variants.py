@@ -15,6 +15,7 @@ from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.diffusion.device import choose_device
 from draft.diffusion.embedding import Embedded, embed
 from draft.diffusion.families import TextToImage, load_text_to_image
+from draft.diffusion.families.problems import require_family_settings
 from draft.diffusion.generate import sample_seeds
 from draft.diffusion.lora import load_lora, use_lora, use_loras
 from draft.diffusion.memory import require_memory
@@ -128,6 +129,7 @@ def load_variants(
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     require_memory(model, settings.device, dtype)
     loaded = load_text_to_image(model, device=choose_device(settings.device), dtype=dtype)
+    require_family_settings(loaded.family, settings.sampler)
     for label, adapter in read.items():
         _check_family(label, adapter, loaded)
         _report_rest(label, adapter, loaded, progress)

@@ -1,4 +1,4 @@
-"""Pictures from prompts and fixed seeds by a method that raises a reward, beside those without it."""
+"""Pictures from prompts and fixed seeds, with or without a method that raises rewards while sampling."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.diffusion.control.values import SamplingMethod
 from draft.diffusion.schedule import make_grid
-from draft.evaluation.generate import safe_name
 from draft.evaluation.settings import GenerateSettings
 from draft.evaluation.variants import BASE, PromptSeeds, load_variants, seed_prompts
+from draft.files import safe_name
 from draft.generation.cost import Cost
 from draft.generation.methods import SamplingContext, draw_plain, draw_with, texts_of
 from draft.progress import Progress
@@ -39,8 +39,8 @@ class Record:
 
     Args:
         images: One entry per image: file, variant, prompt, seed.
-        rewards: One entry per image: the file, scores before and after, cost, details.
-        rows: Pictures, a variant's plain ones and then those of the method.
+        rewards: With a method, one entry per image: the file, scores before and after, cost, details.
+        rows: Rows of pictures: each variant's plain ones, and with a method below them the method's.
     """
 
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -48,59 +48,61 @@ class Record:
     rows: list[list[Image.Image]] = field(default_factory=list)
 
 
-def generate_by_reward(
+def generate(
     settings: GenerateSettings,
     *,
-    method: SamplingMethod,
     model: str,
     adapters: Mapping[str, tuple[Path, float]],
     prompts: Prompts,
-    terms: Sequence[Term],
     seed: int,
     folder: Path,
     progress: Progress,
     schedules: Mapping[str, AdapterSchedule] | None = None,
+    method: SamplingMethod | None = None,
+    terms: Sequence[Term] = (),
 ) -> dict[str, float]:
-    """Draw every prompt with each seed by a method, with the base model or, if adapters are given, with each of them.
+    """Draw every prompt with each seed, with the base model or, if adapters are given, with each of them.
 
-    Each image is drawn without the method too, from the same noise; that is for comparison and no part of the cost.
+    By a method, each image is drawn without it too, from the same noise; that is for comparison and no part of the
+    cost.
 
     Args:
         settings: Sampler, seeds per prompt, device.
-        method: The method.
         model: Folder, hub id or single file.
         adapters: Adapter file and weight by label; empty: the base model.
         prompts: What to draw.
-        terms: What is raised; those of weight 0 are measured only.
         seed: The first image's seed; image i has `seed + i`.
-        folder: Receives `images/<variant>/0000.png ...`, `images/grid.png` (of each variant the plain
-            pictures, and below them those of the method), `images/images.jsonl` and `images/rewards.jsonl`.
+        folder: Receives `images/<variant>/0000.png ...`, `images/grid.png` and `images/images.jsonl`, and with a method
+            `images/rewards.jsonl`; the grid then has the plain pictures above those of the method.
         progress: The reporter.
         schedules: In which steps an adapter takes part, by label; those that are not there: in all.
+        method: How rewards are raised while sampling; None: images as the model makes them.
+        terms: What the method raises; those of weight 0 are measured only.
 
     Returns:
-        `{"images": N, "<variant>.<label>": mean, "<variant>.<label>.gain": gain over plain sampling,
-        "network_calls": ...}`;
-        the weighted sum has the label `reward`, and costs are per image.
+        `{"images": N}`, with a method also `"<variant>.<label>": mean`, `"<variant>.<label>.gain": gain over plain
+        sampling` and the mean costs per image (`"network_calls": ...`); the weighted sum has the label `reward`.
 
     Raises:
         DraftError: The model, an adapter, the prompts or a reward cannot be used.
     """
-    check_terms(terms, gradient=method.reward_gradient)
+    if method is not None:
+        check_terms(terms, gradient=method.reward_gradient)
     seeded = seed_prompts(prompts, images_per_prompt=settings.images_per_prompt, seed=seed)
-    files = {label: path for label, (path, _) in adapters.items()}
+    paths = {label: path for label, (path, _) in adapters.items()}
     blends: list[dict[str, float]] = [{label: weight} for label, (_, weight) in adapters.items()] or [{}]
-    loaded = load_variants(model, files, blends, texts_of(method, prompts), settings, progress)
-    drawer, size = loaded.model, loaded.size
-    scorer = Scorer(drawer.decode, load_rewards(terms, drawer.device), method.micro_batch_size)
+    loaded = load_variants(model, paths, blends, texts_of(method, prompts), settings, progress)
+    rewards = [] if method is None else load_rewards(terms, loaded.model.device)
+    scorer = Scorer(loaded.model.decode, rewards, 0 if method is None else method.micro_batch_size)
+    schedule, size = loaded.model.schedule(loaded.size, settings.sampler.num_inference_steps), loaded.size
     variants = list(adapters) or [BASE]
     record, target = Record(), folder / "images"
     progress.start("generate", len(variants) * len(seeded.seeds))
     for number, variant in enumerate(variants):
         context = SamplingContext(
-            model=drawer,
+            model=loaded.model,
             scorer=scorer,
-            grid=make_grid(drawer.schedule(size, settings.sampler.num_inference_steps), settings.sampler),
+            grid=make_grid(schedule, settings.sampler),
             sampler=settings.sampler,
             schedule=(schedules or {}).get(variant, Constant()),
             embedded=loaded.switch(number),
@@ -108,16 +110,22 @@ def generate_by_reward(
         )
         _draw_variant(variant, method, context, seeded, settings.batch_size, target, record, progress)
     progress.stop()
-    for name, entries in (("images", record.images), ("rewards", record.rewards)):
-        lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
-        (target / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_lines(target / "images.jsonl", record.images)
+    if method is not None:
+        _write_lines(target / "rewards.jsonl", record.rewards)
     contact_sheet(record.rows).save(target / "grid.png")
-    return _figures(record, variants)
+    figures = {} if method is None else _figures(record, variants)
+    return {"images": float(len(record.images)), **figures}
+
+
+def _write_lines(file: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _draw_variant(
     variant: str,
-    method: SamplingMethod,
+    method: SamplingMethod | None,
     context: SamplingContext,
     seeded: PromptSeeds,
     batch_size: int,
@@ -126,24 +134,29 @@ def _draw_variant(
     progress: Progress,
 ) -> None:
     plain: list[Image.Image] = []
-    pictures: list[Image.Image] = []
+    raised: list[Image.Image] = []
     for start in range(0, len(seeded.seeds), batch_size):
         chosen = slice(start, start + batch_size)
         prompts, seeds = seeded.prompts[chosen], seeded.seeds[chosen]
-        before, old = _look(context, draw_plain(context, prompts, seeds), prompts)
-        drawn = draw_with(method, context, prompts, seeds)
-        after, new = _look(context, drawn.latents, prompts)
-        plain += old
-        pictures += new
-        files = save_pictures(new, target / safe_name(variant), start=start)
-        share = {name: value / len(seeds) for name, value in asdict(drawn.cost).items()}
-        for i, file in enumerate(files):
-            name = {"file": file.relative_to(target).as_posix(), "arm": variant}
-            record.images.append({**name, "prompt": prompts[i], "seed": seeds[i]})
-            record.rewards.append({**name, "before": before[i], "after": after[i], "cost": share, **drawn.details[i]})
-        gain = [a[REWARD] - b[REWARD] for a, b in zip(after, before, strict=True)]
-        progress.advance(len(seeds), {"gain": float(np.mean(gain))})
-    record.rows += [plain, pictures]
+        before, pictures = _look(context, draw_plain(context, prompts, seeds), prompts)
+        plain += pictures
+        entries, figures = [], {}
+        if method is not None:
+            drawn = draw_with(method, context, prompts, seeds)
+            after, pictures = _look(context, drawn.latents, prompts)
+            raised += pictures
+            share = {name: value / len(seeds) for name, value in asdict(drawn.cost).items()}
+            entries = [
+                {"before": before[i], "after": after[i], "cost": share, **drawn.details[i]} for i in range(len(seeds))
+            ]
+            gain = [a[REWARD] - b[REWARD] for a, b in zip(after, before, strict=True)]
+            figures = {"gain": float(np.mean(gain))}
+        files = save_pictures(pictures, target / safe_name(variant), start=start)
+        names = [{"file": file.relative_to(target).as_posix(), "arm": variant} for file in files]
+        record.images += [{**name, "prompt": prompts[i], "seed": seeds[i]} for i, name in enumerate(names)]
+        record.rewards += [{**names[i], **entry} for i, entry in enumerate(entries)]
+        progress.advance(len(seeds), figures)
+    record.rows += [plain] if method is None else [plain, raised]
 
 
 def _look(
@@ -162,7 +175,7 @@ def _look(
 
 
 def _figures(record: Record, variants: Sequence[str]) -> dict[str, float]:
-    figures = {"images": float(len(record.images))}
+    figures: dict[str, float] = {}
     for variant in variants:
         entries = [entry for entry in record.rewards if entry["arm"] == variant]
         for label in entries[0]["after"]:

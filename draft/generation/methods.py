@@ -84,11 +84,11 @@ class Drawn:
     details: Sequence[dict[str, Any]] = ()
 
 
-def texts_of(method: SamplingMethod, prompts: Sequence[str]) -> list[str]:
-    """Every text that a method draws for some prompts.
+def texts_of(method: SamplingMethod | None, prompts: Sequence[str]) -> list[str]:
+    """Every text that is drawn for some prompts.
 
     Args:
-        method: The method.
+        method: The method; None: plain sampling.
         prompts: The prompts.
 
     Returns:

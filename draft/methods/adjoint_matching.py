@@ -17,8 +17,8 @@ from draft.diffusion.sampling import Output, move, predict
 from draft.diffusion.schedule import Grid
 from draft.diffusion.surrogate import roll_out
 from draft.errors import DraftError
-from draft.methods.run import Batch, TrainingRun
-from draft.methods.update import Update, accumulate_and_step
+from draft.methods.run import Batch, TrainingRun, Update
+from draft.methods.update import accumulate_and_step
 from draft.methods.values import AdjointMatching
 from draft.scoring.figures import Figures
 

@@ -13,8 +13,8 @@ from draft.diffusion.sampling import Output, predict
 from draft.diffusion.schedule import Grid
 from draft.diffusion.surrogate import Denoisers, Group, Surrogate, checkpointed, roll_out, sample_with_plan
 from draft.methods.modules import mathematics
-from draft.methods.run import Batch, Stateless, TrainingRun
-from draft.methods.update import Update, accumulate_and_step
+from draft.methods.run import Batch, Stateless, TrainingRun, Update
+from draft.methods.update import accumulate_and_step
 from draft.methods.values.protocol import MethodValue
 from draft.scoring.backward import split_backward
 from draft.scoring.figures import Figures, mean_drop

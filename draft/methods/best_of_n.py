@@ -13,8 +13,8 @@ from torch import Tensor
 from draft.diffusion.sampling import renoise
 from draft.diffusion.schedule import FlowSchedule, Grid, make_grid
 from draft.methods.rounds import collect, minibatches
-from draft.methods.run import Stateless, TrainingRun
-from draft.methods.update import Update, take_step
+from draft.methods.run import Stateless, TrainingRun, Update
+from draft.methods.update import take_step
 from draft.methods.values import BestOfN
 from draft.methods.values.best_of_n import Selection
 

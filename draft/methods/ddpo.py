@@ -13,8 +13,8 @@ from draft.diffusion.sampling import move, predict
 from draft.diffusion.schedule import Grid
 from draft.errors import DraftError
 from draft.methods.rounds import Round, collect, minibatches
-from draft.methods.run import TrainingRun
-from draft.methods.update import Update, take_step
+from draft.methods.run import TrainingRun, Update
+from draft.methods.update import take_step
 from draft.methods.values import DDPO
 
 Memory = Mapping[int, Sequence[float]]

@@ -19,8 +19,8 @@ from draft.diffusion.sampling import move, predict
 from draft.diffusion.schedule import Grid
 from draft.errors import DraftError
 from draft.methods.rounds import Round, collect
-from draft.methods.run import TrainingRun
-from draft.methods.update import Update, take_step
+from draft.methods.run import TrainingRun, Update
+from draft.methods.update import take_step
 from draft.methods.values import DPG
 
 Value = Callable[[Tensor], Tensor]
@@ -123,7 +123,7 @@ class Rule:
         self.critic = Critic(
             rank=len(space),
             channels=channels,
-            text=run.conditioning[:1].vector(torch.float32).shape[-1],
+            text=run.unconditional.vector(torch.float32).shape[-1],
             width=method.critic_width,
             generator=run.random.method,
         ).to(run.model.device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import TextToImage
 from draft.diffusion.guidance import GuidanceGradient
+from draft.diffusion.prompt_store import PromptStore
 from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid
 from draft.methods.values.protocol import TrainingSettings
 from draft.scoring.backward import Scorer
+from draft.scoring.figures import Figures
 from draft.scoring.rewards import LoadedReward
 from draft.types import Prompts, Size
-
-if TYPE_CHECKING:
-    from draft.methods.update import Update
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ class TrainingRun(Protocol):
         ...
 
     @property
-    def conditioning(self) -> Conditioning:
-        """That of all prompts, on the CPU."""
+    def conditioning(self) -> PromptStore | Conditioning:
+        """That of the prompts, by their numbers, on the CPU."""
         ...
 
     @property
@@ -165,6 +164,23 @@ class TrainingRun(Protocol):
     def for_reward_alone(self) -> TrainingRun:
         """The training as if it maximised the mean reward of its images as they are."""
         ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did.
+
+    Args:
+        figures: Of every batch of images it scored.
+        grad_norm: The gradient's norm before clipping, of the last step where there were several.
+        optimizer_steps: Steps of the optimiser.
+        extra: A method's own figures, for the log.
+    """
+
+    figures: Sequence[Figures]
+    grad_norm: float
+    optimizer_steps: int = 1
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 class Rule(Protocol):

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from draft.methods.run import TrainingRun
+from draft.methods.run import TrainingRun, Update
 from draft.scoring.figures import Figures, check_figures, mean_figures
 from draft.scoring.guards import check_gradient_norm
-
-
-@dataclass(frozen=True)
-class Update:
-    """What an update did.
-
-    Args:
-        figures: Of every batch of images it scored.
-        grad_norm: The gradient's norm before clipping, of the last step where there were several.
-        optimizer_steps: Steps of the optimiser.
-        extra: A method's own figures, for the log.
-    """
-
-    figures: Sequence[Figures]
-    grad_norm: float
-    optimizer_steps: int = 1
-    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 def accumulate_and_step(run: TrainingRun, accumulate: Callable[[TrainingRun, float], Figures], step: int) -> Update:

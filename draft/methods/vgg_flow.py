@@ -17,8 +17,8 @@ from torch import Tensor
 from draft.diffusion.sampling import predict
 from draft.diffusion.schedule import Grid
 from draft.diffusion.surrogate import roll_out
-from draft.methods.run import TrainingRun
-from draft.methods.update import Update, accumulate_and_step
+from draft.methods.run import TrainingRun, Update
+from draft.methods.update import accumulate_and_step
 from draft.methods.values import VGGFlow
 from draft.scoring.figures import Figures
 

@@ -18,7 +18,7 @@ from draft.pipeline.fields import walk
 from draft.pipeline.isolated import read_isolation, written
 from draft.pipeline.kinds.kind import HeldFile, Inputs
 from draft.prompts import load_prompts
-from draft.rewards.extensions import model_path, named_model, named_models
+from draft.rewards.extensions import derived_model, model_place, named_model, named_models
 from draft.rewards.reward import Term
 from draft.rewards.terms import build_term
 from draft.types import Prompts
@@ -205,7 +205,7 @@ def check_model(name: Any, keys: Keys, document: Document, base: Base, errors: l
         return "", name  # the schema or the references say so
     path = base(keys) / Path(name).expanduser()
     try:
-        found = model_path(name)
+        found = model_place(name)
         if found != name:
             _check_named(name, found)
             return found, name
@@ -233,7 +233,7 @@ def _check_named(name: str, path: str) -> None:
         known = ", ".join(_text_to_image()) or "none"
         what = f"the model {name!r} is no {_DRAWS} model (it is registered as {model.kind})"
         raise ConfigError(what, hint=f"registered models of that kind: {known}")
-    if not Path(path).exists():
+    if not Path(path).exists() and derived_model(path) is None:
         raise ConfigError(f"the model {name!r} has no weights (nothing at {path!r})")
 
 

@@ -15,7 +15,7 @@ from draft.marks import Elsewhere
 from draft.methods.values import METHODS
 from draft.pipeline.document import Document, Keys, value_at
 from draft.pipeline.fields import keys_at, kinds_at, marks_at
-from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown
+from draft.rewards.words import MISSING, UNKNOWN, expected, is_bound, message, shown
 
 _TAGS = ("a list of prompts", "a prompt file")
 
@@ -54,6 +54,9 @@ def _explain(error: ValidationError, data: Any, kind: Any, path: Keys, document:
         close = get_close_matches(str(loc[-1]), [str(other[-1]) for other in unknown if other[:-1] == loc[:-1]])
         if details[0]["type"] in MISSING and close:
             continue  # it is there, misspelt
+        inside = any(other[: len(loc)] == loc != other for other in grouped)
+        if inside and all(detail["type"].endswith("_type") for detail in details):
+            continue  # another alternative fits better, down to what is wrong in it
         if details[0]["type"] == "too_short" and any(other[: len(loc)] == loc != other for other in grouped):
             continue  # its items are wrong, and pydantic counts the right ones only
         yield _finding(details, loc, data, kind, path, document)
@@ -72,6 +75,10 @@ def _finding(details: list[Any], loc: Keys, data: Any, kind: Any, path: Keys, do
             known = keys_at(kind, loc[:-1], data)
             hint = did_you_mean(str(loc[-1]), known, otherwise=f"the keys here are {', '.join(known)}")
             return ConfigError(f"unknown key {key!r}", where=place, hint=hint)
+        case missing if missing in MISSING and isinstance(value_at(data, loc[:-1]), list):
+            parent = ".".join(map(str, (*path, *loc[:-1])))
+            what = f"{parent} must have at least {loc[-1] + 1} items (got {shown(value_at(data, loc[:-1]))})"
+            return ConfigError(what, where=place)
         case missing if missing in MISSING:
             return ConfigError(f"missing key {key!r}", where=place, hint=f"add '{loc[-1]}:'")
         case "union_tag_invalid":
@@ -97,6 +104,7 @@ def _finding(details: list[Any], loc: Keys, data: Any, kind: Any, path: Keys, do
                 where=place,
                 hint="names have letters, digits, - and _, and begin with a letter or a digit",
             )
+    details = [detail for detail in details if is_bound(detail)] or details
     wanted = dict.fromkeys(expected(finding) or message(finding) for finding in details)
     return ConfigError(f"{key} must be {' or '.join(wanted)} (got {got})", where=place)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from draft.files import sha256
+from draft.files import sha256, weights_digest
 from draft.isolation.reward import IsolatedReward
 from draft.marks import Holds, Inert, hints, plain
 from draft.pipeline.document import put
@@ -16,10 +16,10 @@ from draft.pipeline.fields import INPUTS, completed
 from draft.pipeline.isolated import source_files
 from draft.pipeline.kinds.kind import REWARDS, CheckedStage, Kind
 from draft.pipeline.references import parse_reference
-from draft.pipeline.sources import source_digest, weights_digest
-from draft.rewards.extensions import named_models
+from draft.pipeline.sources import source_digest
+from draft.prompts import prompts_digest
+from draft.rewards.extensions import derived_model, named_models
 from draft.rewards.terms import reward_config
-from draft.types import Prompts
 
 _PARTS = ("kind", "version", "settings", "rewards", "seed", "sources", "reward_models", "upstream")
 """The parts of an identity that every stage may have; any other is a digest, or the labels of what is measured."""
@@ -54,7 +54,7 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
     }
     if "seed" in hints(type(stage.config)) and stage.kind.seeded(stage.config):
         found["seed"] = stage.seed
-    found |= {".".join(map(str, keys)): _prompts_digest(prompts) for keys, prompts in stage.inputs.prompts.items()}
+    found |= {".".join(map(str, keys)): prompts_digest(prompts) for keys, prompts in stage.inputs.prompts.items()}
     for keys, terms in stage.inputs.terms.items():
         if keys != REWARDS:
             found[".".join(map(str, keys))] = [term.label for term in terms]
@@ -154,10 +154,6 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _prompts_digest(prompts: Prompts) -> str:
-    return _digest({"prompts": list(prompts), "columns": {name: prompts.column(name) for name in prompts.columns}})
-
-
 def _file_identity(source: str) -> str:
     if parse_reference(source):
         return source
@@ -168,7 +164,12 @@ def _file_identity(source: str) -> str:
 
 
 def _model_identity(path: str) -> str:
-    """A hub id, or a local model by its weights, so that it may move and must not change."""
+    """A hub id, or a local model by its weights, so that it may move and must not change.
+
+    A derived model counts by its folder's name, which stands for its weights before they are made.
+    """
+    if (derived := derived_model(path)) is not None:
+        return f"derived:{derived.path.name}"
     return f"sha256:{weights_digest(Path(path))}" if Path(path).exists() else path
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from draft.adapters.files.header import read_header
-from draft.files import sha256, weights_file
+from draft.files import sha256, weights_digest, weights_file
 from draft.marks import Holds, Inert, plain
 from draft.pipeline.document import Keys
 from draft.pipeline.identity import fingerprint
 from draft.pipeline.kinds.kind import CheckedStage
-from draft.pipeline.sources import weights_digest
 from draft.rewards.extensions import named_model
 
 MISSING = "???"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from draft.diffusion.families import families, trainable
 from draft.errors import ConfigError, DraftError
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline.document import Document, Keys, put
@@ -22,9 +23,6 @@ from draft.rewards.reward import MODEL_OPTIONS, Reward
 
 SUFFIX = "-rehearsal"
 """What a rehearsal's name ends with, so that its results never mix with those of the full-size run."""
-
-FAMILIES: Mapping[str, str] = {"StableDiffusionPipeline": "emoji"}
-"""Model family, as `model_index.json` has it under `_class_name`, to the embedded model that stands in for it."""
 
 _UNREAD = "emoji"
 """The stand-in of a hub id or a checkpoint, whose family is not known before it has been read."""
@@ -104,7 +102,7 @@ def use_stand_ins(
 
 def is_embedded(model: Any) -> bool:
     """Whether a value names a model of the embedded world: `emoji`, `emoji/clip`, ..."""
-    worlds = {stand_in.partition("/")[0] for stand_in in FAMILIES.values()}
+    worlds = {family.stand_in.partition("/")[0] for family in families().values()}
     # A name may be qualified by its distribution, where two plugins use it.
     return isinstance(model, str) and model.rpartition(":")[2].partition("/")[0] in worlds
 
@@ -150,7 +148,8 @@ def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, er
         family = None  # not a folder, or one that is told when it is loaded
     if family is None:
         return _UNREAD
-    if family not in FAMILIES:
+    stand_ins = {row.pipeline: row.stand_in for row in trainable()}
+    if family not in stand_ins:
         key = ".".join(map(str, keys))
         errors.append(
             ConfigError(
@@ -159,7 +158,7 @@ def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, er
                 hint=f"set {key} under `rehearsal:`, e.g. to {_UNREAD}",
             )
         )
-    return FAMILIES.get(family, _UNREAD)
+    return stand_ins.get(family, _UNREAD)
 
 
 def _reward_stand_ins(

@@ -14,20 +14,22 @@ def norm_chart(health: Health) -> str:
     """The gradient's norm against K: mean and range of the batches, and what the steps' sensitivities account for.
 
     Args:
-        health: What was found.
+        health: The measured gradient.
 
     Returns:
         SVG text.
     """
-    found, limit = health.truncations, recommended(health)
-    ks = [each.k for each in found]
+    truncations, limit = health.truncations, recommended(health)
+    ks = [one.k for one in truncations]
     with rc_context(style("norm")):
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.fill_between(ks, [each.least for each in found], [each.greatest for each in found],
+        axes.fill_between(ks, [one.least for one in truncations], [one.greatest for one in truncations],
                           color=SERIES[0], alpha=0.16, linewidth=0)  # fmt: skip
-        axes.plot(ks, [each.norm for each in found], "o-", color=SERIES[0], linewidth=2, markersize=4, label="measured")
-        reach = [each.norm / each.beyond if each.beyond else float("nan") for each in found]
+        axes.plot(
+            ks, [one.norm for one in truncations], "o-", color=SERIES[0], linewidth=2, markersize=4, label="measured"
+        )
+        reach = [one.norm / one.beyond if one.beyond else float("nan") for one in truncations]
         axes.plot(ks, reach, color=FAINT, linewidth=1.2, linestyle=(0, (4, 2)), label="by the sensitivities alone")
         if limit < health.steps:
             axes.axvline(limit + 0.5, color=SERIES[1], linewidth=1.2, label="not recommended from here on")
@@ -45,7 +47,7 @@ def step_chart(health: Health) -> str:
     """Each step's own term, and the adjoint it is handed.
 
     Args:
-        health: What was found.
+        health: The measured gradient.
 
     Returns:
         SVG text.

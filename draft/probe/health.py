@@ -1,4 +1,4 @@
-"""What a probe found, as plain numbers, and what they say about training through the last K steps."""
+"""The result of a probe as plain numbers, and the K up to which it recommends training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 FACTOR = 5.0
-"""Our rule of thumb: what may not be exceeded by a norm beyond its reach, nor by one batch beyond the median."""
+"""Our rule of thumb: the most that a norm may grow beyond its reach, and that one batch may exceed the median by."""
 
 
 @dataclass(frozen=True)
 class GridFigures:
-    """A sampling grid and how far the network's output reaches in its steps.
+    """A sampling grid and the sensitivity of its steps to the network's output.
 
     Args:
         label: What it is called.
@@ -99,13 +99,13 @@ def truncations(
     Returns:
         One value for each K.
     """
-    found: list[Truncation] = []
+    summed: list[Truncation] = []
     reach = 0.0
     for k, (sizes, directions) in enumerate(zip(zip(*norms, strict=True), zip(*cosines, strict=True), strict=True), 1):
         reach += sensitivities[-k] / sensitivities[-1]
         norm = fmean(sizes)
-        growth = _ratio(norm, found[0].norm if found else norm)
-        found.append(
+        growth = _ratio(norm, summed[0].norm if summed else norm)
+        summed.append(
             Truncation(
                 k=k,
                 norm=norm,
@@ -118,34 +118,34 @@ def truncations(
                 agreement=agreement[k - 1],
             )
         )
-    return found
+    return summed
 
 
-def objection(found: Truncation) -> str:
+def objection(truncation: Truncation) -> str:
     """Why K is not recommended, in words; empty where nothing speaks against it."""
-    if not found.beyond <= FACTOR:  # not a number is no recommendation either
+    if not truncation.beyond <= FACTOR:  # not a number is no recommendation either
         return (
-            f"the norm grows {_times(found.growth)} from K = 1 to K = {found.k}, "
-            f"{_times(found.beyond)} what the steps' sensitivities account for"
+            f"the norm grows {_times(truncation.growth)} from K = 1 to K = {truncation.k}, "
+            f"{_times(truncation.beyond)} what the steps' sensitivities account for"
         )
-    if not found.outlier <= FACTOR:
-        return f"at K = {found.k} one batch has {_times(found.outlier)} the median's norm"
+    if not truncation.outlier <= FACTOR:
+        return f"at K = {truncation.k} one batch has {_times(truncation.outlier)} the median's norm"
     return ""
 
 
 def recommended(health: Health) -> int:
     """The largest K up to which nothing speaks against any; 0 where something does against K = 1."""
-    for found in health.truncations:
-        if objection(found):
-            return found.k - 1
+    for truncation in health.truncations:
+        if objection(truncation):
+            return truncation.k - 1
     return health.steps
 
 
 def verdict(health: Health) -> str:
-    """What the probe found, in one sentence.
+    """The result of a probe in one sentence.
 
     Args:
-        health: What was found.
+        health: The measured gradient.
 
     Returns:
         A sentence without a full stop.
@@ -154,7 +154,8 @@ def verdict(health: Health) -> str:
     if limit == health.steps:
         return f"the norm grows {_times(last.growth)} from K = 1 to K = {last.k}, and nothing speaks against any K"
     worst = max(
-        (found for found in health.truncations if objection(found)), key=lambda found: max(found.beyond, found.outlier)
+        (truncation for truncation in health.truncations if objection(truncation)),
+        key=lambda truncation: max(truncation.beyond, truncation.outlier),
     )
     return f"{objection(worst)}: not recommended above K = {limit}"
 

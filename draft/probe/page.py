@@ -8,25 +8,25 @@ from markupsafe import Markup
 
 from draft.probe.charts import norm_chart, step_chart
 from draft.probe.health import recommended, verdict
-from draft.probe.results import Probed, grid_table, norm_table, notes
+from draft.probe.results import ProbeResult, grid_table, norm_table, notes
 from draft.report.page import render
 
 
-def write_page(probed: Probed, path: Path, *, config_text: str) -> None:
+def write_page(probed: ProbeResult, path: Path, *, config_text: str) -> None:
     """Write the page.
 
     Args:
-        probed: What was found.
+        probed: The results.
         path: Where the page goes.
         config_text: The pipeline's configuration, shown as text.
     """
-    health, sampler, said = probed.health, probed.settings.sampler, verdict(probed.health)
+    health, sampler, sentence = probed.health, probed.settings.sampler, verdict(probed.health)
     text = render(
         "probe/page.html.j2",
         mark="probe",
         title=probed.title or "Probe",
         columns=2,
-        verdict=f"{said[:1].upper()}{said[1:]}.",
+        verdict=f"{sentence[:1].upper()}{sentence[1:]}.",
         facts=[
             ("model", probed.model),
             ("steps", str(health.steps)),

@@ -1,4 +1,4 @@
-"""Measure the gradient of whole rollouts before anybody trains through them, and write what it says."""
+"""Measure the gradient of complete rollouts before anybody trains through them, and report on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from draft.errors import DraftError, StageError
 from draft.methods.values import Draft
 from draft.probe.health import GridFigures, Health, recommended, truncations, verdict
 from draft.probe.page import write_page
-from draft.probe.results import Probed, json_text, markdown
+from draft.probe.results import ProbeResult, json_text, markdown
 from draft.probe.settings import OtherGrid, ProbeSettings
 from draft.progress import Progress
 from draft.rewards.reward import Term
@@ -47,7 +47,7 @@ def probe(
     model_name: str = "",
     config_text: str = "",
 ) -> dict[str, float]:
-    """Take the gradient of E[sum_k w_k r_k] apart step by step, and write the numbers, the table and the page.
+    """Decompose the gradient of E[sum_k w_k r_k] step by step, and write the numbers, the table and the page.
 
     The batches are the first ones of a training with the same settings and seed: with a fresh LoRA with B = 0, the
     first batch's norm at K is that of the first gradient of DRaFT-K.
@@ -59,10 +59,10 @@ def probe(
         terms: The rewards with their weights.
         seed: Seed of the fresh LoRA, the prompts' order and all noise.
         folder: Gets `probe.html`, `probe.json` and `probe.md`.
-        progress: Told what happens, and the verdict.
+        progress: The reporter.
         adapter: A trained adapter's file and weight, probed instead of the fresh one.
         title: The page's heading.
-        model_name: How the page calls the model; empty: as `model`.
+        model_name: What the page calls the model; empty: as `model`.
         config_text: The pipeline's configuration, for the page.
 
     Returns:
@@ -78,7 +78,7 @@ def probe(
     grids = [_grid(run, settings.sampler), *_others(run, settings)]
     parameters = _adapted(run, adapter) if adapter else _fresh(run, settings.lora_b)
     health, scores = _measure(run, parameters, grids[0], settings.batches, progress)
-    probed = Probed(
+    probed = ProbeResult(
         title=title,
         model=model_name or model,
         subject=_subject(settings, adapter),
@@ -142,7 +142,7 @@ def _adapted(run: Run, adapter: tuple[Path, float]) -> list[Tensor]:
 def _measure(
     run: Run, parameters: Sequence[Tensor], grid: GridFigures, batches: int, progress: Progress
 ) -> tuple[Health, dict[str, float]]:
-    """Take one batch after another apart, and keep numbers and the mean gradients; beside it, mean scores by label."""
+    """Decompose the gradient of one batch after another; the figures, and mean scores by label."""
     chains, directions, figures = [], [], []
     mean = torch.zeros(())
     progress.start("probing", batches * run.grid.steps)
@@ -166,7 +166,7 @@ def _measure(
         directions.append(cosines(chain.truncated))
         mean = mean + chain.truncated / batches
     progress.stop()
-    norms, terms, adjoints = (torch.stack(each).double() for each in zip(*chains, strict=True))
+    norms, terms, adjoints = (torch.stack(figure).double() for figure in zip(*chains, strict=True))
     health = Health(
         grid=grid,
         truncations=truncations(
@@ -187,18 +187,18 @@ def _grid(run: Run, sampler: SamplerSettings) -> GridFigures:
 
 
 def _others(run: Run, settings: ProbeSettings) -> list[GridFigures]:
-    found = []
+    grids = []
     for index, other in enumerate(settings.grids):
         try:
-            found.append(_grid(run, with_changes(settings.sampler, other)))
+            grids.append(_grid(run, with_changes(settings.sampler, other)))
         except DraftError as error:
             error.where = f"grids.{index}"
             raise
-    return found
+    return grids
 
 
 def with_changes(sampler: SamplerSettings, other: OtherGrid) -> SamplerSettings:
-    """The sampler with another grid's own values."""
+    """The sampler with the values that another grid gives."""
     return replace(sampler, **{name: value for name, value in asdict(other).items() if value is not None})
 
 

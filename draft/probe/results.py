@@ -1,4 +1,4 @@
-"""A probe's findings as JSON and as tables; the page and the Markdown file have the same ones."""
+"""The results of a probe as JSON and as tables; the page and the Markdown file have the same ones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from draft.report.table import Table, as_markdown
 
 
 @dataclass(frozen=True)
-class Probed:
-    """A probe's findings and what they came from.
+class ProbeResult:
+    """The results of a probe and what they came from.
 
     Args:
         title: Heading of the page.
         model: The model as the user named it.
         subject: Which LoRA the gradient is of.
         settings: The probe's settings.
-        health: What was found.
+        health: The measured gradient.
         grids: The sampler's grid, then the others.
         scores: Mean raw score of each reward, by label.
     """
@@ -39,23 +39,23 @@ def norm_table(health: Health) -> Table:
     """The gradient of the last K steps against K, beside the step T - K that K adds."""
     limit, steps = recommended(health), health.steps
     rows = []
-    for found in health.truncations:
-        if not (found.k <= 10 or found.k % 5 == 0 or found.k in (limit, limit + 1, steps)):
+    for truncation in health.truncations:
+        if not (truncation.k <= 10 or truncation.k % 5 == 0 or truncation.k in (limit, limit + 1, steps)):
             continue
-        i = steps - found.k
+        i = steps - truncation.k
         rows.append(
             [
-                str(found.k),
-                f"{number(found.norm)} ({number(found.least)} to {number(found.greatest)})",
-                number(found.growth),
-                number(found.beyond),
-                number(found.cosine),
-                number(found.agreement),
+                str(truncation.k),
+                f"{number(truncation.norm)} ({number(truncation.least)} to {number(truncation.greatest)})",
+                number(truncation.growth),
+                number(truncation.beyond),
+                number(truncation.cosine),
+                number(truncation.agreement),
                 f"{health.grid.times[i]:g}",
                 number(health.grid.sensitivities[i]),
                 number(health.terms[i]),
                 number(health.adjoints[i]),
-                _judged(found, limit),
+                _judged(truncation, limit),
             ]
         )
     columns = ["K", "norm (least to greatest)", "growth", "beyond reach", "cosine", "agreement"]
@@ -73,7 +73,7 @@ def grid_table(grids: Sequence[GridFigures]) -> Table:
     return Table(["grid", "last time", "last step", "the one before", "the third last", "largest of all"], rows)
 
 
-def notes(probed: Probed) -> list[str]:
+def notes(probed: ProbeResult) -> list[str]:
     """How to read the tables, a paragraph each."""
     health = probed.health
     chance = f"1 / √{health.batches} = {number(health.batches**-0.5)}"
@@ -89,12 +89,12 @@ def notes(probed: Probed) -> list[str]:
     ]
 
 
-def markdown(probed: Probed) -> str:
-    """The findings as a Markdown text: verdict, notes, tables."""
-    said = verdict(probed.health)
+def markdown(probed: ProbeResult) -> str:
+    """The results as Markdown: verdict, notes, tables."""
+    text = verdict(probed.health)
     parts = [
         f"# {probed.title or 'Probe'}",
-        f"{said[:1].upper()}{said[1:]}.",
+        f"{text[:1].upper()}{text[1:]}.",
         *notes(probed),
         as_markdown(norm_table(probed.health)),
         "How far the network reaches in the last steps, |∂x′/∂out|:",
@@ -103,15 +103,15 @@ def markdown(probed: Probed) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def json_text(probed: Probed, *, config_text: str = "") -> str:
-    """The findings as JSON; what is not finite is written as null.
+def json_text(probed: ProbeResult, *, config_text: str = "") -> str:
+    """The results as JSON; what is not finite is written as null.
 
     Args:
         probed: The probe.
         config_text: The pipeline's configuration, kept as text.
 
     Returns:
-        JSON text, the same for the same findings.
+        JSON text, the same for the same results.
     """
     health = probed.health
     value = {
@@ -121,9 +121,9 @@ def json_text(probed: Probed, *, config_text: str = "") -> str:
         "factor": FACTOR,
         "model": probed.model,
         "subject": probed.subject,
-        "settings": {each.name: _plain(getattr(probed.settings, each.name)) for each in fields(ProbeSettings)},
+        "settings": {one.name: _plain(getattr(probed.settings, one.name)) for one in fields(ProbeSettings)},
         "scores": dict(probed.scores),
-        "k": [asdict(found) | {"objection": objection(found)} for found in health.truncations],
+        "k": [asdict(truncation) | {"objection": objection(truncation)} for truncation in health.truncations],
         "steps": [
             {"step": i, "time": time, "sensitivity": sensitivity, "term": term, "adjoint_after": adjoint}
             for i, (time, sensitivity, term, adjoint) in enumerate(
@@ -131,17 +131,17 @@ def json_text(probed: Probed, *, config_text: str = "") -> str:
             )
         ],
         "adjoint_of_noise": health.adjoints[0],
-        "norms": [list(each) for each in health.norms],
+        "norms": [list(norms) for norms in health.norms],
         "grids": [asdict(grid) for grid in probed.grids],
     }
     return as_json(with_origin(value, config_text))
 
 
-def _judged(found: Truncation, limit: int) -> str:
-    return "recommended" if found.k <= limit else "not recommended"
+def _judged(truncation: Truncation, limit: int) -> str:
+    return "recommended" if truncation.k <= limit else "not recommended"
 
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value  # type: ignore[call-overload]

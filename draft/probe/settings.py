@@ -46,7 +46,7 @@ class ProbeSettings:
         micro_batch_size: Images decoded and scored at once; 0: the whole batch.
         saturation: What the gradient does at clipped pixel values, as in a training.
         mixed_precision: `bf16` keeps the frozen model in bfloat16; the LoRA stays in float32.
-        resolution: Side of the square images in pixels; None: the model's own.
+        resolution: Side of square images, or [height, width], in pixels; None: the model's own.
         device: Where to run; `auto` is the first accelerator, else the CPU.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import pluggy
 
 from draft.errors import PluginError, PluginWarning
 from draft.family import Family
-from draft.files import sha256
+from draft.rewards.derived import RECORD, digest, ensure_derived, place
 from draft.rewards.discovery import EXTENSIONS, entries
 from draft.rewards.hookspecs import NamedModel
 from draft.rewards.loading import new_manager, register
@@ -54,7 +54,7 @@ def model_path(name: str) -> str:
         name: A registered name (`draft models`), a hub id, a folder or a file.
 
     Returns:
-        The folder of a registered name, else `name` itself.
+        The folder of a registered name, which is made now if it is derived from others; else `name` itself.
 
     Raises:
         PluginError: Two plugins offer a model of that name, or a file of it is missing or damaged.
@@ -62,8 +62,57 @@ def model_path(name: str) -> str:
     model = named_model(name)
     if model is None:
         return name
+    ensure_derived(model)
     _verify(model)
     return str(model.path)
+
+
+def model_place(name: str) -> str:
+    """Where a model is or will be: as `model_path`, but a model that has not been made yet stays so.
+
+    Args:
+        name: A registered name, a hub id, a folder or a file.
+
+    Returns:
+        The folder of a registered name, else `name` itself.
+
+    Raises:
+        PluginError: Two plugins offer a model of that name, or a file of one that is there is missing or damaged.
+    """
+    model = named_model(name)
+    if model is None:
+        return name
+    if model.derive is None:
+        _verify(model)
+    return str(model.path)
+
+
+def derived_model(path: str) -> NamedModel | None:
+    """The derived model whose folder, made already or not, is at a path.
+
+    Args:
+        path: What `model_place` returned, or anything else.
+
+    Returns:
+        The model; None: the path is no derived model's.
+    """
+    folder = Path(path)
+    if not folder.is_absolute() or (folder.exists() and not (folder / RECORD).is_file()):
+        return None  # without asking all packages
+    return next((model for _, model in _offered() if model.derive is not None and model.path == folder), None)
+
+
+def make_derived(path: str) -> None:
+    """Make the derived model of a path, if it is one's and it has not been made yet.
+
+    Args:
+        path: Any model's folder, file or hub id.
+
+    Raises:
+        PluginError: It cannot be made.
+    """
+    if (model := derived_model(path)) is not None:
+        ensure_derived(model)
 
 
 def named_model(name: str) -> NamedModel | None:
@@ -88,23 +137,15 @@ def named_model(name: str) -> NamedModel | None:
 def _verify(model: NamedModel) -> None:
     for file, expected in model.sha256.items():
         try:
-            state = (model.path / file).stat()
+            found = digest(model.path / file)
         except OSError:
             found = "missing"
-        else:
-            found = _digest(model.path / file, state.st_mtime_ns, state.st_size)
         if found != expected:
             what = "is missing" if found == "missing" else f"is damaged: its sha256 is {found}"
             raise PluginError(
                 f"the file {file!r} of model {model.name!r} {what}, and must be {expected} (looked in {model.path})",
                 hint="install the package that brings the model again",
             )
-
-
-@cache
-def _digest(file: Path, modified: int, size: int) -> str:
-    """The sha256 of a file; read again in this process only if it has changed."""
-    return sha256(file)
 
 
 def offered_families() -> list[tuple[str, Family]]:
@@ -117,7 +158,8 @@ def offered_families() -> list[tuple[str, Family]]:
 
 
 def _offered() -> list[tuple[str, NamedModel]]:
-    return _answers("draft_models", NamedModel)
+    offered = _answers("draft_models", NamedModel)
+    return [(dist, replace(m, path=place(m.path)) if m.derive is not None else m) for dist, m in offered]
 
 
 def _answers(hook: str, kind: type[Row]) -> list[tuple[str, Row]]:

@@ -23,7 +23,9 @@ class NamedModel:
 
     Args:
         name: What users write, e.g. ``"emoji"`` or ``"emoji/clip"``.
-        path: The folder, in its library's own format.
+        path: The folder, in its library's own format. Of a model with `derive` it may be relative, to a folder in
+            Draft's cache; its last part must change whenever what is made there would change, as it stands for the
+            model in fingerprints.
         kind: What it is: ``"text-to-image"``, ``"clip"``, ``"image-classifier"``, ...
         description: One sentence.
         licence: The weights' licence, an SPDX id where there is one.
@@ -32,6 +34,9 @@ class NamedModel:
             anything is loaded. Empty: nothing is checked.
         remark: Given all prompts of a stage, what to warn about, e.g. of words the model does not know; empty text
             for nothing. None: no remarks.
+        derive: Writes the model's files into the empty folder it is given, from what else is on this machine. It is
+            called once, when the model is first loaded: never by a check, a plan or a list. The folder gets the name
+            `path` when it is complete. None: the files are at `path` already.
     """
 
     name: str
@@ -42,6 +47,7 @@ class NamedModel:
     figures: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict)
     remark: Callable[[Sequence[str]], str] | None = None
+    derive: Callable[[Path], None] | None = None
 
 
 class RewardHooks:
@@ -72,7 +78,7 @@ class ExtensionHooks:
         """Models on this machine that pipelines and rewards may name.
 
         Returns:
-            A list of `draft.NamedModel`. Must not load any weights.
+            A list of `draft.NamedModel`. Must neither load weights nor make any; `NamedModel.derive` may.
 
         Example:
             @draft.hookimpl

@@ -66,7 +66,14 @@ def expected(finding: Mapping[str, Any]) -> str:
     if kind in _FINDINGS:
         name = _FINDINGS[kind]
         return _BOUNDS[name].format(_number(context[name]))
+    if kind == "too_long":
+        return f"a list of at most {context['max_length']}"
     return context["expected"] if kind == "literal_error" else _EXPECTED.get(kind, "")
+
+
+def is_bound(finding: Mapping[str, Any]) -> bool:
+    """Whether a finding is of a number that is too small or too large, which only a number of the right type can be."""
+    return finding["type"] in _FINDINGS
 
 
 def message(finding: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ def curve_chart(strip: Strip, label: str) -> str:
     """One reward over the scales: mean over the rows, each row's own curve, and their range.
 
     Args:
-        strip: What was found, with one adapter.
+        strip: What was drawn and scored, with one adapter.
         label: The reward.
 
     Returns:
@@ -41,7 +41,7 @@ def draw_curve(axes: Axes, strip: Strip, label: str, places: Sequence[float], co
 
     Args:
         axes: Where.
-        strip: What was found, with one adapter.
+        strip: What was drawn and scored, with one adapter.
         label: The reward.
         places: Where each scale is on the horizontal axis.
         colours: What it is drawn in.
@@ -65,7 +65,7 @@ def draw_grid(axes: Axes, strip: Strip, label: str, colours: Colours) -> None:
 
     Args:
         axes: Where.
-        strip: What was found, with two adapters.
+        strip: What was drawn and scored, with two adapters.
         label: The reward.
         colours: What it is drawn in.
     """
@@ -85,7 +85,7 @@ def grid_means(strip: Strip, label: str) -> list[list[tuple[float, float]]]:
     """One reward's means over two scales: for each scale of the second adapter those of the first.
 
     Args:
-        strip: What was found, with two adapters.
+        strip: What was drawn and scored, with two adapters.
         label: The reward.
 
     Returns:

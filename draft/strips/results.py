@@ -69,7 +69,7 @@ def curve(strip: Strip, label: str) -> list[Point]:
     """One reward over the cells; scores that do not exist are left out.
 
     Args:
-        strip: What was found.
+        strip: What was drawn and scored.
         label: The reward.
 
     Returns:
@@ -89,7 +89,7 @@ def highest(strip: Strip, label: str) -> tuple[int, int] | None:
     """The cell where a reward's mean is highest, and how many rows are highest there themselves.
 
     Args:
-        strip: What was found.
+        strip: What was drawn and scored.
         label: The reward.
 
     Returns:
@@ -115,7 +115,7 @@ def json_text(strip: Strip, *, config_text: str = "") -> str:
     """The figures as JSON; NaN is written as null.
 
     Args:
-        strip: What was found.
+        strip: What was drawn and scored.
         config_text: The pipeline's configuration, kept as text.
 
     Returns:
@@ -123,10 +123,10 @@ def json_text(strip: Strip, *, config_text: str = "") -> str:
     """
     rewards: dict[str, Any] = {}
     for label in strip.scores:
-        found = highest(strip, label)
+        best = highest(strip, label)
         rewards[label] = {
             "curve": [asdict(point) for point in curve(strip, label)],
-            "highest": {"scales": strip.cells[found[0]], "rows": found[1]} if found else None,
+            "highest": {"scales": strip.cells[best[0]], "rows": best[1]} if best else None,
             "scores": strip.scores[label],
         }
     value = {
@@ -144,7 +144,7 @@ def csv_text(strip: Strip) -> str:
     """Every image's scores, one line per cell and row.
 
     Args:
-        strip: What was found.
+        strip: What was drawn and scored.
 
     Returns:
         CSV text with a header: a column of scales per adapter, row, seed, prompt, one column per reward.

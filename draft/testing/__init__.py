@@ -98,7 +98,8 @@ def run_checks(
     Raises:
         DraftError: The arguments make no sense.
     """
-    from draft.testing.checks import CHECKS, CheckFailed, CheckSkipped, Subject
+    from draft.testing.checks import CHECKS
+    from draft.testing.subject import CheckFailed, CheckSkipped, Subject
 
     if not isinstance(reward, Reward):
         raise DraftError(

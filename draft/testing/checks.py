@@ -5,75 +5,24 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from draft.isolation.reward import IsolatedReward
-from draft.rewards.parts import each_reward
-from draft.rewards.reward import RESERVED, Reward, Score
-from draft.testing.pretended import pretended_accelerator
-from draft.testing.pretended.tensor import DEVICE, DeviceMismatch, NotPretended
-from draft.types import Images, Prompts, Scores
-
-
-class CheckFailed(Exception):
-    """A check found that the reward breaks its contract."""
-
-
-class CheckSkipped(Exception):
-    """A check does not apply to this reward."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The reward under test and what it is tested with.
-
-    Args:
-        reward: The reward with its parameters.
-        prompts: B prompts, with the columns that the reward's options name.
-        size: Height and width of the images.
-        device: Where to load it.
-    """
-
-    reward: Reward
-    prompts: Prompts
-    size: tuple[int, int]
-    device: str
-
-    @cached_property
-    def score(self) -> Score:
-        """The loaded reward."""
-        return self.reward.load(torch.device(self.device))
-
-    def images(
-        self, seed: int = 0, *, size: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """Smooth random images inside (0.15, 0.85), away from where clamps cut gradients: float (B, 3, H, W)."""
-        generator = torch.Generator().manual_seed(seed)
-        height, width = size or self.size
-        coarse = torch.rand(len(self.prompts), 3, 8, 8, generator=generator, dtype=torch.float64)
-        smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
-        grain = torch.rand(len(self.prompts), 3, height, width, generator=generator, dtype=torch.float64)
-        return (0.15 + 0.6 * smooth + 0.1 * grain).to(device=self.device, dtype=dtype)
-
-    def close(self, left: Tensor, right: Tensor, relative: float) -> bool:
-        """Whether scores agree up to `relative` of their size."""
-        scale = max(left.abs().max().item(), right.abs().max().item(), 1e-6)
-        return bool((left.double() - right.double()).abs().max().item() <= relative * scale)
+from draft.rewards.reward import RESERVED
+from draft.testing.elsewhere import check_another_device
+from draft.testing.subject import CheckSkipped, Subject, require
 
 
 def check_documented(subject: Subject) -> str:
     """The class has a docstring of its own, a name, and a description for each field; no field is reserved."""
     kind = type(subject.reward)
-    _require(bool((kind.__dict__.get("__doc__") or "").strip()), f"{kind.__name__} has no docstring")
-    _require(isinstance(getattr(kind, "name", None), str), f"{kind.__name__} has no `name`")
+    require(bool((kind.__dict__.get("__doc__") or "").strip()), f"{kind.__name__} has no docstring")
+    require(isinstance(getattr(kind, "name", None), str), f"{kind.__name__} has no `name`")
     for name, field in kind.model_fields.items():
-        _require(bool(field.description), f"field {name!r} has no description")
-        _require(name not in RESERVED, f"field {name!r} is reserved by Draft")
+        require(bool(field.description), f"field {name!r} has no description")
+        require(name not in RESERVED, f"field {name!r} is reserved by Draft")
     return ""
 
 
@@ -81,7 +30,7 @@ def check_round_trip(subject: Subject) -> str:
     """The parameters survive being written as JSON and read again."""
     text = subject.reward.model_dump_json()
     again = type(subject.reward).model_validate_json(text)
-    _require(again == subject.reward, f"{subject.reward!r} became {again!r}")
+    require(again == subject.reward, f"{subject.reward!r} became {again!r}")
     return ""
 
 
@@ -93,10 +42,10 @@ def check_shape(subject: Subject) -> str:
     forms += [] if subject.prompts.columns else [list(subject.prompts), list(subject.prompts[:1])]
     for given in forms:
         scores = subject.score(images[: len(given)], given)
-        _require(isinstance(scores, Tensor), f"returned {type(scores).__name__}, not a tensor")
-        _require(scores.shape == (len(given),), f"shape {tuple(scores.shape)} for {len(given)} images")
-        _require(scores.is_floating_point(), f"scores are {scores.dtype}")
-        _require(scores.device == images.device, f"scores are on {scores.device}, images on {images.device}")
+        require(isinstance(scores, Tensor), f"returned {type(scores).__name__}, not a tensor")
+        require(scores.shape == (len(given),), f"shape {tuple(scores.shape)} for {len(given)} images")
+        require(scores.is_floating_point(), f"scores are {scores.dtype}")
+        require(scores.device == images.device, f"scores are on {scores.device}, images on {images.device}")
     return ""
 
 
@@ -115,10 +64,10 @@ def check_finite(subject: Subject) -> str:
     for name, batch in cases.items():
         pixels = batch.clone().requires_grad_(subject.reward.differentiable)
         scores = subject.score(pixels, subject.prompts)
-        _require(bool(scores.isfinite().all()), f"{name} scores {scores.tolist()}")
+        require(bool(scores.isfinite().all()), f"{name} scores {scores.tolist()}")
         if scores.requires_grad:
             (slope,) = torch.autograd.grad(scores.sum(), pixels, allow_unused=True)
-            _require(slope is None or bool(slope.isfinite().all()), f"the gradient at {name} is not finite")
+            require(slope is None or bool(slope.isfinite().all()), f"the gradient at {name} is not finite")
     return ""
 
 
@@ -127,9 +76,9 @@ def check_deterministic(subject: Subject) -> str:
     images = subject.images()
     first = subject.score(images, subject.prompts).detach()
     second = subject.score(images, subject.prompts).detach()
-    _require(subject.close(first, second, 1e-6), f"{first.tolist()}, then {second.tolist()}")
+    require(subject.close(first, second, 1e-6), f"{first.tolist()}, then {second.tolist()}")
     again = subject.reward.load(torch.device(subject.device))(images, subject.prompts).detach()
-    _require(subject.close(first, again, 1e-6), f"{first.tolist()}, loaded again {again.tolist()}")
+    require(subject.close(first, again, 1e-6), f"{first.tolist()}, loaded again {again.tolist()}")
     return ""
 
 
@@ -138,13 +87,11 @@ def check_batch(subject: Subject) -> str:
     images = subject.images()
     if not subject.reward.per_image:
         alone = subject.score(images[:1], subject.prompts[:1])
-        _require(alone.shape == (1,) and bool(alone.isfinite().all()), f"one image scores {alone.tolist()}")
+        require(alone.shape == (1,) and bool(alone.isfinite().all()), f"one image scores {alone.tolist()}")
         return "a batch-level reward: only a batch of one was tried"
     batch = subject.score(images, subject.prompts).detach()
     single = [subject.score(images[i : i + 1], subject.prompts[i : i + 1]).detach() for i in range(len(images))]
-    _require(
-        subject.close(batch, torch.cat(single), 1e-3), f"{batch.tolist()}, one by one {torch.cat(single).tolist()}"
-    )
+    require(subject.close(batch, torch.cat(single), 1e-3), f"{batch.tolist()}, one by one {torch.cat(single).tolist()}")
     return ""
 
 
@@ -154,7 +101,7 @@ def check_permutation(subject: Subject) -> str:
     order = list(reversed(range(len(images))))
     scores = subject.score(images, subject.prompts).detach()
     moved = subject.score(images[order], subject.prompts.take(order)).detach()
-    _require(subject.close(scores[order], moved, 1e-3), f"{scores[order].tolist()}, reordered {moved.tolist()}")
+    require(subject.close(scores[order], moved, 1e-3), f"{scores[order].tolist()}, reordered {moved.tolist()}")
     return ""
 
 
@@ -164,8 +111,8 @@ def check_inputs_untouched(subject: Subject) -> str:
     before = images.clone()
     # Only a plain list could be changed; one that has columns is read-only.
     subject.score(images, subject.prompts if subject.prompts.columns else prompts)
-    _require(torch.equal(images, before), "the images were changed in place")
-    _require(prompts == list(subject.prompts), "the prompts were changed in place")
+    require(torch.equal(images, before), "the images were changed in place")
+    require(prompts == list(subject.prompts), "the prompts were changed in place")
     return ""
 
 
@@ -177,8 +124,8 @@ def check_randomness_untouched(subject: Subject) -> str:
     score(subject.images(), subject.prompts)
     after = _random_states()
     for name, state in before.items():
-        _require(state == loaded.get(name, state), f"`load` draws from {name}'s global generator")
-        _require(state == after.get(name, state), f"scoring draws from {name}'s global generator")
+        require(state == loaded.get(name, state), f"`load` draws from {name}'s global generator")
+        require(state == after.get(name, state), f"scoring draws from {name}'s global generator")
     return ""
 
 
@@ -188,7 +135,7 @@ def check_frozen(subject: Subject) -> str:
     scores = subject.score(images, subject.prompts)
     leaves = [leaf for leaf in _leaves(scores) if leaf is not images]
     shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves[:3])
-    _require(not leaves, f"{len(leaves)} tensors of the reward require a gradient, e.g. {shapes}")
+    require(not leaves, f"{len(leaves)} tensors of the reward require a gradient, e.g. {shapes}")
     return ""
 
 
@@ -202,40 +149,10 @@ def check_dtypes(subject: Subject) -> str:
         images = subject.images(dtype=dtype)
         wanted = subject.score(images.float(), subject.prompts).detach().double()
         scores = subject.score(images, subject.prompts).detach().double()
-        _require(bool(scores.isfinite().all()), f"{dtype} scores {scores.tolist()}")
+        require(bool(scores.isfinite().all()), f"{dtype} scores {scores.tolist()}")
         error = (wanted - scores).abs().max().item()
-        _require(error <= relative * scale, f"{dtype} scores {scores.tolist()}, float32 {wanted.tolist()}")
+        require(error <= relative * scale, f"{dtype} scores {scores.tolist()}, float32 {wanted.tolist()}")
     return ""
-
-
-def check_another_device(subject: Subject) -> str:
-    """Loaded onto a GPU, which is pretended, it scores images there as on the CPU, and their gradient is the same."""
-    if subject.device != "cpu":
-        raise CheckSkipped(f"every check ran on {subject.device} itself")
-    if any(isinstance(each, IsolatedReward) for _, each in each_reward(subject.reward)):
-        raise CheckSkipped("it runs in a process of its own, where no accelerator is pretended")
-    images = subject.images()
-    wanted, wanted_slope = _with_slope(subject, subject.score, images)
-    try:
-        with pretended_accelerator() as counts:
-            score, there = subject.reward.load(DEVICE), images.to(DEVICE)
-            loaded = counts.copy()
-            scores, slope = _with_slope(subject, score, there)
-            waits = (counts - loaded).reads
-            _require(scores.device == DEVICE, f"scores are on {scores.device}, images on {DEVICE}")
-            scores, slope = scores.cpu(), None if slope is None else slope.cpu()
-    except DeviceMismatch as error:
-        raise CheckFailed(str(error)) from error
-    except NotPretended as error:
-        raise CheckSkipped(str(error)) from error
-    _require(subject.close(wanted, scores, 1e-4), f"{wanted.tolist()} on the CPU, {scores.tolist()} on {DEVICE}")
-    _require((slope is None) == (wanted_slope is None), f"the gradient is lost on one of the CPU and {DEVICE}")
-    if slope is not None and wanted_slope is not None:
-        _require(subject.close(wanted_slope, slope, 1e-3), f"the gradient differs on {DEVICE}")
-    if not waits:
-        return ""
-    place, _ = waits.most_common(1)[0]
-    return f"reads by the host: {waits.total()} a batch, most at {place.line.partition(' ')[0]}"
 
 
 def check_gradient(subject: Subject) -> str:
@@ -251,14 +168,12 @@ def check_gradient(subject: Subject) -> str:
     )
     images = subject.images(dtype=dtype).requires_grad_()
     scores = subject.score(images, subject.prompts)
-    _require(scores.requires_grad, "the scores have no gradient: something on the way detaches the images")
+    require(scores.requires_grad, "the scores have no gradient: something on the way detaches the images")
     (slope,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
-    _require(slope is not None, "the scores do not depend on the images")
-    _require(bool(slope.isfinite().all()), "the gradient is not finite")
+    require(slope is not None, "the scores do not depend on the images")
+    require(bool(slope.isfinite().all()), "the gradient is not finite")
     lengths = slope.flatten(1).norm(dim=1)
-    _require(
-        bool((lengths > 0).all()), f"the gradient is zero for images {(lengths == 0).nonzero().flatten().tolist()}"
-    )
+    require(bool((lengths > 0).all()), f"the gradient is zero for images {(lengths == 0).nonzero().flatten().tolist()}")
     # A purely random direction is nearly orthogonal to the gradient in so many dimensions; half of each is telling.
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(slope)
     direction = noise / noise.norm() + slope / slope.norm()
@@ -271,7 +186,7 @@ def check_gradient(subject: Subject) -> str:
             behind = subject.score(images - step * direction, subject.prompts).double().sum()
             errors.append(abs((ahead - behind).item() / (2 * step) - analytic) / abs(analytic))
     name = "float64" if double else "float32"
-    _require(min(errors) <= relative, f"differs by {min(errors):.1%} from a central difference in {name}")
+    require(min(errors) <= relative, f"differs by {min(errors):.1%} from a central difference in {name}")
     return f"within {min(errors):.1e} of a central difference in {name}"
 
 
@@ -291,20 +206,6 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "gradient": check_gradient,
 }
 """All checks by name, cheap ones first."""
-
-
-def _require(true: bool, otherwise: str) -> None:
-    if not true:
-        raise CheckFailed(otherwise)
-
-
-def _with_slope(subject: Subject, score: Score, images: Images) -> tuple[Scores, Tensor | None]:
-    """Scores, and the gradient of their sum where there is one; on the images' device."""
-    pixels = images.detach().requires_grad_(subject.reward.differentiable)
-    scores = score(pixels, subject.prompts)
-    if not scores.requires_grad:
-        return scores, None
-    return scores.detach(), torch.autograd.grad(scores.sum(), pixels, allow_unused=True)[0]
 
 
 def _works_in_double(subject: Subject) -> bool:

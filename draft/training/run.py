@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.device import choose_device
-from draft.diffusion.embedding import embed_texts
 from draft.diffusion.families import TextToImage, load_text_to_image
+from draft.diffusion.families.problems import require_family_settings
 from draft.diffusion.generate import seeded_noise
 from draft.diffusion.guidance import GuidanceGradient, Net, guide, has_two_branches, without_guidance
 from draft.diffusion.lora import lora_off, lora_parameters
 from draft.diffusion.memory import require_memory
+from draft.diffusion.prompt_store import PromptStore, open_store
 from draft.diffusion.sampling import Output
 from draft.diffusion.schedule import Grid, make_grid
 from draft.methods.run import Batch
@@ -43,7 +44,7 @@ class Run:
         prompts: All training prompts.
         scorer: Decoder and rewards.
         grid: The sampling grid.
-        conditioning: That of all P prompts, on the CPU.
+        conditioning: That of the prompts, by their numbers, on the CPU.
         unconditional: The negative prompt's, of length 1.
         parameters: What learns.
         optimizer: AdamW on it.
@@ -58,7 +59,7 @@ class Run:
     prompts: Prompts
     scorer: Scorer
     grid: Grid
-    conditioning: Conditioning
+    conditioning: PromptStore | Conditioning
     unconditional: Conditioning
     parameters: list[nn.Parameter]
     optimizer: torch.optim.AdamW
@@ -156,7 +157,7 @@ def prepare(
     progress: Progress,
     foundation: Foundation = FRESH,
 ) -> Run:
-    """Load everything, embed all prompts, drop the text encoders, and put the LoRA that learns on the model.
+    """Load everything, embed what will be drawn, drop the text encoders, and put the LoRA that learns on the model.
 
     Args:
         settings: The training's settings.
@@ -178,6 +179,7 @@ def prepare(
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     require_memory(model, settings.device, dtype)
     loaded_model = load_text_to_image(model, device=device, dtype=dtype)
+    require_family_settings(loaded_model.family, settings.sampler, cfg_gradient=settings.cfg_gradient)
     size = size_of(settings.resolution, loaded_model.default_size)
     grid = make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler)
     shape = loaded_model.latent_shape(size)
@@ -185,14 +187,25 @@ def prepare(
         f"{settings.method.kind}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}"
     )
     rewards = load_rewards(terms, device)
-    conditioning = embed_texts(loaded_model, list(prompts), size)
+    random = Randomness(seed, len(prompts))
+    conditioning, encoders_stay = open_store(
+        loaded_model,
+        prompts,
+        size,
+        kind=settings.text_encoder,
+        upcoming=random.upcoming,
+        draws=settings.max_steps * settings.gradient_accumulation_steps * settings.batch_size,
+        reopen=lambda: load_text_to_image(model, device=device, dtype=dtype),
+        progress=progress,
+    )
     unconditional = loaded_model.unconditional(settings.sampler.negative_prompt, size)
     preview = None
     if settings.preview.every:
-        shown = settings.preview.prompts or tuple(prompts)[: settings.preview.count]
+        shown = settings.preview.prompts or tuple(prompts[: settings.preview.count])
         seeds = [settings.preview.seed + k for k in range(len(shown))]
         preview = (loaded_model.encode(shown, size), seeded_noise(seeds, shape))
-    loaded_model.drop_encoders()  # before the denoiser is read, so that there is room for the larger of them alone
+    if not encoders_stay:
+        loaded_model.drop_encoders()  # before the denoiser is read, so that there is room for the larger of them alone
     lay_foundation(footing, loaded_model, settings.lora, seed=seed)
     recomputes_blocks = settings.gradient_checkpointing is True and loaded_model.checkpoint_blocks(True)
     parameters = lora_parameters(loaded_model.network)
@@ -205,7 +218,7 @@ def prepare(
     )
     decode = partial(loaded_model.decode, straight_through=settings.saturation == "straight_through")
     scorer = Scorer(decode, rewards, settings.micro_batch_size, settings.robust)
-    random, no_grad_denoiser = Randomness(seed, len(prompts)), loaded_model.denoise
+    no_grad_denoiser = loaded_model.denoise
     if settings.compile:
         no_grad_denoiser = cast("Net", torch.compile(no_grad_denoiser))
     return Run(

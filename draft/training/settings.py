@@ -75,7 +75,10 @@ class LearningSettings:
         micro_batch_size: Images decoded and scored at once in the split backward pass; 0: the whole batch.
         saturation: What the gradient does at pixel values that were decoded outside [0, 1] and clipped: with `clip` it
             is 0 there, with `straight_through` it passes as if nothing had been clipped. The images are the same.
-        resolution: Side of the square images in pixels; None: the model's own.
+        resolution: Side of square images, or [height, width], in pixels; None: the model's own.
+        text_encoder: Which prompts are embedded when: `cached` embeds all that will be drawn first, into a cache on
+            disk that later runs share, and frees the text encoders; `resident` keeps them and embeds each batch; `auto`
+            is `cached`, in parts where all would exceed the cache's limit.
         device: Where to train; `auto` is the first accelerator, else the CPU.
     """
 
@@ -100,6 +103,7 @@ class LearningSettings:
     micro_batch_size: Annotated[int, Ge(0), Inert(rounding=True), Instead(0)] = 1
     saturation: Literal["clip", "straight_through"] = "clip"
     resolution: Resolution = None
+    text_encoder: Annotated[Literal["auto", "cached", "resident"], Inert()] = "auto"
     device: Device = "auto"
 
 

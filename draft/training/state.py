@@ -35,6 +35,14 @@ class Randomness:
         chosen, self._queue = self._queue[:count].tolist(), self._queue[count:]
         return chosen
 
+    def upcoming(self, count: int) -> list[int]:
+        """The next `count` prompts as `indices` will draw them; nothing is drawn."""
+        order, queue = torch.Generator("cpu"), self._queue
+        order.set_state(self._order.get_state())
+        while len(queue) < count:
+            queue = torch.cat([queue, torch.randperm(self._prompts, generator=order).to(torch.int32)])
+        return queue[:count].tolist()
+
     def noise(self, *shape: int) -> Tensor:
         """Standard normal noise for rollouts, float32 on the CPU."""
         return torch.randn(shape, generator=self._noise)

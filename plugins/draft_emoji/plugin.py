@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import draft
-from draft_emoji import WEIGHTS
+from draft_emoji import WEIGHTS, xl
 from draft_emoji.vocabulary import concepts, nearest, unknown_words
 
 MODELS = (
@@ -79,7 +80,7 @@ def draft_models() -> list[draft.NamedModel]:
     """Name the small models that ship with Draft."""
     figures = _read("figures.json")
     files = _read("manifest.json")["files"]
-    return [
+    shipped = [
         draft.NamedModel(
             name=name,
             path=WEIGHTS / folder,
@@ -95,6 +96,20 @@ def draft_models() -> list[draft.NamedModel]:
         for name, folder, kind, description in MODELS
         if f"{folder}/config.json" in files or f"{folder}/model_index.json" in files
     ]
+    return [*shipped, *(_larger(model) for model in shipped if model.name == "emoji")]
+
+
+def _larger(small: draft.NamedModel) -> draft.NamedModel:
+    """`emoji` in Stable Diffusion XL's format."""
+    return replace(
+        small,
+        name="emoji_xl",
+        path=xl.place(),
+        description=f"emoji's weights as a Stable Diffusion XL; a stand-in, trained on {len(concepts())} emoji",
+        figures="draws what emoji draws",
+        sha256={},
+        derive=xl.write,
+    )
 
 
 def _sentence(name: str, figures: Mapping[str, Any]) -> str:

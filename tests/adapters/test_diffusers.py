@@ -17,7 +17,7 @@ from draft.adapters.files.container import read_tensors, write_tensors
 from draft.adapters.files.formats import Adapter, Factors, Format, read_adapter, write_adapter
 from draft.adapters.mixture import mix_files
 from draft.adapters.settings import MixSettings
-from draft.diffusion.families.lora_reader import read_as_diffusers
+from draft.diffusion.families.peer_reader import read_as_diffusers
 from draft.errors import StageError
 
 WIDTH = 8

@@ -240,6 +240,18 @@ def test_the_header_names_the_base_model_as_far_as_the_modules_tell(
     assert metadata.get("ss_base_model_version") == ("sdxl_base_v1-0" if "xl" in expected else None)
 
 
+@pytest.mark.parametrize(
+    ("columns", "family"), [(64, "sdxl"), (768, "sd"), (1024, "sd")], ids=["a toy's", "version 1", "version 2"]
+)
+def test_the_header_decides_between_unets_where_the_modules_do_not(tmp_path: Path, columns: int, family: str) -> None:
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    factors = Factors(torch.ones(1, columns), torch.ones(4, 1))
+    write_adapter(Adapter({name: factors}, "sdxl"), tmp_path / "a.safetensors")
+    assert read_adapter(tmp_path / "a.safetensors").family == family
+    write_adapter(Adapter({name: factors}, "sd"), tmp_path / "a.safetensors")
+    assert read_adapter(tmp_path / "a.safetensors").family == "sd"
+
+
 def test_a_peft_pattern_of_an_outer_module_does_not_reach_the_inner_ones_of_its_name(tmp_path: Path) -> None:
     outer, inner = "transformer.proj_out", "transformer.single_transformer_blocks.0.proj_out"
     other = "transformer.single_transformer_blocks.1.proj_out"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draft.adapters.selection import module_factors
+from draft.adapters.selection import module_weights
 from draft.errors import StageError
 
 Q = "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -34,7 +34,7 @@ NAMES = (Q, K, MID, TEXT, SECOND)
 def test_factors_of_all_patterns_that_match_multiply(
     components: dict[str, float], blocks: dict[str, float], changed: dict[str, float]
 ) -> None:
-    assert module_factors(NAMES, components=components, blocks=blocks) == dict.fromkeys(NAMES, 1.0) | changed
+    assert module_weights(NAMES, components=components, blocks=blocks) == dict.fromkeys(NAMES, 1.0) | changed
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,5 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_a_guess(
     components: dict[str, float], blocks: dict[str, float], message: str
 ) -> None:
     with pytest.raises(StageError) as error:
-        module_factors(NAMES, components=components, blocks=blocks)
+        module_weights(NAMES, components=components, blocks=blocks)
     assert str(error.value).endswith(message)

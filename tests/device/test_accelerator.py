@@ -7,13 +7,17 @@ import io
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoModel
 
+from draft import model_path
 from draft.testing import pretended_accelerator
 from draft.testing.pretended import At, Counts
 
@@ -137,6 +141,20 @@ def test_a_network_moves_trains_and_is_saved(accelerator: Counts) -> None:
         assert loaded[name].device.type == "cpu"
     assert network.half()[0].weight.dtype == torch.float16
     assert network.cpu()[0].weight.device.type == "cpu"
+
+
+def test_libraries_load_onto_the_device(accelerator: Counts, tmp_path: Path) -> None:
+    x = torch.arange(3.0, device=DEVICE)
+    save_file({"x": x, "y": x.clone()}, tmp_path / "x.safetensors")
+    assert load_file(tmp_path / "x.safetensors", device="cuda:0")["x"].device == DEVICE
+    assert load_file(tmp_path / "x.safetensors")["y"].tolist() == [0, 1, 2]
+    pinned = torch.empty(3, pin_memory=True).copy_(x.cpu()).pin_memory()
+    assert pinned.to(DEVICE, non_blocking=True).equal(x)
+    clip = AutoModel.from_pretrained(str(model_path("emoji/clip")), device_map="cuda:0")
+    assert {weight.device for weight in clip.parameters()} == {DEVICE}
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(RuntimeError, match="takes no modules of TorchScript at tests/device/test_accelerator.py:"):
+        scripted.to(DEVICE)
 
 
 def test_what_the_host_reads_is_counted_with_the_line_that_asked(accelerator: Counts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,8 @@ REFUSED: dict[str, Two] = {
     "a device that is not there": lambda x, cpu: torch.zeros(1, device="cuda:99"),
     "move to a device that is not there": lambda x, cpu: cpu.to("cuda:99"),
     "put data of the host": lambda x, cpu: torch.nn.functional.linear(x, torch.nn.Linear(3, 2).weight),
+    "put a gradient of the host": lambda x, cpu: setattr(x.requires_grad_(), "grad", cpu),
+    "pin": lambda x, cpu: x.pin_memory(),
     "quantiles of the host": lambda x, cpu: x.quantile(torch.tensor([0.1, 0.2])),
 }
 """What needs tensors of one device, or of this one."""
@@ -61,6 +64,8 @@ TAKEN: dict[str, Two] = {
     "as a tensor": lambda x, cpu: torch.as_tensor([1.0, 2.0], device=x.device),
     "as a tensor of a tensor": lambda x, cpu: torch.as_tensor(cpu, device=x.device),
     "random numbers": lambda x, cpu: torch.rand_like(x) * torch.rand(3, device=x.device),
+    "a saved tensor": lambda x, cpu: _loaded(cpu, x.device),
+    "a copy of it": lambda x, cpu: torch.tensor(x),
     "unique values": lambda x, cpu: x.unique(),
     "as a type": lambda x, cpu: cpu.type_as(x),
     "under the device's name": lambda x, cpu: _named(x),
@@ -74,6 +79,7 @@ LEFT: dict[str, Two] = {
     "as a tensor of the host": lambda x, cpu: torch.as_tensor(x, device="cpu"),
     "filled with its number": lambda x, cpu: torch.full((2,), x.sum().item()),
     "moved": lambda x, cpu: x.cpu() + cpu,
+    "made of its numbers": lambda x, cpu: torch.tensor([x[0, 0], x[0, 1]]),
 }
 """What gives a tensor of the CPU."""
 
@@ -81,6 +87,13 @@ LEFT: dict[str, Two] = {
 def _named(x: Tensor) -> Tensor:
     with torch.device(x.device):
         return torch.zeros(3)
+
+
+def _loaded(cpu: Tensor, device: torch.device) -> Tensor:
+    file = io.BytesIO()
+    torch.save({"a": [cpu]}, file)
+    file.seek(0)
+    return torch.load(file, map_location=device, weights_only=True)["a"][0]
 
 
 @pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])

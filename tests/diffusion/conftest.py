@@ -36,3 +36,20 @@ def load(tiny_folders: dict[str, Path]) -> Callable[..., TextToImage]:
         return load_text_to_image(str(tiny_folders[prediction]), device=torch.device("cpu"), dtype=dtype)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def xl_module(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_module(HERE.parent / "tiny_xl.py")
+
+
+@pytest.fixture(scope="session")
+def xl_folder(xl_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return xl_module.save_tiny_xl(tmp_path_factory.mktemp("xl") / "model")
+
+
+@pytest.fixture(scope="session")
+def xl_zero_snr(xl_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that predicts v down to no signal at all, and embeds an empty negative prompt."""
+    scheduler = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return xl_module.save_tiny_xl(tmp_path_factory.mktemp("v") / "model", zeros=False, scheduler=scheduler)

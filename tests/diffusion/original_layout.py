@@ -1,4 +1,4 @@
-"""Diffusers' folders in the original single-file layout of Stable Diffusion, written apart from the reader."""
+"""Diffusers' folders in the original single-file layouts of Stable Diffusion, written apart from the reader."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ RESNET = {
 UNET = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -90,11 +92,24 @@ def original_vae(tensors: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
 
 def original_text(tensors: dict[str, Tensor], version: str) -> dict[str, Tensor]:
     """The text encoder: CLIP under transformers' own names in version 1, OpenCLIP's in version 2."""
-    tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     if version == "1":
-        count = len(tensors["embeddings.position_embedding.weight"])
-        ids = {"embeddings.position_ids": torch.arange(count)[None]}
-        return {f"cond_stage_model.transformer.text_model.{name}": t for name, t in {**tensors, **ids}.items()}
+        return clip_text(tensors, "cond_stage_model.transformer.text_model.")
+    width = len(tensors[next(name for name in tensors if name.endswith("final_layer_norm.weight"))])
+    return openclip_text({**tensors, "text_projection.weight": torch.eye(width)}, "cond_stage_model.model.")
+
+
+def clip_text(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A text encoder under transformers' own names, with the buffer that older releases kept in files."""
+    tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    count = len(tensors["embeddings.position_embedding.weight"])
+    ids = {"embeddings.position_ids": torch.arange(count)[None]}
+    return {f"{prefix}{name}": tensor for name, tensor in {**tensors, **ids}.items()}
+
+
+def openclip_text(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A text encoder with its projection under OpenCLIP's names, where q, k and v are one matrix."""
+    tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    projection = tensors.pop("text_projection.weight")
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for new, old in OPENCLIP.items():
@@ -107,9 +122,8 @@ def original_text(tensors: dict[str, Tensor], version: str) -> dict[str, Tensor]
         elif re.search(r"\.attn\.[kv]_proj\.", name):
             continue
         found[name] = tensor
-    width = len(tensors["final_layer_norm.weight"])
-    found |= {"text_projection": torch.eye(width), "logit_scale": torch.tensor(4.6)}
-    return {f"cond_stage_model.model.{name}": tensor for name, tensor in found.items()}
+    found |= {"text_projection": projection.T.contiguous(), "logit_scale": torch.tensor(4.6)}
+    return {f"{prefix}{name}": tensor for name, tensor in found.items()}
 
 
 def original(folder: Path, version: str) -> dict[str, Tensor]:
@@ -122,4 +136,17 @@ def original(folder: Path, version: str) -> dict[str, Tensor]:
         **original_text(load_file(folder / "text_encoder" / "model.safetensors"), version),
         "betas": torch.linspace(0, 1, 3),
         "model_ema.decay": torch.tensor(0.999),
+    }
+
+
+def original_xl(folder: Path) -> dict[str, Tensor]:
+    """A diffusers folder of Stable Diffusion XL as the tensors of a single file."""
+    config = {part: json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae")}
+    unet, vae = (load_file(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae"))
+    first, second = (load_file(folder / part / "model.safetensors") for part in ("text_encoder", "text_encoder_2"))
+    return {
+        **original_unet(unet, config["unet"]["layers_per_block"]),
+        **original_vae(vae, len(config["vae"]["block_out_channels"])),
+        **clip_text(first, "conditioner.embedders.0.transformer.text_model."),
+        **openclip_text(second, "conditioner.embedders.1.model."),
     }

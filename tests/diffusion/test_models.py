@@ -74,15 +74,14 @@ def test_missing_weights_are_one_clear_line(tiny_folders: dict[str, Path], tmp_p
 
 
 def test_other_families_are_refused_by_name(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "xl"
+    folder = tmp_path / "flux"
     folder.mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    assert _refusal(folder).what == f"model '{folder}' is a StableDiffusionXLPipeline, a family Draft cannot train yet"
-    single = tmp_path / "xl.safetensors"
-    names = ("model.diffusion_model.input_blocks.0.0.weight", "conditioner.embedders.1.model.x")
-    save_file({name: torch.zeros(1) for name in names}, single)
-    assert _refusal(single).what == f"checkpoint {single} is Stable Diffusion XL, a family Draft cannot train yet"
-    assert _refusal(single).hint == "Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) can"
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    assert _refusal(folder).what == f"model '{folder}' is a FluxPipeline, a family Draft cannot train yet"
+    single = tmp_path / "flux.safetensors"
+    save_file({name: torch.zeros(1) for name in ("double_blocks.0.x", "single_blocks.0.x")}, single)
+    assert _refusal(single).what == f"checkpoint {single} is FLUX.1, a family Draft cannot train yet"
+    assert _refusal(single).hint.startswith("Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)")
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(1)}, other)
     assert _refusal(other).what == f"checkpoint {other} is of no family of models that Draft knows"

@@ -15,8 +15,7 @@ from PIL import Image
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import ConfigError, StageError
 from draft.evaluation.evaluate import evaluate
-from draft.evaluation.generate import generate, safe_name
-from draft.evaluation.settings import EvaluateSettings, GenerateSettings
+from draft.evaluation.settings import EvaluateSettings
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.types import Prompts
@@ -185,35 +184,3 @@ def test_what_cannot_be_evaluated_is_named(
     with pytest.raises(error, match=message):
         evaluate(SETTINGS, **(arguments | change), folder=tmp_path, progress=Silent())  # type: ignore[arg-type]
     assert not (tmp_path / "report.html").exists()
-
-
-def test_an_unknown_device_is_named(tiny_model: Path, tmp_path: Path) -> None:
-    settings = GenerateSettings(sampler=SAMPLER, device="abacus")
-    with pytest.raises(StageError, match="device 'abacus' is not available here"):
-        generate(
-            settings, model=str(tiny_model), adapters={}, prompts=PROMPTS, seed=0, folder=tmp_path, progress=Silent()
-        )
-
-
-def test_generate_writes_the_images_a_grid_and_what_each_one_is(
-    tiny_model: Path, tiny_adapter: Path, tmp_path: Path
-) -> None:
-    settings = GenerateSettings(sampler=SAMPLER, images_per_prompt=2)
-    figures = generate(
-        settings,
-        model=str(tiny_model),
-        adapters={"a": (tiny_adapter, 1.0), "b": (tiny_adapter, 0.5)},
-        prompts=PROMPTS,
-        seed=9,
-        folder=tmp_path,
-        progress=Silent(),
-    )
-    entries = [json.loads(line) for line in (tmp_path / "images" / "images.jsonl").read_text().splitlines()]
-    assert figures == {"images": 12.0} and len(entries) == 12
-    assert entries[3] == {"file": "a/0003.png", "arm": "a", "prompt": "dog", "seed": 12}
-    assert all((tmp_path / "images" / entry["file"]).is_file() for entry in entries)
-    assert Image.open(tmp_path / "images" / "grid.png").size == (4 + 6 * 20, 4 + 2 * 20)
-
-
-def test_labels_become_harmless_folder_names() -> None:
-    assert [safe_name(label) for label in ("a", "../x", "a b", "..", "ü")] == ["a", "_x", "a_b", "_", "ü"]

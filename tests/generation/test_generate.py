@@ -26,7 +26,7 @@ from draft.errors import StageError
 from draft.evaluation.settings import GenerateSettings
 from draft.evaluation.variants import Variants
 from draft.generation import generate as module
-from draft.generation.generate import generate_by_reward
+from draft.generation.generate import generate
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.types import Prompts
@@ -111,7 +111,7 @@ def quick(loaded: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
 def make(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
     def make(method: SamplingMethod, folder: str = "out", settings: GenerateSettings = SETTINGS, **changes: Any) -> Any:
         arguments = {"adapters": {}, "prompts": PROMPTS, "terms": [term("bright")], "seed": 7} | changes
-        figures = generate_by_reward(
+        figures = generate(
             settings,
             method=method,
             model=str(tiny_model),
@@ -174,6 +174,37 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     load_variants.__wrapped__ = real  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "load_variants", load_variants)
     return counter
+
+
+# --- without a method ---
+
+
+def test_an_unknown_device_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    settings = GenerateSettings(sampler=SAMPLER, device="abacus")
+    with pytest.raises(StageError, match="device 'abacus' is not available here"):
+        generate(
+            settings, model=str(tiny_model), adapters={}, prompts=PROMPTS, seed=0, folder=tmp_path, progress=Silent()
+        )
+
+
+def test_generate_writes_the_images_a_grid_and_what_each_one_is(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    settings = GenerateSettings(sampler=SAMPLER, images_per_prompt=2)
+    figures = generate(
+        settings,
+        model=str(tiny_model),
+        adapters={"a": (tiny_adapter, 1.0), "b": (tiny_adapter, 0.5)},
+        prompts=PROMPTS,
+        seed=9,
+        folder=tmp_path,
+        progress=Silent(),
+    )
+    entries = [json.loads(line) for line in (tmp_path / "images" / "images.jsonl").read_text().splitlines()]
+    assert figures == {"images": 12.0} and len(entries) == 12
+    assert entries[3] == {"file": "a/0003.png", "arm": "a", "prompt": "dog", "seed": 12}
+    assert all((tmp_path / "images" / entry["file"]).is_file() for entry in entries)
+    assert Image.open(tmp_path / "images" / "grid.png").size == (4 + 6 * 20, 4 + 2 * 20)
 
 
 # --- what is written ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
+from draft.methods.modules import mathematics
 from draft.methods.values import DDPO, METHODS, AlignProp, ReFL
 from draft.methods.values.problems import method_problems
 from draft.progress import Silent
@@ -16,6 +18,10 @@ from draft.scoring.objective import HingeLoss, PenaltySettings, RobustSettings
 from draft.training.settings import TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
+
+ROOT = Path(__file__).parents[2]
+DEFAULTS = {"draft/training/settings.py": {"DraftLV"}, "draft/probe/probe.py": {"Draft"}}
+"""Where a method is made, not asked for: the default one, and the one that a probe measures."""
 
 
 def _problems(method: Any, *, eta: float = 0.0, steps: int = 10, **settings: Any) -> list[str]:
@@ -75,3 +81,31 @@ def test_a_training_from_python_refuses_what_a_pipeline_would(tmp_path: Path) ->
     )
     assert "leave loss out" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.kind)
+def test_a_methods_module_defines_one_of_three_things(kind: type[Any]) -> None:
+    module = mathematics(kind())
+    assert module.__name__ == f"draft.methods.{kind.kind}"
+    assert len([name for name in ("plan", "surrogate", "Rule") if hasattr(module, name)]) == 1
+    assert hasattr(module, "surrogate") == kind.traits.reuses_rollouts
+    assert hasattr(module, "Rule") == (not kind.traits.backpropagates)
+
+
+def test_no_file_but_a_methods_own_module_names_its_value() -> None:
+    names = {kind.__name__: f"draft/methods/{kind.kind}.py" for kind in METHODS}
+    for path in (ROOT / "draft").rglob("*.py"):
+        place = path.relative_to(ROOT).as_posix()
+        if place.startswith("draft/methods/values/"):
+            continue
+        imports = [
+            node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+        ]
+        imported = {
+            name.name
+            for node in imports
+            if (node.module or "").startswith("draft.methods.values")
+            for name in node.names
+        }
+        found = {name for name in imported & set(names) if names[name] != place}
+        assert found == DEFAULTS.get(place, set()), place

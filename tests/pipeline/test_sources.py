@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from draft.pipeline.sources import source_digest, weights_digest
+from draft.files import weights_digest
+from draft.pipeline.sources import source_digest
 
 
 def test_the_digest_changes_with_the_module_and_its_neighbours_only(tmp_path: Path) -> None:

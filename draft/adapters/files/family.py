@@ -8,18 +8,25 @@ from draft.adapters.factors import Factors
 from draft.adapters.files.names.sites import Plan
 from draft.adapters.files.names.text import is_t5
 from draft.adapters.files.names.transformers import PLANS, member_of
+from draft.diffusion.families import FAMILIES, families
 from draft.errors import StageError
+from draft.family import Family
 
 # Up to this width a transformer is a toy of its family's architecture; above it, only published widths are known.
 _TOY = 1024
+_UNETS = ("sd", "sdxl")
+
+# Widths of the text that the UNets of Stable Diffusion 1 and 2 attend to.
+_SD_TEXT = (768, 1024)
 
 
 def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architecture: str, where: str) -> str:
     """Tell an adapter's family.
 
-    SDXL differs from its predecessors by its second text encoder, deeper transformers and wider text; the transformers
-    by their layers, their number and their width. FLUX.1 and Stable Diffusion 3 share the names of their attention, so
-    that for a toy width the original code's names, or else the header, must decide.
+    SDXL differs from its predecessors by its second text encoder, deeper transformers and wider text; where a file has
+    none of these, or is a toy's, the header decides. The transformers differ by their layers, their number and their
+    width. FLUX.1 and Stable Diffusion 3 share the names of their attention, so that for a toy width the original code's
+    names, or else the header, must decide.
 
     Args:
         modules: Factors by diffusers' path.
@@ -28,11 +35,13 @@ def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architect
         where: The file, for errors.
 
     Returns:
-        `sd`, `sdxl`, `sd3` or `flux`.
+        The family's name: `sd`, `sdxl`, `sd3`, `flux`, or of one without names of its own here what the header says.
 
     Raises:
         StageError: The modules are of two kinds of models, or of none that is known.
     """
+    if (row := header_family(architecture)) is not None and any(name.startswith(f"{row.part}.") for name in modules):
+        return row.name
     transformer = {name: f for name, f in modules.items() if name.startswith("transformer.")}
     unet = next((name for name in modules if name.startswith("unet.")), None)
     if transformer and unet:
@@ -46,13 +55,37 @@ def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architect
         t5 = any(is_t5(name.partition(".")[2]) for name in modules)
         if third or t5:
             return "flux" if architecture.startswith("flux") or not third else "sd3"
-    return "sdxl" if any(_is_sdxl(name, factors) for name, factors in modules.items()) else "sd"
+    if any(_is_sdxl(name, factors) for name, factors in modules.items()):
+        return "sdxl"
+    older = any(_is_cross(name) and factors.down.shape[1] in _SD_TEXT for name, factors in modules.items())
+    return "sdxl" if architecture.startswith("stable-diffusion-xl") and not older else "sd"
+
+
+def header_family(architecture: str) -> Family | None:
+    """The family that a header names, of those whose modules' names and sizes are in no table here.
+
+    Args:
+        architecture: The header's `modelspec.architecture`, empty if it has none.
+
+    Returns:
+        The row of a family that an installed package brings, or None.
+    """
+    name = architecture.partition("/")[0]
+    known = {*PLANS, *_UNETS}
+    if not name or any(row.architecture == name for row in FAMILIES):
+        return None
+    return next((row for row in families().values() if row.name not in known and row.architecture == name), None)
 
 
 def _is_sdxl(name: str, factors: Factors) -> bool:
     deep = any(f".transformer_blocks.{i}." in name for i in range(1, 10))
-    wide = name.endswith(("attn2.to_k", "attn2.to_v")) and factors.down.shape[1] == 2048
+    wide = _is_cross(name) and factors.down.shape[1] == 2048
     return name.startswith("text_encoder_2.") or "add_embedding" in name or deep or wide
+
+
+def _is_cross(name: str) -> bool:
+    """Whether a module's input is text."""
+    return name.endswith(("attn2.to_k", "attn2.to_v"))
 
 
 def _transformer(modules: Mapping[str, Factors], *, names: Iterable[str], architecture: str, where: str) -> str:
@@ -60,8 +93,8 @@ def _transformer(modules: Mapping[str, Factors], *, names: Iterable[str], archit
     spelled = {family for family, plan in PLANS.items() if any(_has(name, plan.native) for name in names)}
     marked = spelled or {f for f, plan in PLANS.items() if any(_has(name, plan.marks) for name in modules)}
     possible = sorted(f for f in PLANS if faults[f] is None and marked <= {f})
-    if len(possible) == 2:
-        possible = [f for f in possible if architecture.startswith({"flux": "flux", "sd3": "stable-diffusion-3"}[f])]
+    if len(possible) > 1:
+        possible = [f for f in possible if architecture.startswith(PLANS[f].architecture)]
     if len(possible) == 1:
         return possible[0]
     likely = sorted(marked) or sorted(PLANS)

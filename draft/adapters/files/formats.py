@@ -18,10 +18,13 @@ from draft.adapters.files.keys import kohya_name
 from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.files.reading import grouped_tensors, module_factors, with_kernels
+from draft.diffusion.families import family_named
 from draft.errors import StageError
 from draft.files import WEIGHTS
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
+
+_TITLES = {"unet": "UNet", "transformer": "transformer"}
 
 
 def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
@@ -61,9 +64,10 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     modules = taken_apart(found, where=where)
     architecture = metadata.get("modelspec.architecture", "")
     family = family_of(modules, names=tensors, architecture=architecture, where=where)
-    if family == "flux":
-        # FLUX has two text encoders; kohya's and ComfyUI's files call its T5 the third, as Stable Diffusion 3's is.
-        modules = {name.replace("text_encoder_3.", "text_encoder_2."): factors for name, factors in modules.items()}
+    encoders = family_named(family).encoders
+    if len(encoders) == 2 and any(name.startswith("text_encoder_3.") for name in modules):
+        # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
+        modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): factors for name, factors in modules.items()}
     return Adapter(with_kernels(modules, family), family, metadata)
 
 
@@ -80,8 +84,7 @@ def write_adapter(
         path: The file; with format `peft` a path without `.safetensors` is a folder that peft itself loads.
         format: `kohya` (`lora_unet_….lora_down.weight` with `.alpha`; a transformer's q, k and v in one), `diffusers`
             (`unet.….lora_A.weight` with `lora_adapter_metadata`) or `peft` (`base_model.model.….lora_A.weight`,
-            the UNet or the transformer alone). `auto` is what a family's tools share: `kohya` for `sd` and `sdxl`,
-            `diffusers` for `sd3` and `flux`.
+            the UNet or the transformer alone). `auto` is what the family's tools share, see `AdapterFiles.format`.
         metadata: Further header entries; they win over the adapter's own.
 
     Raises:
@@ -95,12 +98,11 @@ def write_adapter(
     for name, factors in folded.items():
         if not (all_finite(factors.down) and all_finite(factors.up)):
             raise StageError(f"{name} has values that are not finite in {_dtype_name(factors.down)}", where=str(path))
-    transformer = adapter.family in PLANS
-    chosen = ("diffusers" if transformer else "kohya") if format == "auto" else format
+    chosen = file_format(adapter.family, format)
     own = {**adapter.metadata, **(metadata or {})}
     shapes = {name: (f.down.shape[1], f.up.shape[0]) for name, f in folded.items()}
     if chosen == "kohya":
-        folded = put_together(folded, adapter.family) if transformer else pad_ranks(folded)
+        folded = put_together(folded, adapter.family) if adapter.family in PLANS else pad_ranks(folded)
     tensors = _named_tensors(folded, chosen, adapter.family, where=str(path))
     ranks = {name: factors.rank for name, factors in folded.items()}
     header = file_metadata(own, family=adapter.family, shapes=shapes, rank=max(ranks.values()))
@@ -111,6 +113,19 @@ def write_adapter(
         write_bytes(path / "adapter_config.json", [json_text(adapter_config(ranks)).encode()])
     else:
         write_tensors(tensors, path, metadata=header)
+
+
+def file_format(family: str, format: Format) -> Format:
+    """The format that a file is written in.
+
+    Args:
+        family: The adapter's family.
+        format: As asked for.
+
+    Returns:
+        The same, `auto` as the format that the family's tools share.
+    """
+    return family_named(family).files.format if format == "auto" else format
 
 
 def denoiser_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
@@ -127,7 +142,7 @@ def denoiser_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
     """
     found = part_factors(adapter, "unet") or part_factors(adapter, "transformer")
     if not found:
-        part = "transformer" if adapter.family in PLANS else "UNet"
+        part = _TITLES[family_named(adapter.family).part]
         raise StageError(f"the adapter does not touch the {part} (it has text-encoder modules only)")
     return found
 
@@ -149,7 +164,7 @@ def part_factors(adapter: Adapter, part: str) -> dict[str, tuple[Tensor, Tensor]
 
 def _named_tensors(folded: Mapping[str, Factors], format: str, family: str, *, where: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    denoiser = "transformer" if family in PLANS else "unet"
+    denoiser = family_named(family).part
     for name, factors in folded.items():
         if format == "kohya":
             base = kohya_name(name, family=family)
@@ -164,9 +179,8 @@ def _named_tensors(folded: Mapping[str, Factors], format: str, family: str, *, w
         if format == "peft":
             part, _, path = name.partition(".")
             if part != denoiser:
-                title = "UNet" if denoiser == "unet" else "transformer"
                 raise StageError(
-                    f"a peft adapter belongs to one model, here the {title}; {name} is outside it",
+                    f"a peft adapter belongs to one model, here the {_TITLES[denoiser]}; {name} is outside it",
                     where=where,
                     hint="write format: kohya or diffusers",
                 )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from draft.adapters.files.names.text import canonical_text, is_t5, text_path
 from draft.adapters.files.names.transformers import PLANS, locate, member_of
 from draft.adapters.files.names.unet import unet_path
+from draft.diffusion.families import family_named
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 """The models of a pipeline that a LoRA may touch; the first component of every module path here."""
@@ -67,7 +68,7 @@ class Key(NamedTuple):
     role: str
 
 
-def parse_key(name: str) -> Key | None:
+def parse_key(name: str, *, part: str = "") -> Key | None:
     """The module and role that a tensor's name means, or None if it is no known LoRA name.
 
     Args:
@@ -75,6 +76,8 @@ def parse_key(name: str) -> Key | None:
             (`unet.….to_q.lora_A.weight`, with or without `base_model.model.`), diffusers' older attention-processor
             names (`unet.….processor.to_q_lora.down.weight`, `….to_q.lora.down.weight`), the original code's with
             ComfyUI's `diffusion_model.`, XLabs', OneTrainer's and ai-toolkit's (`lora_transformer_…`).
+        part: The denoiser of a family whose modules are in no table here: paths that begin with it are taken as they
+            are. Empty: none.
 
     Returns:
         The key, or None.
@@ -89,7 +92,8 @@ def parse_key(name: str) -> Key | None:
     match = _SUFFIX.fullmatch(name)
     if match is None:
         return None
-    module = _module_path(match["module"], compact=match["old"] == "_lora")
+    plain = part and match["module"].startswith(f"{part}.")
+    module = match["module"] if plain else _module_path(match["module"], compact=match["old"] == "_lora")
     if module is None:
         return None
     if match["other"]:
@@ -116,9 +120,10 @@ def kohya_name(module: str, *, family: str = "sd") -> str | None:
             flat = found[0].native.replace("#", found[2]).replace(".", "_")
         name = f"lora_unet_{flat}"
         return name if _module_path(name) == module else None
+    several = len(family_named(family).encoders) > 1
     # A T5 is kohya's third text encoder also where the pipeline has no second one.
     number = {"text_encoder": "1", "text_encoder_2": "2", "text_encoder_3": "3"}[part]
-    number = "3" if is_t5(path) else number if family in ("sdxl", *PLANS) or number != "1" else ""
+    number = "3" if is_t5(path) else number if several or number != "1" else ""
     name = f"lora_te{number}_{flat}"
     return name if text_path(flat) == path else None
 

@@ -8,11 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from draft.adapters.files.config import adapter_config
+from draft.diffusion.families import family_named
 
 # Entries that describe one file's bytes or its making, which would be untrue of a new file.
 _STALE = ("sshs_", "modelspec.hash", "modelspec.date", "ss_network", "ss_training_", "lora_adapter_metadata")
-# kohya's names of base models, where the family has one.
-_BASE_VERSIONS = {"sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 
 
 def file_metadata(
@@ -22,7 +21,7 @@ def file_metadata(
 
     Args:
         own: Entries to keep; they win over the ones made here, except those that would be untrue of the new file.
-        family: `sd`, `sdxl`, `sd3` or `flux`.
+        family: The name of the adapter's family.
         shapes: Inputs and outputs by module path: they tell a family's models apart.
         rank: The largest rank.
 
@@ -30,17 +29,18 @@ def file_metadata(
         Strings by name.
     """
     kept = {name: value for name, value in own.items() if not name.startswith(_STALE)}
+    files, named = family_named(family).files, family_named(family).architecture
     made = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{_architecture(family, shapes)}/lora",
+        "modelspec.architecture": f"{_version(family, shapes) or named}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "draft adapter",
     }
-    if family in _BASE_VERSIONS:
-        made["ss_base_model_version"] = _BASE_VERSIONS[family]
-    if family != "sd":
-        made["modelspec.resolution"] = "1024x1024"
+    if files.base_version:
+        made["ss_base_model_version"] = files.base_version
+    if files.resolution:
+        made["modelspec.resolution"] = files.resolution
     fixed = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
@@ -50,18 +50,18 @@ def file_metadata(
     return {**made, **kept, **fixed}
 
 
-def _architecture(family: str, shapes: Mapping[str, tuple[int, int]]) -> str:
-    """modelspec's name of the model, as far as the modules tell."""
+def _version(family: str, shapes: Mapping[str, tuple[int, int]]) -> str:
+    """modelspec's name of the version where the modules show it; empty where the family's name will do."""
     if family == "sd3":
         if any(".attn2." in name for name in shapes):
             return "stable-diffusion-3-5-medium"
         wide = any(2432 in shape for shape in shapes.values())
-        return "stable-diffusion-3-5-large" if wide else "stable-diffusion-3"
+        return "stable-diffusion-3-5-large" if wide else ""
     if family == "sd":
         # The width of the text that the UNet attends to is 768 for SD 1 and 1024 for SD 2.
         cross = max((inner for name, (inner, _) in shapes.items() if name.endswith("attn2.to_k")), default=0)
-        return {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}.get(cross, "stable-diffusion")
-    return {"sdxl": "stable-diffusion-xl-v1-base", "flux": "flux-1-dev"}[family]
+        return {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}.get(cross, "")
+    return ""
 
 
 def lora_metadata(ranks: Mapping[str, int], *, prefixed: bool) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from draft.adapters.factors import Factors, all_finite, trim_rank
 from draft.adapters.files.config import Alphas
+from draft.adapters.files.family import header_family
 from draft.adapters.files.header import shown
 from draft.adapters.files.keys import parse_key
 from draft.adapters.files.lycoris import is_lycoris, nearest, with_core
@@ -63,8 +64,9 @@ def grouped_tensors(
     if is_positional(tensors):
         return positional_modules(tensors, metadata, where=where)
     grouped: dict[str, dict[str, Tensor]] = {}
+    row = header_family(metadata.get("modelspec.architecture", ""))
     for name, tensor in tensors.items():
-        key = parse_key(name)
+        key = parse_key(name, part=row.part if row else "")
         if key is None:
             raise _not_understood(name, tensors, where)
         parts = grouped.setdefault(key.module, {})

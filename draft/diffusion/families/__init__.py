@@ -15,20 +15,22 @@ from safetensors import SafetensorError, safe_open
 
 from draft.diffusion.families.family import Load, TextToImage
 from draft.errors import DraftError, PluginError
-from draft.family import Family, Guidance
-from draft.rewards.extensions import offered_families
+from draft.family import AdapterFiles, Family, Guidance
+from draft.rewards.extensions import make_derived, offered_families
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "FAMILIES",
+    "AdapterFiles",
     "Family",
     "Guidance",
     "Load",
     "TextToImage",
     "count_parameters",
     "families",
+    "family_named",
     "family_of",
     "load_text_to_image",
     "trainable",
@@ -49,14 +51,33 @@ FAMILIES: tuple[Family, ...] = (
             "tokenizer": "CLIPTokenizer",
             "scheduler": "",
         },
+        files=AdapterFiles(format="kohya", architecture="stable-diffusion", reader="StableDiffusionLoraLoaderMixin"),
     ),
     Family(
         name="sdxl",
         title="Stable Diffusion XL",
         pipeline="StableDiffusionXLPipeline",
+        load="draft.diffusion.families.sdxl:load",
         part="unet",
         markers=("model.diffusion_model.input_blocks.", "conditioner.embedders.1."),
         encoders=("text_encoder", "text_encoder_2"),
+        files=AdapterFiles(
+            format="kohya",
+            architecture="stable-diffusion-xl-v1-base",
+            base_version="sdxl_base_v1-0",
+            resolution="1024x1024",
+            reader="StableDiffusionXLLoraLoaderMixin",
+        ),
+        components={
+            "unet": "UNet2DConditionModel",
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModel",
+            "text_encoder_2": "CLIPTextModelWithProjection",
+            "tokenizer": "CLIPTokenizer",
+            "tokenizer_2": "CLIPTokenizer",
+            "scheduler": "",
+        },
+        stand_in="emoji_xl",
     ),
     Family(
         name="sd3",
@@ -65,6 +86,7 @@ FAMILIES: tuple[Family, ...] = (
         part="transformer",
         markers=("model.diffusion_model.joint_blocks.",),
         encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+        files=AdapterFiles(architecture="stable-diffusion-3", resolution="1024x1024", reader="SD3LoraLoaderMixin"),
     ),
     Family(
         name="flux",
@@ -75,6 +97,9 @@ FAMILIES: tuple[Family, ...] = (
         encoders=("text_encoder", "text_encoder_2"),
         guidance="embedded",
         patch=2,
+        files=AdapterFiles(
+            architecture="flux-1-dev", base_version="flux1", resolution="1024x1024", reader="FluxLoraLoaderMixin"
+        ),
     ),
 )
 """Draft's own families; of those without `load` only adapter files are read and written."""
@@ -104,6 +129,25 @@ def families() -> dict[str, Family]:
                 )
         found[family.name] = (dist, family)
     return {name: family for name, (_, family) in found.items()}
+
+
+def family_named(name: str) -> Family:
+    """The family of a name, as adapter files give it.
+
+    Args:
+        name: For example `sd`.
+
+    Returns:
+        The row; packages are asked only for what is not Draft's own.
+
+    Raises:
+        DraftError: There is none.
+    """
+    own = next((family for family in FAMILIES if family.name == name), None)
+    found = own or families().get(name)
+    if found is None:
+        raise DraftError(f"unknown family of models {name!r}", hint=f"known: {', '.join(families())}")
+    return found
 
 
 def trainable() -> list[Family]:
@@ -173,7 +217,8 @@ def count_parameters(model: str) -> dict[str, int]:
 
 
 def _family(model: str) -> Family:
-    """The family of a model, asking the hub where need be."""
+    """The family of a model, asking the hub where need be; a derived one is made now."""
+    make_derived(model)
     family = family_of(model)
     if family is None:
         from draft.diffusion.families.pretrained import read_index  # diffusers takes seconds to import
@@ -220,7 +265,7 @@ def _of_pipeline(model: str, index: Mapping[str, Any], folder: Path | None = Non
             )
         if wanted and str(kind).removesuffix("Fast") != wanted:
             raise DraftError(
-                f"the {component} of model {model!r} must be a {wanted} (got {kind})",
+                f"the {component} of model {model!r} must be of the class {wanted} (got {kind})",
                 hint=f"Draft cannot train a {name} with other networks in their places",
             )
     return family

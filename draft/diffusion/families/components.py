@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +23,7 @@ class Components:
         read: Reads a component in a precision, from its file into the CPU's memory.
         device: Where the networks go.
         dtype: Their precision.
+        exceptions: Component to its own precision, where that is another one.
 
     Example:
         >>> layers = Components(lambda name, dtype: nn.Linear(2, 2, dtype=dtype), torch.device("cpu"), torch.bfloat16)
@@ -28,8 +31,15 @@ class Components:
         (torch.bfloat16, True)
     """
 
-    def __init__(self, read: Callable[[str, torch.dtype], nn.Module], device: torch.device, dtype: torch.dtype) -> None:
-        self._read, self._device, self._dtype = read, device, dtype
+    def __init__(
+        self,
+        read: Callable[[str, torch.dtype], nn.Module],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        exceptions: Mapping[str, torch.dtype] = MappingProxyType({}),
+    ) -> None:
+        self._read, self._device, self._dtype, self._exceptions = read, device, dtype, exceptions
         self._networks: dict[str, Any] = {}
         self._dropped: set[str] = set()
         self._recomputed: set[str] = set()
@@ -50,10 +60,11 @@ class Components:
         if name in self._dropped:
             raise RuntimeError(f"the {name} was dropped")
         if name not in self._networks:
+            dtype = self._exceptions.get(name, self._dtype)
             with undisturbed():
-                network = self._read(name, self._dtype)
+                network = self._read(name, dtype)
             # torch's own `to`: diffusers' warns of casts.
-            network = nn.Module.to(network.requires_grad_(False).eval(), self._device, self._dtype)
+            network = nn.Module.to(network.requires_grad_(False).eval(), self._device, dtype)
             if name in self._recomputed:
                 recompute_blocks(network, True)
             self._networks[name] = network
@@ -110,7 +121,15 @@ def can_recompute(network: Any) -> bool:
     return bool(getattr(network, "_supports_gradient_checkpointing", False))
 
 
-def _recomputed(block: nn.Module, *inputs: Any) -> Any:
+def _recomputed(block: Any, *inputs: Any) -> Any:
+    # A decoder's last block alone holds half of all its activations, so its layers are recomputed one by one.
+    if isinstance(block, UpDecoderBlock2D):
+        sample, embedding = inputs
+        for layer in block.resnets:
+            sample = _recomputed(layer, sample, embedding)
+        for layer in block.upsamplers or ():
+            sample = _recomputed(layer, sample)
+        return sample
     # The backward pass may come after adapters were switched, and the block must be computed as it was. Nothing in it
     # is random, so there is no RNG state to keep.
     contexts = partial(adapters_kept, block)

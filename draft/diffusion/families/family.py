@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from draft.family import Family
@@ -41,6 +42,11 @@ class TextToImage(Protocol):
     @property
     def encoders(self) -> Mapping[str, nn.Module]:
         """Component name to text encoder, in the order of `family.encoders`; empty once they are dropped."""
+        ...
+
+    @property
+    def text_files(self) -> Sequence[Path]:
+        """Files and folders that decide a prompt's embedding: the text encoders' weights and the tokenizers."""
         ...
 
     @property

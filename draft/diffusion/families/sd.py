@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.models.clip import CLIPTextModel
 
 from draft.diffusion.conditioning import Conditioning
-from draft.diffusion.families import families
+from draft.diffusion.families import family_named
 from draft.diffusion.families.architectures import TEXT_WIDTH
 from draft.diffusion.families.components import Components, can_recompute
 from draft.diffusion.families.pretrained import check_weights, local_folder, read_component, read_config, read_index
@@ -44,6 +44,7 @@ class StableDiffusion:
     device: torch.device
     dtype: torch.dtype
     family: Family
+    text_files: Sequence[Path]
 
     @property
     def network(self) -> nn.Module:
@@ -187,6 +188,7 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
     if Path(model).is_file():
         single = open_single_file(Path(model))
         configs, tokenizer, read = single.configs, single.tokenizer, single.read
+        text_files = [Path(model)]
     else:
         folder = local_folder(model, StableDiffusionPipeline, without=("safety_checker", "feature_extractor"))
         check_weights(model, folder, _NETWORKS)
@@ -194,6 +196,7 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         kind = getattr(transformers, read_index(str(folder))["tokenizer"][1], transformers.CLIPTokenizer)
         tokenizer = kind.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
         read, single = partial(_read, model, folder), None
+        text_files = [folder / "text_encoder", folder / "tokenizer"]
     channels, latents = configs["unet"].get("in_channels", 4), configs["vae"].get("latent_channels", 4)
     if channels != latents:
         raise DraftError(
@@ -202,7 +205,7 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         )
     schedule = read_schedule(configs["scheduler"])
     components = Components(read, device, dtype)
-    loaded = StableDiffusion(components, configs, tokenizer, schedule, device, dtype, families()["sd"])
+    loaded = StableDiffusion(components, configs, tokenizer, schedule, device, dtype, family_named("sd"), text_files)
     if single is not None and not single.settled and isinstance(schedule, Schedule):
         _settle(loaded, schedule)
     return loaded

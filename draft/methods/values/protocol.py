@@ -33,8 +33,8 @@ class MethodValue(Protocol):
         Args:
             settings: The training's.
 
-        Yields:
-            One problem each, its keys and texts from the training's settings: `method.k`, `batch_size`.
+        Returns:
+            The problems; keys and texts begin at the training's settings: `method.k`, `batch_size`.
         """
         ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -45,14 +44,11 @@ class GenerateStage(GenerateSettings):
 def run(job: Job) -> Mapping[str, float]:
     """Make images, by a method that raises rewards where there is one."""
     from draft.diffusion.memory import explain_out_of_memory
-    from draft.evaluation.generate import generate
-    from draft.generation.generate import generate_by_reward
+    from draft.generation.generate import generate
 
     stage = job.stage
-    method = stage.config.method
-    made = generate if method is None else partial(generate_by_reward, method=method, terms=stage.terms)
     with explain_out_of_memory(), ending_processes(stage.terms):
-        return made(
+        return generate(
             stage.config,
             model=stage.model,
             adapters=job.adapters(),
@@ -61,6 +57,8 @@ def run(job: Job) -> Mapping[str, float]:
             folder=job.folder,
             progress=job.progress,
             schedules=job.schedules(),
+            method=stage.config.method,
+            terms=stage.terms,
         )
 
 

@@ -49,7 +49,7 @@ def run(job: Job) -> Mapping[str, float]:
     target = job.folder / stage.outputs["adapter"]
     reader = None
     if stage.config.verify == "full":
-        from draft.diffusion.families.lora_reader import read_as_diffusers as reader
+        from draft.diffusion.families.peer_reader import read_as_diffusers as reader
     inputs = list(job.adapters().values())
     report = mix_files(inputs, target, settings=stage.config, seed=stage.seed, metadata=job.metadata, reader=reader)
     found = {"error": report.error, "predicted_error": report.predicted, "error_in_diffusers": report.peer_error}

@@ -14,13 +14,13 @@ Note: It is a device for finding mistakes, not for speed. What differs from a GP
     * C++ sees tensors of the CPU. `torch.autocast("cuda")` has no effect, kernels and their rounding are the CPU's, and
       a gradient that C++ alone carries from one device to the other (`copy_` into a tensor of the device) stays on the
       device.
-    * There are no streams, events, graphs, generators or pinned memory of the device; asking for one raises
-      `NotPretended` or torch's own error.
+    * There are no streams, events, graphs, generators or modules of TorchScript on the device; asking for one raises
+      `NotPretended` or torch's own error. Memory is never pinned.
     * `Module.to` makes new parameters instead of moving the data of those that are there, so tied parameters are equal
       afterwards but no longer one.
     * Optimisers and gradient clipping take their loops over single tensors unless told `fused=True`.
     * It is the device of the thread that asked for it; another thread can move tensors to it and from it, no more.
-    * `torch.compile` is not supported.
+    * Kernels of one's own (Triton, CUDA) cannot run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def pretended_accelerator() -> Iterator[Counts]:
     from draft.testing.pretended.answers import answering
     from draft.testing.pretended.calls import Calls, Factories, no_fake_mode
     from draft.testing.pretended.moves import moving
-    from draft.testing.pretended.tensor import Pretence
+    from draft.testing.pretended.pretence import Pretence
 
     no_fake_mode()
     pretence = Pretence(Counts())

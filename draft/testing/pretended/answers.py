@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from draft.testing.pretended.counts import asking_line
-from draft.testing.pretended.tensor import DEVICE, NotPretended, Pretence
+from draft.testing.pretended.pretence import Pretence
+from draft.testing.pretended.tensor import DEVICE, NotPretended
 
 _MEMORY = 80 * 2**30
 _REMEMBERING = (

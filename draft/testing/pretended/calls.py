@@ -11,15 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from draft.testing.pretended.tensor import (
-    Call,
-    DeviceTensor,
-    Pretence,
-    is_placeless,
-    mark_placeless,
-    on_device,
-    tensors_among,
-)
+from draft.testing.pretended.pretence import Call, Pretence
+from draft.testing.pretended.tensor import DeviceTensor, is_placeless, mark_placeless, on_device, tensors_among
 
 _FAKE = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -58,6 +51,8 @@ class Factories(TorchDispatchMode):
             return self.pretence.run(func, args, options)
         if any(isinstance(each, DeviceTensor) for each in tensors):
             return self.pretence.run(func, args, options)
+        if options.get("pin_memory"):
+            options = {**options, "pin_memory": False}
         out = func(*args, **options)
         made = call.autograd and asked is not None
         if isinstance(out, Tensor) and (made or (tensors and all(map(is_placeless, tensors)))):
@@ -93,7 +88,7 @@ class Calls(TorchFunctionMode):
         )
         before, self.pretence.call = self.pretence.call, _BESIDE if beside else _APART
         try:
-            return self.instead.get(func, func)(*args, **options)
+            return (self.instead.get(func) or func)(*args, **options)
         finally:
             self.pretence.call = before
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from draft.testing.pretended.answers import replaced
 from draft.testing.pretended.calls import Calls
 from draft.testing.pretended.counts import At, asking_line
-from draft.testing.pretended.tensor import CPU, DEVICE, DeviceTensor, Pretence, on_device
+from draft.testing.pretended.pretence import Pretence
+from draft.testing.pretended.tensor import CPU, DEVICE, DeviceTensor, NotPretended, on_device
 
 _PLAIN_TO = Tensor.to
 
@@ -141,21 +143,58 @@ def moving(pretence: Pretence, calls: Calls) -> Iterator[None]:
             data, dtype=dtype or self.dtype, device=self.device if device is None else device, **options
         )
 
+    def pin_memory(self: Tensor, device: Any = None) -> Tensor:
+        if isinstance(self, DeviceTensor):
+            raise RuntimeError(f"cannot pin a tensor on cuda:0, only those of the CPU, at {asking_line()}")
+        return self.clone()
+
     def tensor(data: Any, *, device: Any = None, requires_grad: bool = False, **options: Any) -> Tensor:
-        made = torch.tensor(data, **options)
-        return (made if device is None else made.to(device)).requires_grad_(requires_grad)
+        made = data.detach().clone() if isinstance(data, Tensor) else torch.tensor(_numbers(data), **options)
+        target = Target(None if device is None else torch.device(device), options.get("dtype"), {})
+        return move(made, target, pretence).requires_grad_(requires_grad)
 
     def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-        made = data if isinstance(data, Tensor) else torch.as_tensor(data)
+        made = data if isinstance(data, Tensor) else torch.as_tensor(_numbers(data))
         return move(made, Target(None if device is None else torch.device(device), dtype, {}), pretence)
 
+    def load(f: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
+        here = isinstance(map_location, str | int | torch.device) and on_device(map_location)
+        place: Any = CPU if here else map_location
+        loaded = plain_load(f, place, *args, **options)
+        return tree_map_only((Tensor, torch.nn.Module), lambda each: each.to(DEVICE), loaded) if here else loaded
+
+    def load_script(f: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
+        if on_device(map_location):
+            raise _no_script()
+        return plain_load_script(f, map_location, *args, **options)
+
+    def move_script(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if on_device(read_target(args, kwargs).device):
+            raise _no_script()
+        return torch.nn.Module.to(self, *args, **kwargs)
+
+    plain_load, plain_load_script = torch.load, torch.jit.load
     with ExitStack() as stack:
-        for function in (to, cpu, cuda, type_as, new_tensor):
+        stack.enter_context(replaced(torch, "load", load))
+        stack.enter_context(replaced(torch.jit, "load", load_script))
+        stack.enter_context(replaced(torch.jit.ScriptModule, "to", move_script))
+        for function in (to, cpu, cuda, type_as, new_tensor, pin_memory):
             stack.enter_context(replaced(Tensor, function.__name__, function))
         stack.enter_context(replaced(torch.autograd, "_engine_run_backward", calls.autograd(_engine())))
         calls.instead |= {torch.tensor: tensor, torch.as_tensor: as_tensor}
         yield
 
 
+def _numbers(data: Any) -> Any:
+    """Numbers in lists, read from the device where they are tensors of it."""
+    if isinstance(data, list | tuple):
+        return [_numbers(each) for each in data]
+    return data.tolist() if isinstance(data, DeviceTensor) else data
+
+
+def _no_script() -> NotPretended:
+    return NotPretended(f"the pretended device takes no modules of TorchScript at {asking_line()}")
+
+
 def _engine() -> Callable[..., Any]:
-    return torch.autograd._engine_run_backward  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.autograd._engine_run_backward  # pyright: ignore[reportPrivateImportUsage]

@@ -55,6 +55,7 @@ def _single() -> tuple[Site, ...]:
 
 FLUX = Plan(
     title="FLUX.1",
+    architecture="flux",
     sites=(*_double(), *_single(), *_EMBEDDERS),
     widths={3072: {"transformer_blocks": 19, "single_transformer_blocks": 38}},
     marks=("single_transformer_blocks.", "x_embedder", "guidance_embedder"),

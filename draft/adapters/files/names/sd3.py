@@ -47,6 +47,7 @@ def _joint() -> tuple[Site, ...]:
 
 SD3 = Plan(
     title="Stable Diffusion 3",
+    architecture="stable-diffusion-3",
     sites=(*_joint(), *_EMBEDDERS),
     widths={1536: {"transformer_blocks": 24}, 2432: {"transformer_blocks": 38}},
     marks=(".attn2.", "pos_embed."),

@@ -32,6 +32,7 @@ class Plan:
 
     Args:
         title: Its name in messages.
+        architecture: What `modelspec.architecture` begins with in its files.
         sites: Every layer that a LoRA may change.
         widths: Blocks by kind for every width the family was published in.
         marks: Parts of diffusers' paths that no other family here has.
@@ -39,6 +40,7 @@ class Plan:
     """
 
     title: str
+    architecture: str
     sites: tuple[Site, ...]
     widths: Mapping[int, Mapping[str, int]]
     marks: tuple[str, ...]

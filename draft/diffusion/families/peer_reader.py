@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Mapping
@@ -22,15 +23,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from draft.diffusion.families import families
 from draft.errors import StageError
 from draft.files import WEIGHTS, weights_file
-
-_LOADERS = {
-    "sd": ("StableDiffusionLoraLoaderMixin", "unet"),
-    "sdxl": ("StableDiffusionXLLoraLoaderMixin", "unet"),
-    "sd3": ("SD3LoraLoaderMixin", "transformer"),
-    "flux": ("FluxLoraLoaderMixin", "transformer"),
-}
 
 
 class _Skeleton(nn.Module, PeftAdapterMixin):
@@ -42,7 +37,7 @@ def read_as_diffusers(path: Path, family: str) -> dict[str, tuple[Tensor, Tensor
 
     Args:
         path: A `.safetensors` file, or a peft folder.
-        family: `sd`, `sdxl`, `sd3` or `flux`.
+        family: The name of its family.
 
     Returns:
         By module, beginning with its part, A, B and the scale at which diffusers applies their product.
@@ -50,9 +45,11 @@ def read_as_diffusers(path: Path, family: str) -> dict[str, tuple[Tensor, Tensor
     Raises:
         StageError: diffusers cannot read the file, or has no reader for this family.
     """
-    if family not in _LOADERS:
-        raise StageError(f"no reader for the family {family!r}", where=str(path), hint=f"known: {', '.join(_LOADERS)}")
-    loader, main = _LOADERS[family]
+    row = next((row for row in families().values() if row.name == family), None)
+    if row is None or not row.files.reader:
+        known = ", ".join(row.name for row in families().values() if row.files.reader)
+        raise StageError(f"no reader for the family {family!r}", where=str(path), hint=f"known: {known}")
+    loader, main = row.files.reader, row.part
     file = weights_file(path)
     folder, name = file.parent, file.name
     with warnings.catch_warnings():
@@ -60,7 +57,7 @@ def read_as_diffusers(path: Path, family: str) -> dict[str, tuple[Tensor, Tensor
         try:
             if plain := _peft_tensors(folder / name):
                 return _layers(_peft_model(plain, folder / name), main)
-            tensors, alphas, metadata = _converted(getattr(lora_pipeline, loader), folder, name, family)
+            tensors, alphas, metadata = _converted(getattr(lora_pipeline, loader), folder, name)
             found = _denoiser(tensors, alphas, metadata, main)
             for part in sorted({key.partition(".")[0] for key in tensors} - {main}):
                 found |= _text_encoder(tensors, alphas, metadata, part)
@@ -95,14 +92,12 @@ def _peft_model(named: Mapping[str, Tensor], file: Path) -> _Skeleton:
     return model
 
 
-def _converted(loader: Any, folder: Path, name: str, family: str) -> tuple[dict[str, Tensor], Any, Any]:
+def _converted(loader: Any, folder: Path, name: str) -> tuple[dict[str, Tensor], Any, Any]:
     options: dict[str, Any] = {"weight_name": name, "local_files_only": True, "return_lora_metadata": True}
-    if family == "sd3":
-        tensors, metadata = loader.lora_state_dict(str(folder), **options)
-        return tensors, None, metadata
-    if family == "flux":
+    if "return_alphas" in inspect.signature(loader.lora_state_dict).parameters:
         options["return_alphas"] = True
-    return loader.lora_state_dict(str(folder), **options)
+    tensors, *alphas, metadata = loader.lora_state_dict(str(folder), **options)
+    return tensors, alphas[0] if alphas else None, metadata
 
 
 def _denoiser(tensors: Mapping[str, Tensor], alphas: Any, metadata: Any, part: str) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""Settings that a model's family cannot go with, found from its row and its configuration alone. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from draft.diffusion.settings import SamplerSettings
+from draft.errors import Problem, StageError
+from draft.family import Family
+
+_USUAL_MULTIPLE = 8
+"""Pixels per latent in all autoencoders of single-file checkpoints."""
+
+
+def family_problems(family: Family, sampler: SamplerSettings, *, cfg_gradient: str = "both") -> Iterator[Problem]:
+    """Find the settings of guidance that a family does not have.
+
+    Args:
+        family: The model's.
+        sampler: How images are sampled.
+        cfg_gradient: A training's setting of that name.
+
+    Yields:
+        One problem each.
+    """
+    name, scale = family.title or family.name, sampler.guidance_scale
+    key = ("sampler", "guidance_scale")
+    if family.guidance in ("classifier_free", "norm_rescaled") and scale < 1:
+        what = f"sampler.guidance_scale must be at least 1 for {name} (got {scale:g})"
+        yield Problem(key, what, "1 is without guidance")
+    if family.guidance == "none" and scale != 1:
+        what = f"sampler.guidance_scale must be 1 for {name}, which has no guidance (got {scale:g})"
+        yield Problem(key, what, "sampler: {guidance_scale: 1}")
+    if family.guidance in ("embedded", "none"):
+        if sampler.negative_prompt:
+            what = f"sampler.negative_prompt has no effect with {name}, which is not called with one"
+            yield Problem(("sampler", "negative_prompt"), what, "leave negative_prompt out")
+        if cfg_gradient != "both":
+            what = f"cfg_gradient has no effect with {name}, which has no second branch (got {cfg_gradient})"
+            yield Problem(("cfg_gradient",), what, "leave cfg_gradient out")
+
+
+def size_problems(model: str, resolution: int | tuple[int, int] | None) -> Iterator[Problem]:
+    """Find a size that a model's autoencoder cannot decode.
+
+    Args:
+        model: Folder or `.safetensors` file; of a hub id nothing is known before it is loaded.
+        resolution: The setting.
+
+    Yields:
+        A problem where a side is no multiple of what one latent covers.
+    """
+    multiple = _pixels_per_latent(Path(model))
+    if resolution is None or multiple is None:
+        return
+    sides = (resolution,) if isinstance(resolution, int) else resolution
+    if any(side % multiple for side in sides):
+        got = resolution if isinstance(resolution, int) else list(resolution)
+        below, above = ([side // multiple * multiple + more for side in sides] for more in (0, multiple))
+        nearest = f"{below} or {above}" if len(sides) > 1 else f"{below[0]} or {above[0]}"
+        what = f"resolution must be a multiple of {multiple} for this model (got {got})"
+        yield Problem(("resolution",), what, f"for example {nearest}")
+
+
+def require_family_settings(family: Family, sampler: SamplerSettings, *, cfg_gradient: str = "both") -> None:
+    """Refuse settings of guidance that a family does not have.
+
+    Args:
+        family: The model's.
+        sampler: How images are sampled.
+        cfg_gradient: A training's setting of that name.
+
+    Raises:
+        StageError: There are such settings; it names all of them.
+    """
+    problems = list(family_problems(family, sampler, cfg_gradient=cfg_gradient))
+    if problems:
+        hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+        raise StageError("; ".join(problem.what for problem in problems), hint="; ".join(hints))
+
+
+def _pixels_per_latent(path: Path) -> int | None:
+    if path.is_file():
+        return _USUAL_MULTIPLE
+    try:
+        config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
+        return 2 ** (len(config["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # another kind of autoencoder, or a hub id: loading knows

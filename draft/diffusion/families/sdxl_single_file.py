@@ -1,0 +1,228 @@
+"""Checkpoints of Stable Diffusion XL in one file: what the file does not say is known here, or beside it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from torch import nn
+
+from draft.diffusion.families.pretrained import precision
+from draft.diffusion.families.sdxl_parts import NETWORKS, TEXT, Parts, check_configs, complete
+from draft.diffusion.families.single_file import clip_tokenizer, read_json, tensor_shapes
+from draft.errors import DraftError
+
+_UNET = "model.diffusion_model."
+_PREFIXES = {
+    "unet": (_UNET,),
+    "vae": ("first_stage_model.", "vae."),
+    "text_encoder": ("conditioner.embedders.0.transformer.text_model.",),
+    "text_encoder_2": ("conditioner.embedders.1.model.",),
+}
+_FILES = dict.fromkeys(NETWORKS, "config.json") | {"scheduler": "scheduler_config.json"}
+_PADDING = ("<|endoftext|>", "!")  # what each encoder's tokenizer fills prompts up with
+
+# The published architecture, as diffusers names its numbers: Stability-AI/generative-models (sd_xl_base.yaml).
+_TEXT_CONFIG = {"model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77}
+PUBLISHED: Mapping[str, dict[str, Any]] = {
+    "unet": {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKL",
+        "sample_size": 1024,
+        "latent_channels": 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "scaling_factor": 0.13025,
+        "force_upcast": True,
+    },
+    "text_encoder": {
+        **_TEXT_CONFIG,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "projection_dim": 768,
+    },
+    "text_encoder_2": {
+        **_TEXT_CONFIG,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "hidden_act": "gelu",
+        "projection_dim": 1280,
+    },
+    "scheduler": {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    },
+}
+"""CLIP ViT-L/14, OpenCLIP ViT-bigG/14, and the networks of `stable-diffusion-xl-base-1.0`."""
+
+
+def open_single_file(path: Path) -> Parts:
+    """Open a checkpoint in the original layout, as A1111 and ComfyUI use it; only the vocabulary may need the hub.
+
+    What is in the folder of the file's name next to it (`x/` next to `x.safetensors`), laid out as diffusers does it
+    (`unet/config.json`, `scheduler/scheduler_config.json`, `tokenizer/vocab.json`, ...), wins over what is known here.
+    Without a scheduler there, the tensors `v_pred` and `ztsnr` that such checkpoints carry mean a network that predicts
+    v, and a schedule that ends without signal.
+
+    Args:
+        path: The `.safetensors` file.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        DraftError: It is no such checkpoint, is incomplete, or the vocabulary cannot be found.
+    """
+    shapes = tensor_shapes(path)
+    _check_complete(path, shapes)
+    beside = path.with_suffix("")
+    configs = {part: read_json(beside / part / file) or _known(part, shapes) for part, file in _FILES.items()}
+    configs["scheduler"] = (
+        PUBLISHED["scheduler"] | configs["scheduler"]
+    )  # a file may say no more than what is predicted
+    completed = complete(configs)
+    check_configs(f"checkpoint {path}", completed)
+    tokenizers = _tokenizers(path, beside)
+    index = read_json(beside / "model_index.json") or {}
+    zeros = index.get("force_zeros_for_empty_prompt", True)
+    return Parts(completed, tokenizers, bool(zeros), partial(_read, path, completed, tokenizers, shapes))
+
+
+def _tokenizers(path: Path, beside: Path) -> tuple[Any, Any]:
+    """Both have one vocabulary; the second, where it has no folder of its own, differs by what it fills up with."""
+    first = clip_tokenizer(path, beside / "tokenizer", padding=_PADDING[0])
+    if (beside / "tokenizer_2").is_dir():
+        return first, clip_tokenizer(path, beside / "tokenizer_2", padding=_PADDING[1])
+    second = clip_tokenizer(path, beside / "tokenizer", padding=_PADDING[1])
+    second.pad_token = _PADDING[1]  # a folder's own setting is the first's
+    return first, second
+
+
+def _known(part: str, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+    if part == "unet":
+        return {**PUBLISHED["unet"], "in_channels": shapes[f"{_UNET}input_blocks.0.0.weight"][1]}
+    if part == "scheduler" and "v_pred" in shapes:
+        return {
+            **PUBLISHED["scheduler"],
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": "ztsnr" in shapes,
+        }
+    return PUBLISHED[part]
+
+
+def _check_complete(path: Path, shapes: Mapping[str, list[int]]) -> None:
+    if edm := next((name for name in ("edm_mean", "edm_vpred.sigma_max") if name in shapes), ""):
+        raise DraftError(
+            f"checkpoint {path} is trained in the EDM formulation (it has {edm}), which Draft cannot train yet",
+            hint="models that predict noise or v can be trained",
+        )
+    names = {"unet": "UNet", "vae": "autoencoder (VAE)", "text_encoder": "first text encoder"}
+    lacks = [
+        names.get(part, "second text encoder")
+        for part, prefixes in _PREFIXES.items()
+        if not any(name.startswith(prefixes) for name in shapes)
+    ]
+    if lacks or f"{_UNET}input_blocks.0.0.weight" not in shapes:
+        raise DraftError(
+            f"checkpoint {path} has no {' and no '.join(lacks or ['complete UNet'])}",
+            hint="take the full checkpoint, with everything baked in",
+        )
+
+
+def _read(
+    path: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    tokenizers: tuple[Any, Any],
+    shapes: Mapping[str, list[int]],
+    part: str,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """One component by diffusers' loader of the complete file, which is mapped into memory: the others cost nothing."""
+    others = dict.fromkeys((name for name in NETWORKS if name != part), None)
+    said = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # it warns that no module is kept in float32
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Path(folder), configs)
+        try:
+            pipeline: Any = StableDiffusionXLPipeline.from_single_file(
+                str(path),
+                config=folder,
+                tokenizer=tokenizers[0],
+                tokenizer_2=tokenizers[1],
+                add_watermarker=False,
+                local_files_only=True,
+                **others,
+                **precision(dtype, StableDiffusionXLPipeline),
+            )
+        except (OSError, ValueError, KeyError, SafetensorError, SingleFileComponentError) as error:
+            raise _unlike(path, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        except NotImplementedError as error:  # PyTorch's own, for a tensor on `meta`: no data came for it
+            raise _unlike(path, f"it lacks tensors of its {part}") from error
+        finally:
+            diffusers_logging.set_verbosity(said)
+    module = getattr(pipeline, part)
+    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if missing:
+        raise _unlike(path, f"it lacks tensors of its {part}, such as {missing[0]}")
+    if part == "unet":
+        held, used = sum(name.startswith(_UNET) for name in shapes), len(module.state_dict())
+        if held != used:
+            raise _unlike(path, f"its UNet has {held} tensors instead of {used}")
+    vars(module).pop("hf_device_map", None)  # says CPU, which peft would believe after the model has moved
+    return module
+
+
+def _write(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    index: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline"}
+    index |= {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")}
+    for part, file in _FILES.items():
+        library = "transformers" if part in TEXT else "diffusers"
+        index[part] = [library, NETWORKS[part].__name__ if part in NETWORKS else configs[part]["_class_name"]]
+        (folder / part).mkdir()
+        (folder / part / file).write_text(json.dumps(configs[part]), encoding="utf-8")
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _unlike(path: Path, why: str) -> DraftError:
+    return DraftError(
+        f"checkpoint {path} is not like Stable Diffusion XL: {why}",
+        hint=f"if it has other numbers, put its configuration, as diffusers writes it, into {path.with_suffix('')}",
+    )
