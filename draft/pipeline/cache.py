@@ -49,6 +49,7 @@ class StageRecord:
         finished: UTC, ISO 8601.
         seconds: How long the stage ran, the last run only where it was interrupted.
         changes: Settings that decide about rounding alone and were changed where it was interrupted.
+        branch: The sha256 of the checkpoint of another run that it began at; empty: it did not.
     """
 
     stage: str
@@ -62,6 +63,7 @@ class StageRecord:
     finished: str = ""
     seconds: float = 0.0
     changes: tuple[str, ...] = ()
+    branch: str = ""
 
     def digest(self, output: str) -> str:
         """One sha256 for an output, of a file or of a whole folder."""
@@ -75,7 +77,7 @@ def read_record(folder: Path) -> StageRecord | None:
     """A stage folder's record, or None if it has none that can be read."""
     try:
         data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if data.pop("format") != FORMAT:
+        if data.pop("format") != FORMAT or not isinstance(data["identity"], dict):
             return None
         outputs = {name: tuple(FileRecord(**file) for file in files) for name, files in data.pop("outputs").items()}
         return StageRecord(outputs=outputs, **{**data, "changes": tuple(data.get("changes", ()))})

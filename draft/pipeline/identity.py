@@ -11,7 +11,7 @@ from typing import Any
 from draft.family import ATTENTION
 from draft.files import sha256, weights_digest
 from draft.isolation.reward import IsolatedReward
-from draft.marks import Holds, Inert, hints, plain
+from draft.marks import Extends, Holds, Inert, hints, marks, plain
 from draft.pipeline.document import put
 from draft.pipeline.fields import INPUTS, completed
 from draft.pipeline.isolated import source_files
@@ -77,13 +77,31 @@ def settled(recorded: Mapping[str, Any], stage: CheckedStage) -> dict[str, Any]:
     Returns:
         The identity.
     """
-    kind = stage.kind
-    if recorded.get("kind") != kind.name:
+    kind, given = stage.kind, recorded.get("settings")
+    if recorded.get("kind") != kind.name or not isinstance(given, Mapping):
         return dict(recorded)
-    given = {**recorded.get("settings", {}), "kind": kind.name}
+    given = {**given, "kind": kind.name}
     settings = _own(completed(type(stage.config), given, _counts_elsewhere(kind)))
     found = {kind.renamed.get(part, part): value for part, value in recorded.items()} | {"settings": settings}
     return json.loads(json.dumps(found))
+
+
+def lengths(before: Mapping[str, Any], after: Mapping[str, Any], stage: CheckedStage) -> dict[str, tuple[Any, Any]]:
+    """How far a stage goes in two identities, if nothing else differs.
+
+    Args:
+        before: An identity, settled.
+        after: Another one.
+        stage: The stage that both are of.
+
+    Returns:
+        Setting to both values, of those marked `Extends` that differ; nothing where anything else does, too.
+    """
+    keys = [key for key, hint in hints(type(stage.config)).items() if any(isinstance(m, Extends) for m in marks(hint))]
+    old, new = before.get("settings") or {}, after.get("settings") or {}
+    changed = {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+    same = {**before, "settings": {**old, **{key: new.get(key) for key in changed}}} == after
+    return changed if same else {}
 
 
 def fingerprint(found: Mapping[str, Any]) -> str:
