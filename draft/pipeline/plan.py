@@ -119,7 +119,7 @@ def _step(
         kept[partial.name] = kept_name(folder)
         why = "forced" if begun_fits else _misfit(begun, stage, found)
         reasons.append(f"an interrupted run is kept in {kept[partial.name]} ({why})")
-    if not fits and folder.is_dir() and holds_checkpoints(folder):
+    if not (fits and forced) and folder.is_dir() and holds_checkpoints(folder):
         kept[folder.name] = kept_name(folder, kept.values())
         reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
     action: Literal["run", "continue"] = "continue" if goes_on else "run"
@@ -153,7 +153,7 @@ def _reasons(
 def _misfit(begun: Begun | None, stage: CheckedStage, found: Mapping[str, Any]) -> str:
     """Why an interrupted run cannot be continued."""
     if begun is None or not begun.identity:
-        return "it does not say what it is a run of"
+        return "there is no record of what it is a run of"
     return "; ".join(differences(settled(begun.identity, stage), found)) or "it is a run of something else"
 
 
