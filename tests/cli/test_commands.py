@@ -36,6 +36,7 @@ Commands:
   reproduce  Write the pipeline that made an adapter, out of its metadata.
   rewards    List, write, check, score with and try rewards.
   models     Show the models that pipelines may name.
+  cache      Show or clear what Draft keeps on disk to save time.
   plugins    Show the installed plugins and their state.
   schema     Print the JSON Schema of pipeline files.
 """
