@@ -43,9 +43,8 @@ class Steep(Reward):
     def load(self, device: torch.device) -> Any:
         def score(images: torch.Tensor, prompts: Any) -> Any:
             values = 3 * images.mean(dim=(1, 2, 3))
-            return {"right": values, "scalar": values.sum(), "list": values.tolist(), "cut": values.detach()}[
-                self.shape
-            ]
+            wrong = {"scalar": values.sum(), "list": values.tolist(), "cut": values.detach()}
+            return wrong.get(self.shape, values)
 
         return score
 
