@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -62,10 +63,9 @@ class Heard(Silent):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, room, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, room, tiny_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a pipeline, what passes for a model, and the environment beside it."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    tiny_module.save_outline(tmp_path / "model")
     (tmp_path / "env").symlink_to(room.folder)
     (tmp_path / "mine.yaml").write_text(PIPELINE)
     monkeypatch.chdir(tmp_path)
