@@ -43,6 +43,7 @@ def draft_models() -> list[draft.NamedModel]:
             description="a small flow-matching transformer with random weights, 32 px",
             licence="Apache-2.0",
             derive=_write,
+            family=FAMILY.name,
         )
     ]
 
