@@ -21,6 +21,7 @@ FAMILY = draft.Family(
     },
     guidance="embedded",
     patch=2,
+    multiple=8,
     targets=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj"),
     stand_in="pocket_flow",
 )
