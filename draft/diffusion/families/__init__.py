@@ -162,7 +162,7 @@ def family_of(model: str) -> Family | None:
         model: A folder in diffusers' format, a `.safetensors` checkpoint, or a hub id.
 
     Returns:
-        Its family; None for a hub id, or a derived model that does not name it, whose family is known once it is loaded.
+        Its family; None where it is known once the model is loaded: of a hub id, or a derived model that names none.
 
     Raises:
         DraftError: The folder or the file holds no model, or one of a family that cannot be trained; the error names
