@@ -47,7 +47,7 @@ class PocketTransformer(nn.Module):
         self.time_embedder = nn.Sequential(nn.Linear(_TIMES, width), nn.SiLU(), nn.Linear(width, width))
         self.guidance_embedder = nn.Linear(_TIMES, width) if guidance else None
         self.pooled_embedder = nn.Linear(pooled_width, width)
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block(width, heads, last=i == blocks - 1) for i in range(blocks))
         self.proj_out = nn.Linear(width, channels)
         self.recompute = False
 
@@ -83,38 +83,50 @@ class PocketTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, last: bool) -> None:
         super().__init__()
+        self.last = last
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 3 * width)
-        self.attn = _JointAttention(width, heads)
+        self.attn = _JointAttention(width, heads, last=last)
         self.ff = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(approximate="tanh"), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor, y: Tensor, vector: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift, gate = self.modulation(silu(vector))[:, None].chunk(3, dim=-1)
         image, text = self.attn(self.norm(x) * (1 + scale) + shift, self.norm(y) * (1 + scale) + shift, places)
-        x, y = x + gate * image, y + gate * text
-        return x + self.ff(self.norm(x)), y + self.ff(self.norm(y))
+        x = x + gate * image
+        if text is not None:
+            y = y + gate * text
+            y = y + self.ff(self.norm(y))
+        return x + self.ff(self.norm(x)), y
 
 
 class _JointAttention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    """Image and text tokens attend to all; in the last block the text only answers: nothing reads what it becomes."""
+
+    def __init__(self, width: int, heads: int, *, last: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.last = heads, last
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(2))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
-        self.to_add_out = nn.Linear(width, width)
+        if not last:
+            self.add_q_proj, self.to_add_out = (nn.Linear(width, width) for _ in range(2))
 
-    def forward(self, x: Tensor, y: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        def split(image: Tensor, text: Tensor) -> Tensor:
-            return torch.cat([text, image], dim=1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def forward(self, x: Tensor, y: Tensor, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        def split(tokens: Tensor) -> Tensor:
+            return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        q = _rotated(split(self.to_q(x), self.add_q_proj(y)), places)
-        k = _rotated(split(self.to_k(x), self.add_k_proj(y)), places)
-        mixed = scaled_dot_product_attention(q, k, split(self.to_v(x), self.add_v_proj(y)))
-        mixed = mixed.transpose(1, 2).flatten(2)
-        return self.to_out[0](mixed[:, y.shape[1] :]), self.to_add_out(mixed[:, : y.shape[1]])
+        words = y.shape[1]
+        q = _rotated(split(self.to_q(x)), places[words:])
+        k = _rotated(split(torch.cat([self.add_k_proj(y), self.to_k(x)], dim=1)), places)
+        v = split(torch.cat([self.add_v_proj(y), self.to_v(x)], dim=1))
+        if not self.last:
+            q = torch.cat([_rotated(split(self.add_q_proj(y)), places[:words]), q], dim=2)
+        mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        if self.last:
+            return self.to_out[0](mixed), None
+        return self.to_out[0](mixed[:, words:]), self.to_add_out(mixed[:, :words])
 
 
 def _rotated(heads: Tensor, places: Tensor) -> Tensor:
