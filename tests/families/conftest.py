@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import io
 import json
-import shutil
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,38 +18,28 @@ import pytest
 
 from draft_cli.app import main
 
-EXAMPLE = Path(__file__).parents[2] / "plugins" / "example_family"
-MODULES = ("draft_pocket_flow", "draft_pocket_flow.networks", "draft_pocket_flow.model", "draft_pocket_flow.weights")
+
+@pytest.fixture(scope="session", autouse=True)
+def distributions() -> Iterator[None]:
+    """Which module is of which distribution is read once: it would be half of what a small stage takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "packages_distributions", cache(importlib.metadata.packages_distributions))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The example package, installed into a folder on this process's path: its module, with `weights` and `model`."""
-    folder = tmp_path_factory.mktemp("site")
-    shutil.copytree(EXAMPLE / "draft_pocket_flow", folder / "draft_pocket_flow")
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    (info / "METADATA").write_text(metadata, encoding="utf-8")
-    groups = [
-        "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in points.items())])
-        for group, points in project["entry-points"].items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(groups) + "\n", encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(folder))
-        yield importlib.import_module("draft_pocket_flow")
-    for name in MODULES:
-        sys.modules.pop(name, None)
+def stranger(
+    load_module: Callable[[Path], ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ModuleType]:
+    """The example package, installed: its module."""
+    with load_module(Path(__file__).parents[1] / "stranger.py").installed(tmp_path_factory.mktemp("site")) as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
 def pocket(stranger: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model's folder."""
-    return importlib.import_module("draft_pocket_flow.weights").write(tmp_path_factory.mktemp("pocket") / "model")
+    return importlib.import_module(f"{stranger.__name__}.weights").write(tmp_path_factory.mktemp("pocket") / "model")
 
 
 @pytest.fixture(scope="session")

@@ -155,11 +155,15 @@ def test_an_adapter_of_it_is_mixed_with_another_to_the_sum_of_what_they_change(r
         assert (change - wanted).norm() < 0.7 * wanted.norm()
 
 
-def test_the_stages_that_read_an_adapter_draw_something_else_with_it(ran: dict[str, Path]) -> None:
-    rows = json.loads((ran["here"] / "strip" / "strip.json").read_text())
-    assert "kilobytes" in json.dumps(rows)
-    probed = json.loads((ran["here"] / "probe" / "probe.json").read_text())
-    assert "steps" in json.dumps(probed)
+def test_the_stages_that_read_an_adapter_find_what_it_changes(ran: dict[str, Path]) -> None:
+    report, strip, probe = (
+        json.loads((ran["here"] / name / file).read_text())
+        for name, file in (("evaluate", "report.json"), ("strip", "strip.json"), ("probe", "probe.json"))
+    )
+    assert report["arms"]["mix"]["symmetry"]["gain"]["mean"] != 0
+    (off,), (on,) = strip["rewards"]["symmetry"]["scores"]
+    assert off != on
+    assert [row["k"] for row in probe["k"]] == [1, 2, 3] and all(row["norm"] > 0 for row in probe["k"])
 
 
 def adapter(folder: Path, stage: str) -> Path:
