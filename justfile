@@ -21,6 +21,7 @@ slow:
 # Rewrite the pages that are made from the code.
 docs:
     python docs/make_rewards.py
+    python docs/make_reference.py
 
 # Everything, in a fresh environment.
 ci:

@@ -72,7 +72,7 @@ def _isolated_schema() -> dict[str, Any]:
 
 
 def key_tables() -> str:
-    """All keys of a pipeline file as Markdown tables, one per stage kind; `docs/pipelines.md` holds them."""
+    """All keys of a pipeline file as Markdown tables, one per stage kind; `docs/pipeline-reference.md` holds them."""
     parts = ["### The file\n\n" + _table(Head, "")]
     for name, kind in KINDS.items():
         outputs = ", ".join(f"`{output}` ({path})" for output, path in kind.outputs.items())
