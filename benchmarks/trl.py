@@ -111,23 +111,25 @@ def gradients(arguments: argparse.Namespace) -> dict[str, float]:
             if "lora_B" in name:  # at B = 0 the gradient of A vanishes and the comparison with it
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     model = load_text_to_image(arguments.model, device=torch.device("cpu"), dtype=torch.float32)
-    noise = torch.randn(arguments.batch, *model.latent_shape(None), generator=generator)
+    size = model.default_size
+    noise = torch.randn(arguments.batch, *model.latent_shape(size), generator=generator)
     peer.sd_pipeline.sd_pipeline.prepare_latents = lambda *_: noise
     pairs = peer._generate_samples(batch_size=arguments.batch)
     peer.accelerator.backward(peer.calculate_loss(peer.compute_rewards(pairs)))
 
-    add_lora(model.unet, LoraSettings(rank=4), seed=0)
-    ours = {name: p for name, p in model.unet.named_parameters() if p.requires_grad}
+    add_lora(model.network, LoraSettings(rank=4), seed=0)
+    ours = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in ours.items():
             parameter.copy_(weights[name])
-    grid = make_grid(model.schedule, SamplerSettings(num_inference_steps=arguments.steps, final="first_alpha"))
-    texts = model.encode([PROMPTS[k % len(PROMPTS)] for k in range(arguments.batch)])
-    output = guide(model.denoise, grid, texts, model.encode([""]), GUIDANCE)
+    sampler = SamplerSettings(num_inference_steps=arguments.steps, final="first_alpha")
+    grid = make_grid(model.schedule(size, arguments.steps), sampler)
+    texts = model.encode([PROMPTS[k % len(PROMPTS)] for k in range(arguments.batch)], size)
+    output = guide(model.denoise, grid, texts, model.unconditional("", size), GUIDANCE)
     plan = draw_plan(DraftK(k=arguments.k), arguments.steps, torch.Generator())
     images = model.decode(sample_with_plan(Denoisers(no_grad=output, with_grad=output), grid, plan, noise))
     (-score(images).mean()).backward()
-    assert len(ours) == len(weights) == len(lora_parameters(model.unet))
+    assert len(ours) == len(weights) == len(lora_parameters(model.network))
     difference = sum(float((ours[n].grad - weights[n].grad).square().sum()) for n in ours) ** 0.5
     norm = sum(float(weights[n].grad.square().sum()) for n in weights) ** 0.5
     return {

@@ -14,6 +14,10 @@ set back to that of c; `embedded` gives g to the network as an input, and there 
 """
 
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""Ends of the names of the attention's layers in most of diffusers' denoisers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterFiles:
     """How a family's adapter files are written and marked.
@@ -68,7 +72,7 @@ class Family:
     components: Mapping[str, str] = field(default_factory=dict, hash=False)
     guidance: Guidance = "classifier_free"
     patch: int = 1
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: tuple[str, ...] = ATTENTION
     files: AdapterFiles = AdapterFiles()
     stand_in: str = "emoji"
     needs: str = ""

@@ -1,9 +1,11 @@
-"""A tiny StableDiffusionPipeline with random weights, 16 px images from 8x8x4 latents, and an adapter for it."""
+"""Tiny models with random weights, one of each family, 16 px images from 8x8x4 latents, and adapters for them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ WORDS = 16
 def save_tiny_model(
     folder: Path, *, prediction: str = "epsilon", unet: dict[str, Any] | None = None, vae: dict[str, Any] | None = None
 ) -> Path:
-    """Write the pipeline; `unet` and `vae` override entries of the networks' configurations."""
+    """Write a StableDiffusionPipeline; `unet` and `vae` override entries of the networks' configurations."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -84,24 +86,38 @@ def save_tiny_model(
     return folder
 
 
+def save_tiny_xl(folder: Path) -> Path:
+    """Write a StableDiffusionXLPipeline."""
+    file = Path(__file__).with_name("tiny_xl.py")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.save_tiny_xl(folder)
+
+
+FAMILIES: Mapping[str, Callable[[Path], Path]] = {"sd": save_tiny_model, "sdxl": save_tiny_xl}
+"""A model family to what writes a tiny model of it; a new family is one entry more."""
+
+
 def save_tiny_adapter(model: Path, path: Path) -> Path:
-    """Write an adapter with random weights for the attention of a pipeline's UNet; it changes what is drawn."""
+    """Write an adapter with random weights for the attention of a model's denoiser; it changes what is drawn."""
     import torch
-    from diffusers import UNet2DConditionModel
 
     from draft.adapters.files.formats import Adapter, Factors, write_adapter
+    from draft.diffusion.families import load_text_to_image
 
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    loaded = load_text_to_image(str(model), device=torch.device("cpu"), dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     modules = {
-        f"unet.{name}": Factors(
+        f"{loaded.family.part}.{name}": Factors(
             torch.randn(4, module.in_features, generator=generator),
             torch.randn(module.out_features, 4, generator=generator),
         )
-        for name, module in unet.named_modules()
+        for name, module in loaded.network.named_modules()
         if name.endswith(("to_q", "to_v", "to_out.0"))
     }
-    write_adapter(Adapter(modules), path)
+    write_adapter(Adapter(modules, loaded.family.name), path)
     return path
 
 

@@ -28,6 +28,12 @@ def run_command(
     only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what could be reused.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget interrupted runs instead of resuming.")] = False,
+    branch_from: Annotated[
+        str | None,
+        typer.Option(
+            "--branch-from", metavar="[STAGE:]UPDATE", help="Begin a training at its checkpoint after an update."
+        ),
+    ] = None,
     rehearse: Rehearse = False,
     runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where results go.")] = Path("runs"),
 ) -> None:
@@ -44,6 +50,7 @@ def run_command(
         only=only,
         force=force,
         fresh=fresh,
+        branch_from=branch_from,
         rehearse=rehearse,
         progress=progress(),
     )

@@ -108,8 +108,8 @@ def _combined(rule: Guidance, u: Tensor, c: Tensor, scale: float, patch: int) ->
 def _token_norms(x: Tensor, patch: int) -> Tensor:
     """The norm of each token of (B, C, ..., h, w), over its channels and its patch x patch latents, broadcast to x."""
     squares = x.square().sum(1, keepdim=True)
-    if patch == 1:
-        return squares.sqrt()
-    *outer, height, width = squares.shape
-    cells = squares.reshape(*outer, height // patch, patch, width // patch, patch).sum((-3, -1)).sqrt()
-    return cells.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
+    if patch > 1:
+        *outer, height, width = squares.shape
+        squares = squares.reshape(*outer, height // patch, patch, width // patch, patch).sum((-3, -1))
+        squares = squares.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
+    return squares.clamp(min=torch.finfo(x.dtype).tiny).sqrt()  # where a token is 0, so is its gradient

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from draft.diffusion.settings import LoraSettings
 from draft.errors import DraftError
+from draft.family import ATTENTION
 
 TRAINED = "default"
 """Name of the adapter that `add_lora` makes."""
@@ -34,21 +35,22 @@ def add_lora(network: nn.Module, settings: LoraSettings, *, seed: int) -> None:
 
     Args:
         network: The network, changed in place.
-        settings: Rank and target modules.
+        settings: Rank and target modules; None: the attention.
         seed: Seed of A.
 
     Raises:
         DraftError: A target names no module of the network.
     """
     names = [name for name, _ in network.named_modules()]
-    for target in settings.targets:
+    targets = settings.targets or ATTENTION
+    for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise DraftError(
                 f"no module of the model ends with {target!r} (in lora.targets)",
                 hint="attention has to_q, to_k, to_v and to_out.0",
             )
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.rank, target_modules=list(settings.targets), init_lora_weights=False
+        r=settings.rank, lora_alpha=settings.rank, target_modules=list(targets), init_lora_weights=False
     )
     _inject(config, network, TRAINED)
     generator = torch.Generator("cpu").manual_seed(seed)

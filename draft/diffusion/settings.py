@@ -52,9 +52,9 @@ class LoraSettings:
 
     Args:
         rank: Rank r of every adapted module.
-        targets: Suffixes of the names of the adapted modules; the default is the attention of the UNet.
+        targets: Suffixes of the names of the adapted modules; None: those of the model's family, its attention.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
     rank: Annotated[int, Ge(1)] = 8
-    targets: Annotated[tuple[str, ...], MinLen(1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: Annotated[tuple[str, ...], MinLen(1)] | None = None

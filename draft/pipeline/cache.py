@@ -49,6 +49,7 @@ class StageRecord:
         finished: UTC, ISO 8601.
         seconds: How long the stage ran, the last run only where it was interrupted.
         changes: Settings that decide about rounding alone and were changed where it was interrupted.
+        branch: The sha256 of the checkpoint of another run that it began at; empty: it did not.
     """
 
     stage: str
@@ -62,6 +63,7 @@ class StageRecord:
     finished: str = ""
     seconds: float = 0.0
     changes: tuple[str, ...] = ()
+    branch: str = ""
 
     def digest(self, output: str) -> str:
         """One sha256 for an output, of a file or of a whole folder."""

@@ -18,6 +18,7 @@ from draft.pipeline.graph import check_references
 from draft.pipeline.inputs import Head
 from draft.pipeline.kinds import KINDS, kind_of
 from draft.pipeline.kinds.kind import Candidate, CheckedStage
+from draft.pipeline.models import model_problems, with_family
 from draft.pipeline.references import upstream
 from draft.pipeline.rehearsal import Replacement
 from draft.rewards.extensions import named_model
@@ -100,14 +101,16 @@ def _check_stage(
     inputs = find_inputs(kind.settings, plain, keys, document, partial(_base, document, folder), errors)
     if config is None:
         return None
-    errors += kind.problems(Candidate(config, inputs, keys, document))
+    candidate = Candidate(config, inputs, keys, document)
+    errors += kind.problems(candidate)
+    errors += model_problems(candidate, config)
     if len(errors) > before:
         return None
     own = getattr(config, "seed", None)
     return CheckedStage(
         name=name,
         kind=kind,
-        config=kind.complete(config),
+        config=with_family(kind.complete(config), inputs.model),
         data=plain,
         seed=seed if own is None else own,
         inputs=inputs,

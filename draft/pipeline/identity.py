@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from draft.family import ATTENTION
 from draft.files import sha256, weights_digest
 from draft.isolation.reward import IsolatedReward
-from draft.marks import Holds, Inert, hints, plain
+from draft.marks import Extends, Holds, Inert, hints, marks, plain
 from draft.pipeline.document import put
 from draft.pipeline.fields import INPUTS, completed
 from draft.pipeline.isolated import source_files
@@ -85,6 +86,24 @@ def settled(recorded: Mapping[str, Any], stage: CheckedStage) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
+def lengths(before: Mapping[str, Any], after: Mapping[str, Any], stage: CheckedStage) -> dict[str, tuple[Any, Any]]:
+    """How far a stage goes in two identities, if nothing else differs.
+
+    Args:
+        before: An identity, settled.
+        after: Another one.
+        stage: The stage that both are of.
+
+    Returns:
+        Setting to both values, of those marked `Extends` that differ; nothing where anything else does, too.
+    """
+    keys = [key for key, hint in hints(type(stage.config)).items() if any(isinstance(m, Extends) for m in marks(hint))]
+    old, new = before.get("settings") or {}, after.get("settings") or {}
+    changed = {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+    same = {**before, "settings": {**old, **{key: new.get(key) for key in changed}}} == after
+    return changed if same else {}
+
+
 def fingerprint(found: Mapping[str, Any]) -> str:
     """The sha256 of an identity."""
     return _digest(found)
@@ -137,7 +156,11 @@ def _counts_elsewhere(kind: Kind) -> Callable[[Any], bool]:
 
 
 def _own(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in ("kind", "seed")}
+    own = {key: value for key, value in settings.items() if key not in ("kind", "seed")}
+    if isinstance(lora := own.get("lora"), Mapping) and lora.get("targets", "") is None:
+        # Of a hub id, whose family nobody knows yet, what is not given counts as what nearly all families have.
+        own["lora"] = {**lora, "targets": list(ATTENTION)}
+    return own
 
 
 def _without_files(value: Any) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from draft.errors import DraftError, ResourceError, StageError
+from draft.errors import DivergedError, DraftError, ResourceError, StageError
 from draft.pipeline.partial import holds_work
 from draft.processes import on_termination
 
@@ -20,7 +20,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def resume_command(
-    file: str | Path, overrides: Sequence[str], *, runs_dir: Path, only: str | None, rehearse: bool = False
+    file: str | Path,
+    overrides: Sequence[str],
+    *,
+    runs_dir: Path,
+    only: str | None,
+    rehearse: bool = False,
+    branch_from: str | None = None,
 ) -> str:
     """The command that goes on where a run stopped, ready to paste into a shell.
 
@@ -33,6 +39,8 @@ def resume_command(
         words += ["--runs-dir", str(runs_dir)]
     if only is not None:
         words += ["--only", only]
+    if branch_from is not None:
+        words += ["--branch-from", branch_from]
     return shlex.join(words)
 
 
@@ -42,13 +50,14 @@ def rehearse_command(file: str | Path, *, runs_dir: Path) -> str:
 
 
 @contextmanager
-def noting(resume: str, stage: str, folder: Path, *, rehearsal: str = "") -> Iterator[None]:
+def noting(resume: str, stage: str, folder: Path, *, branch: Callable[..., str], rehearsal: str = "") -> Iterator[None]:
     """Add the way to go on to whatever stops a stage, where running again can help.
 
     Args:
         resume: The command that goes on.
         stage: The stage.
         folder: Where it writes.
+        branch: Makes the command that goes on with other settings, given `branch_from`, where a training diverged.
         rehearsal: The command to offer where this machine is too small for the stage; empty: none.
 
     Yields:
@@ -62,7 +71,10 @@ def noting(resume: str, stage: str, folder: Path, *, rehearsal: str = "") -> Ite
         if isinstance(error, ResourceError) and rehearsal:
             offer = f"try the same pipeline at small scale now: {rehearsal}"
             error.hint = f"{error.hint}; or {offer}" if error.hint else offer
-        if _may_help(error, folder):
+        if isinstance(error, DivergedError):  # the same command would only come here again
+            if error.checkpoint is not None:
+                error.add_note(f"branch: {branch(branch_from=f'{stage}:{error.checkpoint}')}")
+        elif _may_help(error, folder):
             error.add_note(f"resume: {resume}")
         raise
 

@@ -29,12 +29,14 @@ class Begun:
         identity: Everything that the result depends on.
         inert: The settings that it began with and that decide about rounding alone, by dotted key.
         changes: How those have changed since, one line for each.
+        branch: The sha256 of the checkpoint of another run that it began at; empty: it did not.
     """
 
     fingerprint: str
     identity: Mapping[str, Any] = field(default_factory=dict)
     inert: Mapping[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
+    branch: str = ""
 
 
 def read_begun(folder: Path) -> Begun | None:
@@ -64,6 +66,12 @@ def holds_work(folder: Path) -> bool:
 def holds_checkpoints(folder: Path) -> bool:
     """Whether there are states of a training in a folder."""
     return any(folder.rglob("*.ckpt"))
+
+
+def kept_folders(final: Path) -> list[Path]:
+    """What was moved aside of a stage, the newest first."""
+    folders = final.parent.glob(f"{final.name}{KEPT}*")
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def kept_name(final: Path, taken: Collection[str] = ()) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from draft.errors import ConfigError, StageError, did_you_mean
+from draft.files import sha256
 from draft.pipeline.cache import StageRecord, damage, read_record
 from draft.pipeline.check import Pipeline
-from draft.pipeline.identity import differences, fingerprint, identity, settled
+from draft.pipeline.identity import differences, fingerprint, identity, lengths, settled
 from draft.pipeline.kinds.kind import CheckedStage
 from draft.pipeline.partial import (
     PARTIAL,
@@ -18,6 +19,7 @@ from draft.pipeline.partial import (
     holds_checkpoints,
     holds_work,
     inert_changes,
+    kept_folders,
     kept_name,
     read_begun,
 )
@@ -35,6 +37,8 @@ class Step:
         identity: Everything its result depends on.
         fingerprint: The sha256 of `identity`; of a stage that is used again, the one that it was made under.
         kept: Folders that are moved aside, by their old and new names: the interrupted run, the finished stage.
+        carried: Names in the finished stage's folder that it goes on from.
+        branch: The checkpoint of another run that it begins at, where it is once folders were moved aside.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Step:
     identity: Mapping[str, Any]
     fingerprint: str
     kept: Mapping[str, str] = field(default_factory=dict)
+    carried: tuple[str, ...] = ()
+    branch: Path | None = None
 
     def __str__(self) -> str:
         words = {"reuse": "reused", "run": "will run", "continue": "will continue", "skip": "left out"}[self.action]
@@ -57,6 +63,7 @@ def make_plan(
     only: str | None = None,
     force: bool = False,
     fresh: bool = False,
+    branch_from: str | None = None,
 ) -> list[Step]:
     """Decide what a run does, from the records of earlier ones.
 
@@ -67,13 +74,15 @@ def make_plan(
         only: Touch this stage alone; those it refers to must be there.
         force: Run every stage again (with `only`: that one).
         fresh: Forget interrupted runs instead of continuing them.
+        branch_from: `UPDATE` or `STAGE:UPDATE`: the stage begins at its own checkpoint after that update, whatever
+            else has changed since. Without a stage: the one that can branch and would run.
 
     Returns:
         One step per stage, in order.
 
     Raises:
-        ConfigError: `from_stage` or `only` is no stage.
-        StageError: `only` needs a stage that has not run or no longer fits.
+        ConfigError: `from_stage`, `only` or `branch_from` names no such stage.
+        StageError: `only` needs a stage that has not run or no longer fits, or there is no such checkpoint.
     """
     names = list(pipeline.stages)
     for option, name in (("--from", from_stage), ("--only", only)):
@@ -91,6 +100,9 @@ def make_plan(
         steps[name] = _step(stage, runs, found, steps, records, forced=name in forced, fresh=fresh)
     if only is not None:
         steps = _alone(only, pipeline, steps)
+    if branch_from is not None:
+        name, update = _branching(branch_from, pipeline, steps)
+        steps[name] = _branched(pipeline.stages[name], steps[name], runs, records[name], update)
     return list(steps.values())
 
 
@@ -107,23 +119,106 @@ def _step(
     folder, partial = runs / stage.name, runs / f"{stage.name}{PARTIAL}"
     record, begun = records[stage.name], read_begun(partial)
     fits = record is not None and settled(record.identity, stage) == found
-    begun_fits = begun is not None and settled(begun.identity, stage) == found
+    begun_before = settled(begun.identity, stage) if begun is not None else {}
+    further = lengths(begun_before, found, stage)
+    # What branched goes on as a branch alone, with --branch-from.
+    begun_fits = begun is not None and not begun.branch and (begun_before == found or bool(further))
     reasons = ["forced"] if forced else _reasons(stage, folder, found, steps, records)
     goes_on = begun is not None and begun_fits and not forced and not fresh
     if not goes_on and not reasons and record is not None:
-        return Step(stage.name, "reuse", (), found, record.fingerprint)
+        branched = ("branched from a checkpoint of other settings",) if record.branch else ()
+        return Step(stage.name, "reuse", branched, found, record.fingerprint)
+    longer = {} if forced or record is None else _longer(stage, folder, found, record, steps, records)
     kept: dict[str, str] = {}
     if goes_on and begun is not None:
-        reasons = ["was interrupted", *(f"goes on with {change}" for change in inert_changes(begun, stage))]
+        changes = [f"{key} {old} -> {new}" for key, (old, new) in further.items()]
+        reasons = ["was interrupted", *(f"goes on with {each}" for each in (*changes, *inert_changes(begun, stage)))]
     elif not fresh and partial.is_dir() and holds_work(partial):
         kept[partial.name] = kept_name(folder)
         why = "forced" if begun_fits else _misfit(begun, stage, found)
         reasons.append(f"an interrupted run is kept in {kept[partial.name]} ({why})")
-    if not fits and folder.is_dir() and holds_checkpoints(folder):
+    if longer and not goes_on:
+        changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in longer.items())
+        reasons = [f"goes on from the finished one: {changes}", *reasons[1:]]
+    elif not fits and not longer and folder.is_dir() and holds_checkpoints(folder):
         kept[folder.name] = kept_name(folder, kept.values())
         reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
-    action: Literal["run", "continue"] = "continue" if goes_on else "run"
-    return Step(stage.name, action, tuple(reasons), found, fingerprint(found), kept)
+    action: Literal["run", "continue"] = "continue" if goes_on or longer else "run"
+    carried = stage.kind.carries if longer and not goes_on else ()
+    return Step(stage.name, action, tuple(reasons), found, fingerprint(found), kept, carried)
+
+
+def _longer(
+    stage: CheckedStage,
+    folder: Path,
+    found: Mapping[str, Any],
+    record: StageRecord,
+    steps: Mapping[str, Step],
+    records: Mapping[str, StageRecord | None],
+) -> dict[str, tuple[Any, Any]]:
+    """How much further a finished stage is to go, if it can go on from what it has made."""
+    changed = lengths(settled(record.identity, stage), found, stage)
+    if not changed or any(old is None or new is None or new < old for old, new in changed.values()):
+        return {}
+    usable = not damage(record, folder) and not _moved(record, records) and holds_checkpoints(folder)
+    return changed if usable and all(steps[other].action == "reuse" for other in stage.upstream) else {}
+
+
+def _branching(text: str, pipeline: Pipeline, steps: Mapping[str, Step]) -> tuple[str, int]:
+    """The stage and the update that `--branch-from` means."""
+    where = "command line, --branch-from"
+    name, _, number = text.rpartition(":")
+    if not number.isdecimal():
+        raise ConfigError(f"must be an update, or STAGE:UPDATE (got {text!r})", where=where)
+    able = [stage.name for stage in pipeline.stages.values() if stage.kind.checkpoint is not None]
+    if name:
+        if name not in able:
+            hint = did_you_mean(name, able, otherwise=f"those that can: {', '.join(able) or 'none'}")
+            raise ConfigError(f"stage {name!r} cannot branch", where=where, hint=hint)
+        return name, int(number)
+    running = [stage for stage in able if steps[stage].action in ("run", "continue")]
+    if len(running) != 1:
+        what = "no stage that can branch would run" if not running else f"{', '.join(running)} would run"
+        raise ConfigError(f"it is not clear which stage branches: {what}", where=where, hint="write STAGE:UPDATE")
+    return running[0], int(number)
+
+
+def _branched(stage: CheckedStage, step: Step, runs: Path, record: StageRecord | None, update: int) -> Step:
+    """The step of a stage that begins at one of its own checkpoints, or goes on with such a run."""
+    assert stage.kind.checkpoint is not None
+    folder, partial = runs / stage.name, runs / f"{stage.name}{PARTIAL}"
+    begun = read_begun(partial)
+    mine = begun is not None and begun.branch and settled(begun.identity, stage) == step.identity
+    # A run that branched has checkpoints of its own; it goes on from the one that it began at.
+    folders = [*([] if mine else [partial]), folder, *kept_folders(folder)]
+    checkpoint = stage.kind.checkpoint(folders, update)
+    digest = sha256(checkpoint)
+    if step.action == "reuse" and record is not None:
+        if record.branch != digest:
+            what = f"stage {stage.name!r} is finished with these settings, so there is nothing to branch for"
+            raise ConfigError(what, where="command line, --branch-from", hint="change a setting, or add --force")
+        return step
+    if mine and begun is not None and begun.branch == digest:
+        reasons = ("was interrupted", f"branched from update {update}")
+        kept = {name: new for name, new in step.kept.items() if name != partial.name}
+        return replace(step, action="continue", reasons=reasons, kept=kept, branch=_moved_aside(checkpoint, runs, kept))
+    kept = dict(step.kept)
+    if partial.is_dir() and holds_work(partial) and partial.name not in kept:
+        kept[partial.name] = kept_name(folder, kept.values())
+    if folder.is_dir() and holds_checkpoints(folder) and folder.name not in kept:
+        kept[folder.name] = kept_name(folder, kept.values())
+    names = [f"what is there is kept in {name}" for name in kept.values()]
+    reasons = (f"branches from update {update}", *names)
+    return replace(
+        step, action="run", reasons=reasons, kept=kept, carried=(), branch=_moved_aside(checkpoint, runs, kept)
+    )
+
+
+def _moved_aside(path: Path, runs: Path, kept: Mapping[str, str]) -> Path:
+    """Where a file is once an interrupted run was moved aside; a finished stage moves only when the new one is done."""
+    first, *rest = path.relative_to(runs).parts
+    moves = first.endswith(PARTIAL) and first in kept
+    return runs.joinpath(kept[first], *rest) if moves else path
 
 
 def _reasons(

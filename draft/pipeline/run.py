@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from draft.errors import StageError
-from draft.files import locked, write_text
+from draft.files import locked, sha256, write_text
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
 from draft.pipeline.check import Pipeline
@@ -80,6 +81,7 @@ def run_pipeline(
     only: str | None = None,
     force: bool = False,
     fresh: bool = False,
+    branch_from: str | None = None,
     rehearse: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
@@ -95,6 +97,8 @@ def run_pipeline(
         only: Run this stage alone.
         force: Run every stage again.
         fresh: Forget interrupted runs instead of continuing them.
+        branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
+            settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
@@ -115,7 +119,9 @@ def run_pipeline(
     runs = Path(runs_dir) / pipeline.name
 
     def plan() -> list[Step]:
-        return make_plan(pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh)
+        return make_plan(
+            pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh, branch_from=branch_from
+        )
 
     if dry_run:
         for line in unchecked(pipeline.terms):
@@ -124,7 +130,8 @@ def run_pipeline(
         for step in steps:
             reporter.say(str(step))
         return RunResult(pipeline.name, runs, tuple(StageResult(s.name, s.action) for s in steps))
-    resume = resume_command(file, overrides, runs_dir=runs_dir, only=only, rehearse=rehearse)
+    command = functools.partial(resume_command, file, runs_dir=runs_dir, only=only, rehearse=rehearse)
+    resume = command(overrides, branch_from=branch_from)
     offer = "" if rehearse else rehearse_command(file, runs_dir=runs_dir)
     plan()  # so that its errors come before anything is written
     try:
@@ -152,7 +159,10 @@ def run_pipeline(
                 continue
             word = "resumes" if step.action == "continue" else "runs"
             reporter.say(f"{label}: {word} ({'; '.join(step.reasons)})")
-            with noting(resume, step.name, runs / f"{step.name}{PARTIAL}", rehearsal=offer):
+            rate = getattr(stage.config, "learning_rate", None)
+            slower = [f"stages.{step.name}.learning_rate={rate / 2:g}"] if rate else []
+            branch = functools.partial(command, [*overrides, *slower])
+            with noting(resume, step.name, runs / f"{step.name}{PARTIAL}", rehearsal=offer, branch=branch):
                 result = _run_stage(pipeline, stage, step, runs, reporter, executors, hooks)
             reporter.say(f"{label}: done in {duration(result.seconds)}")
             results.append(result)
@@ -195,6 +205,7 @@ def _run_stage(
         title=pipeline.name,
         config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed}),
         metadata=adapter_metadata(stage, step.identity, files),
+        branch=step.branch,
     )
     if hooks is not None:
         hooks.started(stage.name, partial)
@@ -220,6 +231,7 @@ def _run_stage(
         finished=_now(),
         seconds=round(seconds, 3),
         changes=begun.changes,
+        branch=begun.branch,
     )
     cache.write_record(record, partial)
     kept = step.kept.get(stage.name)
@@ -232,16 +244,23 @@ def _run_stage(
 
 def _begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -> Begun:
     """Make the folder that a stage writes to, or go on in it; what is there and does not fit is moved aside."""
-    if step.action == "run" and partial.exists():
+    final = partial.with_name(stage.name)
+    if partial.exists() and (step.action == "run" or step.carried):
         if kept := step.kept.get(partial.name):
             partial.rename(partial.with_name(kept))
             reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")
         else:
             shutil.rmtree(partial)  # empty, or to be forgotten
     partial.mkdir(exist_ok=True)
+    for name in step.carried:  # copied: the finished stage stays until the longer one is done
+        if (final / name).is_dir():
+            shutil.copytree(final / name, partial / name)
+        elif (final / name).exists():
+            shutil.copy2(final / name, partial / name)
     begun = read_begun(partial) or Begun(step.fingerprint, step.identity, inert_settings(stage))
     changes = (*begun.changes, *inert_changes(begun, stage))
-    begun = replace(begun, inert=inert_settings(stage), changes=changes)
+    branch = sha256(step.branch) if step.branch else begun.branch
+    begun = Begun(step.fingerprint, step.identity, inert_settings(stage), changes, branch)
     write_begun(partial, begun)
     return begun
 

@@ -13,6 +13,7 @@ from draft.diffusion.families import TextToImage
 from draft.diffusion.lora import add_lora, begin_lora, load_beneath
 from draft.diffusion.settings import LoraSettings
 from draft.errors import DraftError, StageError
+from draft.family import ATTENTION
 from draft.files import sha256
 from draft.progress import Progress
 
@@ -116,7 +117,8 @@ def lay_foundation(footing: Footing, model: TextToImage, lora: LoraSettings, *, 
 
 
 def _check_init(init: Mapping[str, tuple[Tensor, Tensor]], lora: LoraSettings, path: Path) -> None:
-    outside = [name for name in init if not any(name == t or name.endswith(f".{t}") for t in lora.targets)]
+    targets = lora.targets or ATTENTION
+    outside = [name for name in init if not any(name == t or name.endswith(f".{t}") for t in targets)]
     if outside:
         more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
         raise StageError(

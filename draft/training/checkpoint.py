@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 
-from draft.errors import DraftWarning, StageError
+from draft.errors import DraftWarning
 from draft.files import replace
+from draft.training.branch import checkpoints
 from draft.training.identity import Identity, differences
-
-FOLDER = "checkpoints"
-"""Where they are in a training's folder."""
 
 _MAGIC = b"draft-checkpoint-1 "
 
@@ -115,40 +113,6 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return state
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; none where it is missing."""
-    return sorted(folder.glob("step-*.ckpt"))
-
-
-def update_of(path: Path) -> int:
-    """The updates made before a checkpoint was written, by its file's name."""
-    return int(path.stem.removeprefix("step-"))
-
-
-def find_checkpoint(folders: list[Path], update: int) -> Path:
-    """Find the checkpoint after a number of updates, to branch from.
-
-    Args:
-        folders: Folders of checkpoints, the preferred first.
-        update: Updates made.
-
-    Returns:
-        Its path.
-
-    Raises:
-        StageError: There is none after that many updates; the hint lists those that there are.
-    """
-    files = [path for folder in folders for path in checkpoints(folder)]
-    for path in files:
-        if update_of(path) == update:
-            return path
-    known = sorted({update_of(path) for path in files})
-    raise StageError(
-        f"there is no checkpoint after update {update}",
-        hint=f"there are some after {', '.join(map(str, known))}" if known else "set checkpoint.every in the training",
-    )
 
 
 def finish_checkpoints(folder: Path, *, final: Path | None) -> None:

@@ -5,36 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from draft.errors import StageError
-from draft.files import sha256
 from draft.methods.run import Rule
 from draft.progress import Progress
+from draft.training.branch import Branch
 from draft.training.checkpoint import Checkpoint, read_checkpoint
 from draft.training.identity import Identity, change_words, differences
 from draft.training.run import Run
 from draft.training.settings import TrainSettings
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A training that begins at a checkpoint of another one, with other settings.
-
-    Args:
-        checkpoint: The file.
-        metrics: That training's metrics.jsonl, whose lines up to the checkpoint are copied; None: none are.
-    """
-
-    checkpoint: Path
-    metrics: Path | None = None
-
-    def digest(self) -> str:
-        """The sha256 of the checkpoint."""
-        return sha256(self.checkpoint)
 
 
 @dataclass(frozen=True)

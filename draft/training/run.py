@@ -174,11 +174,12 @@ def prepare(
     Raises:
         DraftError: The model or an adapter cannot be loaded, or the sampler or an adapter does not fit it.
     """
-    footing = read_foundation(foundation, settings.lora, progress)
     device = choose_device(settings.device)
     dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
     require_memory(model, settings.device, dtype)
     loaded_model = load_text_to_image(model, device=device, dtype=dtype)
+    lora = replace(settings.lora, targets=settings.lora.targets or loaded_model.family.targets)
+    footing = read_foundation(foundation, lora, progress)
     require_family_settings(loaded_model.family, settings.sampler, cfg_gradient=settings.cfg_gradient)
     size = size_of(settings.resolution, loaded_model.default_size)
     grid = make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler)
@@ -206,7 +207,7 @@ def prepare(
         preview = (loaded_model.encode(shown, size), seeded_noise(seeds, shape))
     if not encoders_stay:
         loaded_model.drop_encoders()  # before the denoiser is read, so that there is room for the larger of them alone
-    lay_foundation(footing, loaded_model, settings.lora, seed=seed)
+    lay_foundation(footing, loaded_model, lora, seed=seed)
     recomputes_blocks = settings.gradient_checkpointing is True and loaded_model.checkpoint_blocks(True)
     parameters = lora_parameters(loaded_model.network)
     optimizer = torch.optim.AdamW(

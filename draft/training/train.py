@@ -28,17 +28,11 @@ from draft.scoring.figures import mean_figures
 from draft.scoring.guards import check_terms
 from draft.training.accelerator import make_accelerator
 from draft.training.base_adapters import FRESH, Foundation
-from draft.training.checkpoint import (
-    FOLDER,
-    checkpoints,
-    finish_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-    update_of,
-)
+from draft.training.branch import FOLDER, Branch, checkpoints, update_of
+from draft.training.checkpoint import finish_checkpoints, load_checkpoint, save_checkpoint
 from draft.training.identity import Identity, identity
 from draft.training.metrics import append_metrics, truncate_metrics
-from draft.training.resume import Branch, Continued, branch_off, go_on
+from draft.training.resume import Continued, branch_off, go_on
 from draft.training.run import Run, prepare
 from draft.training.schedule import learning_rate_factor
 from draft.training.settings import TrainSettings

@@ -20,8 +20,8 @@ from draft.testing import pretended_accelerator
 from draft.testing.pretended import Counts
 from draft_cli.app import main
 
-FAMILIES: Mapping[str, str] = {"sd": "save_tiny_model"}
-"""A model family to what writes a tiny model of it, in `tests/tiny.py`: every test of this folder runs for each."""
+FAMILIES = ("sd", "sdxl")
+"""The families of `tests/tiny.py`: every test of this folder runs for each."""
 DEVICES = ("cpu", "cuda:0")
 
 
@@ -110,8 +110,8 @@ def distributions() -> Iterator[None]:
 @pytest.fixture(scope="session", params=FAMILIES)
 def family_model(request: pytest.FixtureRequest, tiny_module: ModuleType, tmp_path_factory: Any) -> Path:
     """The folder of a tiny model of each family."""
-    make: Callable[[Path], Path] = getattr(tiny_module, FAMILIES[request.param])
-    return make(tmp_path_factory.mktemp(request.param) / "model")
+    assert set(FAMILIES) == set(tiny_module.FAMILIES)
+    return tiny_module.FAMILIES[request.param](tmp_path_factory.mktemp(request.param) / "model")
 
 
 @pytest.fixture

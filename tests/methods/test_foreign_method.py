@@ -125,7 +125,6 @@ def test_it_trains_resumes_and_is_reproduced_byte_for_byte(
     assert _adapter(again) == whole
 
 
-@pytest.mark.xfail(reason="a rehearsal does not read marks yet")
 def test_it_is_rehearsed_with_no_more_steps_than_a_rehearsal_samples(draft, file: Path, method: Any) -> None:
     file.write_text(file.read_text().replace("reach: 3", "reach: 12").replace("steps: 3", "steps: 12"))
     code, text = draft("run", "foreign.yaml", "--rehearse", "stages.train.max_steps=2")

@@ -17,8 +17,7 @@ from draft.errors import DivergedError, DraftWarning, StageError
 from draft.methods.values import DraftK, DraftLV
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
-from draft.training.checkpoint import find_checkpoint
-from draft.training.resume import Branch
+from draft.training.branch import Branch, find_checkpoint
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts

@@ -58,7 +58,8 @@ def size_problems(model: str, resolution: int | tuple[int, int] | None) -> Itera
     sides = (resolution,) if isinstance(resolution, int) else resolution
     if any(side % multiple for side in sides):
         got = resolution if isinstance(resolution, int) else list(resolution)
-        below, above = ([side // multiple * multiple + more for side in sides] for more in (0, multiple))
+        below = [side // multiple * multiple for side in sides]
+        above = [-(-side // multiple) * multiple for side in sides]
         nearest = f"{below} or {above}" if len(sides) > 1 else f"{below[0]} or {above[0]}"
         what = f"resolution must be a multiple of {multiple} for this model (got {got})"
         yield Problem(("resolution",), what, f"for example {nearest}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from draft.diffusion.conditioning import Conditioning
-from draft.diffusion.families import families
+from draft.diffusion.families import family_named
 from draft.diffusion.families.components import Components, can_recompute
 from draft.diffusion.families.sd import read_schedule
 from draft.diffusion.families.sdxl_parts import TEXT, Parts, open_pretrained
@@ -45,6 +45,11 @@ class StableDiffusionXL:
     def encoders(self) -> Mapping[str, nn.Module]:
         """Both text encoders; nothing once they are dropped."""
         return {name: self.components[name] for name in TEXT if not self.components.dropped(name)}
+
+    @property
+    def text_files(self) -> Sequence[Path]:
+        """Files and folders that decide a prompt's embedding."""
+        return self.parts.text_files
 
     @property
     def default_size(self) -> Size:
@@ -205,4 +210,4 @@ def load(model: str, *, device: torch.device, dtype: torch.dtype) -> StableDiffu
     careful = dtype == torch.float16 and parts.configs["vae"]["force_upcast"]
     components = Components(parts.read, device, dtype, exceptions={"vae": torch.float32} if careful else {})
     noise = read_schedule(parts.configs["scheduler"])
-    return StableDiffusionXL(parts, components, noise, device, dtype, families()["sdxl"])
+    return StableDiffusionXL(parts, components, noise, device, dtype, family_named("sdxl"))

@@ -37,6 +37,8 @@ NETWORKS: Mapping[str, Any] = {
 }
 """The components with weights."""
 
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -47,12 +49,14 @@ class Parts:
         tokenizers: Both.
         zeros: Whether an empty negative prompt stands for zeros instead of the empty text.
         read: Reads a component's weights in a precision, into the CPU's memory.
+        text_files: Files and folders that decide a prompt's embedding.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
     tokenizers: tuple[Any, Any]
     zeros: bool
     read: Callable[[str, torch.dtype], nn.Module]
+    text_files: tuple[Path, ...]
 
 
 def open_pretrained(model: str) -> Parts:
@@ -73,11 +77,11 @@ def open_pretrained(model: str) -> Parts:
     check_configs(f"model {model!r}", configs)
     with reading_weights(model):
         first, second = (
-            CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True)
-            for name in ("tokenizer", "tokenizer_2")
+            CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True) for name in _TOKENIZERS
         )
     zeros = bool(read_index(str(folder)).get("force_zeros_for_empty_prompt", True))
-    return Parts(configs, (first, second), zeros, partial(_read, model, folder))
+    text_files = tuple(folder / name for name in (*TEXT, *_TOKENIZERS))
+    return Parts(configs, (first, second), zeros, partial(_read, model, folder), text_files)
 
 
 def complete(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -123,7 +123,8 @@ def open_single_file(path: Path) -> Parts:
     tokenizers = _tokenizers(path, beside)
     index = read_json(beside / "model_index.json") or {}
     zeros = index.get("force_zeros_for_empty_prompt", True)
-    return Parts(completed, tokenizers, bool(zeros), partial(_read, path, completed, tokenizers, shapes))
+    read = partial(_read, path, completed, tokenizers, shapes)
+    return Parts(completed, tokenizers, bool(zeros), read, (path,))
 
 
 def _tokenizers(path: Path, beside: Path) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -130,6 +130,10 @@ class Kind:
         timed: Whether time and memory are among the results, so that settings which change them alone count too.
         recipe: Where what it runs writes `draft.recipe` into its adapter, how that becomes a stage again.
         renamed: What a part of its records was called before.
+        carries: Names in its folder that a finished stage goes on from, where a setting marked `Extends` is larger;
+            nothing: it begins again.
+        checkpoint: Finds the checkpoint after a number of updates in folders of the stage, the preferred first, for
+            `--branch-from`; None: it cannot branch.
     """
 
     settings: type[Any]
@@ -142,6 +146,8 @@ class Kind:
     timed: bool = False
     recipe: Recipe | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    carries: tuple[str, ...] = ()
+    checkpoint: Callable[[Iterable[Path], int], Path] | None = None
 
     @property
     def name(self) -> str:
@@ -233,6 +239,7 @@ class Job:
         title: The pipeline's name.
         config_text: The stage's resolved settings as YAML, for the page.
         metadata: What an adapter file says about its making: no time, no path, no host.
+        branch: The checkpoint of another run that it begins at; None: it does not.
     """
 
     stage: CheckedStage
@@ -242,6 +249,7 @@ class Job:
     title: str = ""
     config_text: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    branch: Path | None = None
 
     def adapters(self) -> dict[str, tuple[Path, float]]:
         """Label to file and weight, of a stage with `adapters`."""

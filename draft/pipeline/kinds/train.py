@@ -20,6 +20,7 @@ from draft.pipeline.kinds.kind import Candidate, HeldFile, Job, Kind
 from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
 from draft.scoring.objective import LinearLoss, Loss
+from draft.training.branch import Branch, find_checkpoint
 from draft.training.settings import TrainSettings
 
 TRACKERS: Mapping[str, tuple[str, ...]] = {
@@ -84,6 +85,7 @@ def run(job: Job) -> Mapping[str, float]:
             progress=job.progress,
             metadata=job.metadata,
             foundation=Foundation(job.files.get(("init_adapter",)), tuple(beneath)),
+            branch=Branch.at(job.branch) if job.branch else None,
         )
 
 
@@ -188,4 +190,6 @@ TRAIN = Kind(
     outputs={"adapter": "adapter.safetensors", "metrics": "metrics.jsonl"},
     run=f"{__name__}:run",
     problems=problems,
+    carries=("checkpoints", "metrics.jsonl", "previews"),
+    checkpoint=find_checkpoint,
 )
