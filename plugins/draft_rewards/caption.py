@@ -21,7 +21,7 @@ class Caption(draft.Reward):
 
     With w_1 ... w_n the tokens of the text and w_{n+1} = [SEP], the end of a caption,
     r(x, c) = 1/(n+1) sum_i log p(w_i | [DEC], prefix, w_1 ... w_{i-1}, x), at most 0; with `reduction: sum` without
-    the 1/(n+1). The token [DEC] that starts every caption and the `prefix` are told to the captioner and do not count.
+    the 1/(n+1). The token [DEC] that starts every caption and the `prefix` are given to the captioner and do not count.
 
     The mean lets prompts of different lengths stand beside each other in a batch; the sum is the log-likelihood
     itself, of which a long prompt has far less. Neither compares two prompts: rare words cost much whatever the image.
