@@ -62,7 +62,8 @@ def evaluate(
     if not terms:
         raise ConfigError("nothing to measure (got 0 rewards)", hint="name at least one reward")
     seeded = seed_prompts(prompts, images_per_prompt=settings.images_per_prompt, seed=seed)
-    files, weights = ({label: part[k] for label, part in adapters.items()} for k in (0, 1))
+    files = {label: file for label, (file, _) in adapters.items()}
+    weights = {label: weight for label, (_, weight) in adapters.items()}
     blends = [{}, *({label: weight} for label, weight in weights.items())]
     loaded = load_variants(model, files, blends, list(prompts), settings, progress)
     rewards = load_rewards(terms, loaded.model.device, check_images=True)

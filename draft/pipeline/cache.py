@@ -77,7 +77,7 @@ def read_record(folder: Path) -> StageRecord | None:
     """A stage folder's record, or None if it has none that can be read."""
     try:
         data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if data.pop("format") != FORMAT:
+        if data.pop("format") != FORMAT or not isinstance(data["identity"], dict):
             return None
         outputs = {name: tuple(FileRecord(**file) for file in files) for name, files in data.pop("outputs").items()}
         return StageRecord(outputs=outputs, **{**data, "changes": tuple(data.get("changes", ()))})

@@ -27,7 +27,8 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema of pipeline files, for editors; descriptions are those of the docstrings."""
     stage: Any = typing.Union[tuple(kind.settings for kind in KINDS.values())]  # noqa: UP007
     schema = TypeAdapter(Head).json_schema(by_alias=True)
-    inner = TypeAdapter(dict[Annotated[str, Field(pattern=STAGE)], Annotated[stage, Field(discriminator="kind")]])
+    by_kind: Any = Annotated[stage, Field(discriminator="kind")]
+    inner = TypeAdapter(dict[Annotated[str, Field(pattern=STAGE)], by_kind])  # pyright: ignore[reportInvalidTypeForm]
     stages = inner.json_schema(by_alias=True)
     schema["$defs"] = stages.pop("$defs")
     schema["properties"]["stages"] = {**schema["properties"]["stages"], **stages}

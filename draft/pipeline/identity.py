@@ -77,10 +77,10 @@ def settled(recorded: Mapping[str, Any], stage: CheckedStage) -> dict[str, Any]:
     Returns:
         The identity.
     """
-    kind = stage.kind
-    if recorded.get("kind") != kind.name:
+    kind, given = stage.kind, recorded.get("settings")
+    if recorded.get("kind") != kind.name or not isinstance(given, Mapping):
         return dict(recorded)
-    given = {**recorded.get("settings", {}), "kind": kind.name}
+    given = {**given, "kind": kind.name}
     settings = _own(completed(type(stage.config), given, _counts_elsewhere(kind)))
     found = {kind.renamed.get(part, part): value for part, value in recorded.items()} | {"settings": settings}
     return json.loads(json.dumps(found))

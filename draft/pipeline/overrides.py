@@ -227,7 +227,9 @@ def _known_inside(config: Any, parts: list[str]) -> None:
     data: Any = OmegaConf.to_container(config["stages"], resolve=False)
     stage = data[parts[1]]
     kind = kind_of(stage)
-    for index, part in enumerate(parts[2:] if kind is not None else (), start=2):
+    if kind is None:
+        return
+    for index, part in enumerate(parts[2:], start=2):
         keys = tuple(parts[2:index])
         known = keys_at(kind.settings, keys, {}, others=True)
         group = value_at(stage, keys)

@@ -43,7 +43,8 @@ def read_begun(folder: Path) -> Begun | None:
     """What a folder says of the stage that has begun in it; None where it says nothing that can be read."""
     try:
         data = json.loads((folder / _BEGUN).read_text(encoding="utf-8"))
-        return Begun(**{**data, "changes": tuple(data.get("changes", ()))})
+        begun = Begun(**{**data, "changes": tuple(data.get("changes", ()))})
+        return begun if isinstance(begun.identity, dict) and isinstance(begun.inert, dict) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # not ours or damaged: it cannot be continued
 

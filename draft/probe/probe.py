@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from draft.adapters.files.formats import denoiser_factors, read_adapter
-from draft.diffusion.lora import adapter_parameters, load_lora, use_lora
+from draft.diffusion.lora import adapter_parameters, add_lora, load_lora, lora_parameters, use_lora
 from draft.diffusion.probe import agreement, cosines, decompose_gradient
 from draft.diffusion.schedule import make_grid, step_sensitivities
 from draft.diffusion.settings import SamplerSettings
 from draft.diffusion.surrogate import roll_out
 from draft.errors import DraftError, StageError
-from draft.methods.values import Draft
 from draft.probe.health import GridFigures, Health, recommended, truncations, verdict
 from draft.probe.page import write_page
 from draft.probe.results import ProbeResult, json_text, markdown
@@ -26,8 +25,7 @@ from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.figures import check_figures, mean_figures
 from draft.scoring.guards import check_terms
-from draft.training.run import Run, prepare
-from draft.training.settings import TrainSettings
+from draft.training.rollouts import Rollouts, load_rollouts
 from draft.types import Prompts
 
 _PROBED = "probed"
@@ -74,10 +72,12 @@ def probe(
     check_terms(terms)
     if not len(prompts):
         raise StageError("there are no prompts to probe with")
-    run = prepare(_training(settings), model, prompts, terms, seed, progress)
-    grids = [_grid(run, settings.sampler), *_others(run, settings)]
-    parameters = _adapted(run, adapter) if adapter else _fresh(run, settings.lora_b)
-    health, scores = _measure(run, parameters, grids[0], settings.batches, progress)
+    draws = settings.batches * settings.batch_size
+    rollouts = load_rollouts(settings, model, prompts, terms, seed, draws=draws, label="probe", progress=progress)
+    rollouts.model.drop_encoders()
+    grids = [_grid(rollouts, settings.sampler), *_others(rollouts, settings)]
+    parameters = _load(rollouts, adapter) if adapter else _begin(rollouts, settings, seed)
+    health, scores = _measure(rollouts, parameters, grids[0], settings, progress)
     probed = ProbeResult(
         title=title,
         model=model_name or model,
@@ -103,34 +103,21 @@ def probe(
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
-def _training(settings: ProbeSettings) -> TrainSettings:
-    """The training by full backpropagation whose first batches are probed."""
-    return TrainSettings(
-        method=Draft(),
-        sampler=settings.sampler,
-        cfg_gradient=settings.cfg_gradient,
-        lora=settings.lora,
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        saturation=settings.saturation,
-        mixed_precision=settings.mixed_precision,
-        resolution=settings.resolution,
-        device=settings.device,
-    )
-
-
-def _fresh(run: Run, deviation: float) -> list[Tensor]:
-    """The fresh LoRA's A and B, noise in B if there is to be any."""
+def _begin(rollouts: Rollouts, settings: ProbeSettings, seed: int) -> list[Tensor]:
+    """The A and B of a fresh LoRA, that of a training with the same seed; noise in B if there is to be any."""
+    network = rollouts.model.network
+    add_lora(network, settings.lora, seed=seed)
+    parameters = lora_parameters(network)
     with torch.no_grad():
-        for b in run.parameters[1::2] if deviation else ():
-            b.copy_(deviation * torch.randn(b.shape, generator=run.random.method))
-    return list(run.parameters)
+        for b in parameters[1::2] if settings.lora_b else ():
+            b.copy_(settings.lora_b * torch.randn(b.shape, generator=rollouts.random.method))
+    return list(parameters)
 
 
-def _adapted(run: Run, adapter: tuple[Path, float]) -> list[Tensor]:
-    """A trained adapter's A and B, in the fresh one's place."""
+def _load(rollouts: Rollouts, adapter: tuple[Path, float]) -> list[Tensor]:
+    """The A and B of a trained adapter."""
     path, weight = adapter
-    network = run.model.network
+    network = rollouts.model.network
     load_lora(network, denoiser_factors(read_adapter(path)), name=_PROBED)
     use_lora(network, _PROBED, weight)
     parameters = adapter_parameters(network, _PROBED)
@@ -140,22 +127,22 @@ def _adapted(run: Run, adapter: tuple[Path, float]) -> list[Tensor]:
 
 
 def _measure(
-    run: Run, parameters: Sequence[Tensor], grid: GridFigures, batches: int, progress: Progress
+    rollouts: Rollouts, parameters: Sequence[Tensor], grid: GridFigures, settings: ProbeSettings, progress: Progress
 ) -> tuple[Health, dict[str, float]]:
     """Decompose the gradient of one batch after another; the figures, and mean scores by label."""
     chains, directions, figures = [], [], []
     mean = torch.zeros(())
-    progress.start("probing", batches * run.grid.steps)
-    for _ in range(batches):
-        batch = run.next_batch()
-        rollout = roll_out(run.output(batch), run.grid, batch.noise, batch.fresh)
-        scored = run.scorer.reward_gradient(rollout.states[-1], batch.prompts)
+    progress.start("probing", settings.batches * rollouts.grid.steps)
+    for _ in range(settings.batches):
+        batch = rollouts.next_batch()
+        rollout = roll_out(rollouts.output(batch), rollouts.grid, batch.noise, batch.fresh)
+        scored = rollouts.scorer.reward_gradient(rollout.states[-1], batch.prompts)
         assert scored.gradient is not None
-        check_figures(run.rewards, mean_figures(run.rewards, [scored.figures]), 0)
+        check_figures(rollouts.rewards, mean_figures(rollouts.rewards, [scored.figures]), 0)
         figures.append(scored.figures)
         chain = decompose_gradient(
-            run.output(batch, gradient=run.settings.cfg_gradient, recorded=True),
-            run.grid,
+            rollouts.output(batch, gradient=settings.cfg_gradient, recorded=True),
+            rollouts.grid,
             rollout,
             scored.gradient / len(batch.prompts),
             parameters,
@@ -164,7 +151,7 @@ def _measure(
         )
         chains.append((chain.truncated.norm(dim=1), chain.terms, chain.adjoints))
         directions.append(cosines(chain.truncated))
-        mean = mean + chain.truncated / batches
+        mean = mean + chain.truncated / settings.batches
     progress.stop()
     norms, terms, adjoints = (torch.stack(figure).double() for figure in zip(*chains, strict=True))
     health = Health(
@@ -176,21 +163,21 @@ def _measure(
         adjoints=adjoints.mean(0).tolist(),
         norms=norms.tolist(),
     )
-    return health, dict(mean_figures(run.rewards, figures).scores)
+    return health, dict(mean_figures(rollouts.rewards, figures).scores)
 
 
-def _grid(run: Run, sampler: SamplerSettings) -> GridFigures:
-    grid = make_grid(run.model.schedule(run.size, sampler.num_inference_steps), sampler)
+def _grid(rollouts: Rollouts, sampler: SamplerSettings) -> GridFigures:
+    grid = make_grid(rollouts.model.schedule(rollouts.size, sampler.num_inference_steps), sampler)
     noise = f", eta {sampler.eta:g}" if sampler.eta else ""
     label = f"{sampler.num_inference_steps} steps, {sampler.spacing}, final {sampler.final}{noise}"
     return GridFigures(label, grid.times, step_sensitivities(grid))
 
 
-def _others(run: Run, settings: ProbeSettings) -> list[GridFigures]:
+def _others(rollouts: Rollouts, settings: ProbeSettings) -> list[GridFigures]:
     grids = []
     for index, other in enumerate(settings.grids):
         try:
-            grids.append(_grid(run, with_changes(settings.sampler, other)))
+            grids.append(_grid(rollouts, with_changes(settings.sampler, other)))
         except DraftError as error:
             error.where = f"grids.{index}"
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -201,3 +202,24 @@ def test_nothing_is_written_for_a_file_with_errors(workshop) -> None:
     with pytest.raises(DraftError):
         run_pipeline(workshop.file, runs_dir=workshop.folder / "runs")
     assert not (workshop.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"fingerprint": "x", "identity": 3}', '{"more": 1}'])
+def test_a_folder_that_does_not_say_what_began_in_it_is_kept_aside(workshop, text: str) -> None:
+    workshop.failing["train"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        workshop.run()
+    (workshop.runs / "train.partial" / "begun.json").write_text(text)
+    assert workshop.plan()[0] == (
+        "train: will run (has not run; an interrupted run is kept in train.kept-1 "
+        "(it does not say what it is a run of))"
+    )
+
+
+@pytest.mark.parametrize("identity", ["[1]", "3", '{"kind": "train", "settings": [1]}', '{"kind": "train"}'])
+def test_a_record_that_makes_no_sense_is_not_used(workshop, identity: str) -> None:
+    workshop.run()
+    file = workshop.runs / "train" / "stage.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({**data, "identity": json.loads(identity)}))
+    assert workshop.plan()[0].startswith("train: will run (")

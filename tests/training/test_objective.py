@@ -96,17 +96,17 @@ def make_run(tiny_model: Path) -> Callable[..., Run]:
         random = Randomness(5, 2)
         random.noise = lambda *shape: torch.randn(shape, generator=random._noise, dtype=torch.float64)  # type: ignore[method-assign]
         return Run(
-            chosen,
-            model,
-            prompts,
-            scorer,
-            grid,
-            conditioning,
-            unconditional,
-            parameters,
-            optimizer,
-            random,
-            model.denoise,
+            settings=chosen,
+            model=model,
+            prompts=prompts,
+            scorer=scorer,
+            grid=grid,
+            conditioning=conditioning,
+            unconditional=unconditional,
+            parameters=parameters,
+            optimizer=optimizer,
+            random=random,
+            no_grad_denoiser=model.denoise,
         )
 
     return make

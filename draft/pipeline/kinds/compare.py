@@ -134,11 +134,12 @@ _EACH = (_COMMON | {"method"}) - {"checkpoint", "device"}
 def complete(config: CompareStage) -> CompleteStage:
     """Give every method the settings that it shares with the others."""
     document = Document("", {})
-    methods = {
+    settings: dict[str, Any] = {each.name: getattr(config, each.name) for each in fields(config)}
+    settings["methods"] = {
         label: validate(ComparedMethod, _merged(config, given), ("methods", label), document)[0]
         for label, given in config.methods.items()
     }
-    return CompleteStage(**{each.name: getattr(config, each.name) for each in fields(config)} | {"methods": methods})
+    return CompleteStage(**settings)
 
 
 def _merged(config: CompareStage, given: Mapping[str, Any]) -> dict[str, Any]:
