@@ -32,7 +32,7 @@ class Pipeline:
     Args:
         name: Its name.
         file: The file it was loaded from.
-        seed: The seed of every stage that has no own one.
+        seed: The seed of every stage without one of its own.
         stages: Name to stage, in the order in which they run.
         replacements: What a rehearsal changed of the file; empty where this is none.
     """

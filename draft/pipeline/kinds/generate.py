@@ -20,7 +20,7 @@ from draft.rewards.parts import without_gradient
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateStage(GenerateSettings):
-    """Make images from prompts and fixed seeds, with the base model or each adapter, and with more reward if asked for.
+    """Make images from prompts and fixed seeds, with the base model or each adapter; optionally raise a reward.
 
     Args:
         kind: `generate`.

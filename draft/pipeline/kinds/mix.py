@@ -33,7 +33,7 @@ class MixStage(MixSettings):
     Args:
         kind: `mix`.
         adapters: Label to `{from, weight}`.
-        seed: Of the method `dare`; null: the file's.
+        seed: Seed of the method `dare`; null: the file's.
     """
 
     kind: Literal["mix"]

@@ -1,4 +1,4 @@
-"""`kind: probe`: the gradient through all sampling steps, before anybody trains through them."""
+"""`kind: probe`: the gradient through all sampling steps, before training through them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from draft.rewards.parts import without_gradient
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeStage(ProbeSettings):
-    """Measure the gradient through all sampling steps, against K and step by step, before anybody trains through them.
+    """Measure the gradient through all sampling steps, against K and step by step, before training through them.
 
     Args:
         kind: `probe`.
