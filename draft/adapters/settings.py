@@ -60,7 +60,7 @@ def check_settings(settings: MixSettings) -> None:
         if settings.density is not None:
             raise StageError(
                 f"density is for the methods ties, dare and magnitude (got {settings.density:g} with exact)",
-                hint="leave it out, or choose a method",
+                hint="drop it, or choose a method",
             )
         return
     if settings.rank is None:

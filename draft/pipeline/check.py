@@ -76,7 +76,7 @@ def check_document(document: Document, file: Path) -> tuple[Pipeline | None, lis
 
 
 def _remark(stages: Mapping[str, CheckedStage], document: Document) -> None:
-    """Warn once for each named model of what it has to say about all the prompts that it will meet."""
+    """Warn once for each named model about all the prompts that it will get."""
     for name in dict.fromkeys(str(stage.data["model"]) for stage in stages.values() if "model" in stage.data):
         model = named_model(name)
         users = [stage for stage in stages.values() if stage.data.get("model") == name]

@@ -45,7 +45,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _installed_rewards() -> dict[str, Any]:
-    """The options of the installed rewards; a label that says `use` may have another reward's."""
+    """The options of the installed rewards; a label with `use` may have another reward's."""
     own = {
         "use": {"type": "string", "description": "The reward's name; the label where it is left out."},
         "weight": {"type": "number", "default": 1.0, "description": "Its factor in the sum; negative asks for less."},

@@ -26,9 +26,10 @@ class Caption(draft.Reward):
     With the mean, prompts of different lengths can be combined in a batch; the sum is the log-likelihood itself, of
     which a long prompt has far less. Neither compares two prompts: rare words cost much whatever the image.
 
-    Note: The published captioners were fine-tuned to go on from "a picture of " (Li et al., arXiv 2201.12086, and their
-    code), which transformers drops by default. Their captions are plain words without full stops: lists of keywords and
-    quality tags are unlikely whatever the image shows. The default has 224 M parameters.
+    Note:
+        The published captioners were fine-tuned to go on from "a picture of " (Li et al., arXiv 2201.12086, and their
+        code), which transformers drops by default. Their captions are plain words without full stops: lists of keywords
+        and quality tags are unlikely whatever the image shows. The default has 224 M parameters.
     """
 
     name = "caption"

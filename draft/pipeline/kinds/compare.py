@@ -41,7 +41,7 @@ class Measure(MeasureSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedMethod(MethodConfig):
-    """A method of a comparison, merged with what the stage says for all of them.
+    """A method of a comparison, merged with the settings that the stage has for all of them.
 
     Args:
         method: Which sampling steps carry gradient, and what is substituted for the adjoint.
@@ -161,12 +161,12 @@ def _label_problems(candidate: Candidate) -> Iterator[DraftError]:
     measured = {term.label for term in candidate.inputs.terms.get(MEASURED, ())}
     for label in sorted(trained & measured):
         what = f"{candidate.name(*MEASURED, label)} has the label of a reward that is trained for"
-        hint = "what is trained for is measured anyway; for another reward choose another label and say `use`"
+        hint = "what is trained for is measured anyway; for another reward choose another label and add `use`"
         yield candidate.error(what, *MEASURED, label, hint=hint)
     for keys, labels in ((REWARDS, trained), (MEASURED, measured)):
         if "reward" in labels:
             what = f"{candidate.name(*keys, 'reward')} has the label of the weighted sum"
-            yield candidate.error(what, *keys, "reward", hint="choose another label and say `use`")
+            yield candidate.error(what, *keys, "reward", hint="choose another label and add `use`")
 
 
 COMPARE = Kind(

@@ -85,7 +85,7 @@ def _method_problems(candidate: Candidate) -> Iterator[Problem]:
         here = ("rewards", term.label)
         if term.label == "reward":
             what = "rewards.reward has the label of the weighted sum"
-            yield Problem(here, what, "choose another label and say `use`")
+            yield Problem(here, what, "choose another label and add `use`")
         if not term.reward.per_image:
             what = f"rewards.{term.label} gives scores that depend on the batch, but each image is made for itself"
             yield Problem(here, what, "measure it in an evaluate stage instead")

@@ -68,7 +68,7 @@ def problems(candidate: Candidate) -> Iterator[DraftError]:
             if own != default:
                 probed = candidate.name("adapter")
                 what = f"{candidate.name(key)} describes a fresh LoRA, and {probed} is probed instead of one"
-                yield candidate.error(what, key, hint="leave one of the two out")
+                yield candidate.error(what, key, hint="drop one of the two")
     for term in candidate.terms:
         for inner, reward in without_gradient(term.reward) if term.weight else ():
             what = f"reward {reward.name!r} has no gradient, so it cannot be probed"
