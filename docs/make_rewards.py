@@ -26,9 +26,9 @@ add one.
 WEIGHTS_HEAD = """## Published weights
 
 With an empty `revision` these models are read at the commit listed below, whatever their owners have changed since, and
-any other model in its newest revision. The licence is the one stated on the model's page. Nothing is downloaded before a
-reward is loaded; if a model is missing, the error has the command that fetches it, and with `HF_HUB_OFFLINE=1` nothing
-is fetched at all. Weights are read from safetensors, or with `torch.load(weights_only=True)`.
+any other model in its newest revision. The licence is the one stated on the model's page. Nothing is downloaded before
+a reward is loaded; if a model is missing, the error has the command that fetches it, and with `HF_HUB_OFFLINE=1`
+nothing is fetched at all. Weights are read from safetensors, or with `torch.load(weights_only=True)`.
 """
 
 
