@@ -111,11 +111,11 @@ def score_pictures(
 
     Args:
         reward: The reward with its parameters.
-        files: N pictures of any sizes; all are looked at before the reward is loaded.
+        files: N pictures of any sizes; all headers are read before the reward is loaded.
         prompts: N prompts.
         device: Where to score.
         batch_size: Most pictures scored at once; they are of one size. A reward with `per_image = False` sees all
-            pictures at once, whatever this says.
+            pictures at once, whatever this number is.
         progress: The reporter.
 
     Returns:

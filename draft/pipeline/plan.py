@@ -140,7 +140,7 @@ def _step(
     if longer and not goes_on:
         changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in longer.items())
         reasons = [f"goes on from the finished one: {changes}", *reasons[1:]]
-    elif not fits and not longer and folder.is_dir() and holds_checkpoints(folder):
+    elif not (fits and forced) and not longer and folder.is_dir() and holds_checkpoints(folder):
         kept[folder.name] = kept_name(folder, kept.values())
         reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
     action: Literal["run", "continue"] = "continue" if goes_on or longer else "run"
@@ -248,7 +248,7 @@ def _reasons(
 def _misfit(begun: Begun | None, stage: CheckedStage, found: Mapping[str, Any]) -> str:
     """Why an interrupted run cannot be continued."""
     if begun is None or not begun.identity:
-        return "it does not say what it is a run of"
+        return "there is no record of what it is a run of"
     return "; ".join(differences(settled(begun.identity, stage), found)) or "it is a run of something else"
 
 

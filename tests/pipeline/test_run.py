@@ -103,7 +103,7 @@ def test_changed_files_are_noticed(workshop) -> None:
     workshop.run()
     (workshop.folder / "held.txt").write_text("a bee\n")
     assert workshop.plan()[2] == "evaluate: will run (prompts changed)"
-    (workshop.folder / "model" / "model_index.json").write_text("[]")
+    (workshop.folder / "model" / "unet" / "config.json").write_text("{}")
     assert workshop.plan()[0] == "train: will run (model changed)"
     assert workshop.plan()[2] == "evaluate: will run (prompts changed; model changed; upstream changed: mix, train)"
 
