@@ -79,9 +79,10 @@ def _remark(stages: Mapping[str, CheckedStage], document: Document) -> None:
     """Warn once for each named model about all the prompts that it will get."""
     for name in dict.fromkeys(str(stage.data["model"]) for stage in stages.values() if "model" in stage.data):
         model = named_model(name)
+        if model is None or model.remark is None:
+            continue
         users = [stage for stage in stages.values() if stage.data.get("model") == name]
-        met = [prompt for stage in users for prompt in stage.every_prompt]
-        if model is not None and model.remark is not None and (text := model.remark(met)):
+        if text := model.remark([prompt for stage in users for prompt in stage.every_prompt]):
             place = document.place(("stages", users[0].name, "prompts"))
             warnings.warn(f"{place}: {text}", DraftWarning, stacklevel=2)
 
