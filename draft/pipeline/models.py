@@ -52,5 +52,5 @@ def model_problems(candidate: Candidate, config: Any, keys: Sequence[str] = ()) 
         return
     for problem in family_problems(family, sampler, cfg_gradient=getattr(config, "cfg_gradient", "both")):
         yield candidate.problem(problem, *keys)
-    for problem in size_problems(model, getattr(config, "resolution", None)):
+    for problem in size_problems(model, getattr(config, "resolution", None), multiple=family.multiple):
         yield candidate.problem(problem, *keys)
