@@ -100,6 +100,19 @@ FAMILIES: Mapping[str, Callable[[Path], Path]] = {"sd": save_tiny_model, "sdxl":
 """A model family to what writes a tiny model of it; a new family is one entry more."""
 
 
+def save_outline(folder: Path) -> Path:
+    """Write what a check reads of a Stable Diffusion model: its index and folders without weights."""
+    from draft.diffusion.families import family_named
+
+    family = family_named("sd")
+    index: dict[str, Any] = {"_class_name": family.pipeline}
+    for component, kind in family.components.items():
+        (folder / component).mkdir(parents=True)
+        index[component] = ["library", kind]
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
 def save_tiny_adapter(model: Path, path: Path) -> Path:
     """Write an adapter with random weights for the attention of a model's denoiser; it changes what is drawn."""
     import torch

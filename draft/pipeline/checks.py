@@ -32,7 +32,7 @@ _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 def find_inputs(
     settings: type[Any], data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]
 ) -> Inputs:
-    """Find what a stage works on, wherever the marks of its settings say that it has something.
+    """Find what a stage works on, by the marks of its settings.
 
     Args:
         settings: The dataclass of its settings.
@@ -199,7 +199,8 @@ def check_model(name: Any, keys: Keys, document: Document, base: Base, errors: l
         errors: Gets what is wrong.
 
     Returns:
-        Where the model is, and its name as it is written down: a local one by its absolute path.
+        Where the model is, empty where it cannot be, and its name as it is written down: a local one by its absolute
+        path.
     """
     if not isinstance(name, str) or not name or "${out:" in name:
         return "", name  # the schema or the references say so
@@ -224,6 +225,7 @@ def check_model(name: Any, keys: Keys, document: Document, base: Base, errors: l
     except DraftError as error:
         error.where = document.place(keys)
         errors.append(error)
+        return "", name
     return name, name
 
 

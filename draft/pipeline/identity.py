@@ -156,11 +156,15 @@ def _counts_elsewhere(kind: Kind) -> Callable[[Any], bool]:
 
 
 def _own(settings: dict[str, Any]) -> dict[str, Any]:
-    own = {key: value for key, value in settings.items() if key not in ("kind", "seed")}
-    if isinstance(lora := own.get("lora"), Mapping) and lora.get("targets", "") is None:
-        # Of a hub id, whose family nobody knows yet, what is not given counts as what nearly all families have.
-        own["lora"] = {**lora, "targets": list(ATTENTION)}
-    return own
+    return {key: _with_targets(value) for key, value in settings.items() if key not in ("kind", "seed")}
+
+
+def _with_targets(value: Any) -> Any:
+    """Of a hub id, whose family nobody knows yet, `lora.targets` counts as what nearly all families have."""
+    if not isinstance(value, Mapping):
+        return value
+    found = {key: _with_targets(inner) for key, inner in value.items()}
+    return {**found, "targets": list(ATTENTION)} if "rank" in found and found.get("targets", "") is None else found
 
 
 def _without_files(value: Any) -> Any:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,7 +20,7 @@ Usage: draft [OPTIONS] COMMAND [ARGS]...
   sampling into LoRA adapters.
 
 Options:
-  --version  Show the version and leave.
+  --version  Show the version and exit.
   --help     Show this message and exit.
 
 Commands:
@@ -35,6 +36,7 @@ Commands:
   reproduce  Write the pipeline that made an adapter, out of its metadata.
   rewards    List, write, check, score with and try rewards.
   models     Show the models that pipelines may name.
+  cache      Show or clear what Draft keeps on disk to save time.
   plugins    Show the installed plugins and their state.
   schema     Print the JSON Schema of pipeline files.
 """
@@ -253,8 +255,8 @@ def test_help_and_lists_import_nothing_heavy(tmp_path: Path, arguments: list[str
     quietly(tmp_path, *arguments)
 
 
-def test_checking_and_a_fully_reused_run_import_nothing_heavy(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
+def test_checking_and_a_fully_reused_run_import_nothing_heavy(tmp_path: Path, tiny_module: ModuleType) -> None:
+    tiny_module.save_outline(tmp_path / "model")
     (tmp_path / "small.yaml").write_text(
         "name: small\nstages:\n  train:\n    kind: train\n    model: model\n    prompts: [a cat]\n"
         "    rewards: {jpeg: {quality: 50}, clip_score: {model: model}}\n"

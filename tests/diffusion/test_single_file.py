@@ -152,7 +152,7 @@ def test_two_vocabulary_files_beside_the_checkpoint_are_a_tokenizer(
     tokenizer: Any = single_file.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding=PADDING["1"])
     assert tokenizer.model_max_length == 77 and tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer("ab").input_ids == load(tiny_folders["epsilon"]).tokenizer("ab").input_ids  # type: ignore[attr-defined]
-    assert single_file._tokenizer(file, tmp_path / "model" / "tokenizer", "2").pad_token == "!"
+    assert single_file.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding="!").pad_token == "!"
 
 
 def test_without_a_vocabulary_the_refusal_says_how_to_get_it(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -114,9 +115,8 @@ class Workshop:
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model_index.json").write_text("{}")
+def workshop(tmp_path: Path, tiny_module: ModuleType) -> Workshop:
+    tiny_module.save_outline(tmp_path / "model")
     (tmp_path / "held.txt").write_text("# held out\n\na fox\na cow\n")
     (tmp_path / "demo.yaml").write_text(PIPELINE)
     return Workshop(tmp_path)

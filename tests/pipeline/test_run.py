@@ -103,7 +103,7 @@ def test_changed_files_are_noticed(workshop) -> None:
     workshop.run()
     (workshop.folder / "held.txt").write_text("a bee\n")
     assert workshop.plan()[2] == "evaluate: will run (prompts changed)"
-    (workshop.folder / "model" / "model_index.json").write_text("[]")
+    (workshop.folder / "model" / "unet" / "config.json").write_text("{}")
     assert workshop.plan()[0] == "train: will run (model changed)"
     assert workshop.plan()[2] == "evaluate: will run (prompts changed; model changed; upstream changed: mix, train)"
 
@@ -165,7 +165,7 @@ def test_only_runs_one_stage_and_needs_what_it_refers_to(workshop) -> None:
         workshop.run(only="mix")
     assert str(caught.value) == (
         "command line, --only: stage 'mix' needs 'train', which must run first (has not run)\n"
-        "  hint: leave out --only, or run --only train first"
+        "  hint: drop --only, or run --only train first"
     )
     assert not workshop.runs.exists()
     result = workshop.run(only="train")

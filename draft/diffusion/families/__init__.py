@@ -169,10 +169,10 @@ def family_of(model: str) -> Family | None:
             what it is and what can be.
     """
     path = Path(model)
-    if path.is_file() or path.suffix in _WEIGHTS:
-        return _of_checkpoint(path)
     if path.is_dir():
         return _of_pipeline(model, _index(path), folder=path)
+    if path.is_file() or path.suffix in _WEIGHTS:
+        return _of_checkpoint(path)
     derived = derived_model(model)
     return family_named(derived.family) if derived is not None and derived.family else None
 
