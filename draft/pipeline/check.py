@@ -111,7 +111,7 @@ def _check_stage(
     return CheckedStage(
         name=name,
         kind=kind,
-        config=with_family(kind.complete(config), inputs.model),
+        config=kind.complete(with_family(config, inputs.model)),
         data=plain,
         seed=seed if own is None else own,
         inputs=inputs,
