@@ -51,12 +51,11 @@ def load_prompts(file: Path, *, where: str = "") -> Prompts:
             f"the prompt file cannot be read: {error.strerror} (got {str(file)!r})", where=where
         ) from None
     if file.suffix == ".csv":
-        rows = _csv_rows(text, file)
+        prompts = _assemble(_csv_rows(text, file), file)
     elif file.suffix == ".jsonl":
-        rows = _jsonl_rows(text, file)
+        prompts = _assemble(_jsonl_rows(text, file), file)
     else:
-        rows = _lines(text)
-    prompts = _assemble(rows, file)
+        prompts = Prompts(_lines(text))
     if not len(prompts):
         raise ConfigError(
             f"the prompt file has no prompts (got {str(file)!r})", where=where, hint="write one prompt per line"
@@ -90,14 +89,14 @@ def _update(digest: hashlib._Hash, texts: Iterable[str]) -> None:
 
 
 Row = tuple[int, dict[str, str]]
-"""A line's number, 0 where lines need no name, and its texts by column."""
+"""A line's number, and its texts by column."""
 
 
-def _lines(text: str) -> Iterator[Row]:
+def _lines(text: str) -> Iterator[str]:
     for block in io.StringIO(text):
         for line in block.splitlines():  # there are more ends of lines than files have
             if (prompt := line.strip()) and not prompt.startswith("#"):
-                yield 0, {"prompt": prompt}
+                yield prompt
 
 
 def _csv_rows(text: str, file: Path) -> Iterator[Row]:
@@ -135,7 +134,7 @@ def _assemble(rows: Iterable[Row], file: Path) -> Prompts:
         if not blocks:
             blocks = {name: [] for name in row}
             packed = {name: [] for name in row}
-        place = f"{file}:{number}" if number else str(file)
+        place = f"{file}:{number}"
         if "prompt" not in row:
             raise ConfigError(f"there must be a column 'prompt' (got {', '.join(sorted(row)) or 'none'})", where=place)
         if not row["prompt"].strip():

@@ -51,6 +51,7 @@ def named(cls: type, mark: type) -> set[str]:
 def test_these_settings_have_no_effect_on_a_result_and_no_others() -> None:
     assert named(TrainSettings, Inert) == {
         "gradient_checkpointing", "compile", "micro_batch_size", "device", "checkpoint", "preview", "report_to",
+        "text_encoder",
     }  # fmt: skip
     assert named(EvaluateSettings, Inert) == {"batch_size", "device"}
     assert named(EvaluateSettings, Layout) == {"shown"}
@@ -59,6 +60,7 @@ def test_these_settings_have_no_effect_on_a_result_and_no_others() -> None:
 INERT = {
     "device": "cuda:1", "compile": True, "gradient_checkpointing": True, "micro_batch_size": 2,
     "checkpoint": CheckpointSettings(every=7), "preview": PreviewSettings(every=3), "report_to": ("tensorboard",),
+    "text_encoder": "resident",
 }  # fmt: skip
 DECISIVE = {"learning_rate": 1e-5, "mixed_precision": "bf16", "method": DraftK(), "batch_size": 3, "resolution": 64}
 

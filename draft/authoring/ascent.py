@@ -110,7 +110,7 @@ def climb(
         if not scores.requires_grad:
             raise DraftError(
                 "the scores have no gradient: something on the way detaches the images",
-                hint="`draft rewards check NAME` says more",
+                hint="`draft rewards check NAME` tests a reward by itself",
             )
         if step >= due:  # more of them early, when most happens
             kept.append(_frame(step, images, scores))

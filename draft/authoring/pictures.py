@@ -111,12 +111,12 @@ def _is_picture(file: Path) -> bool:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever Pillow says about a bad one becomes an error that names the file."""
+    """Open a picture; whatever Pillow reports about a bad one becomes an error that names the file."""
     try:
         with Image.open(file) as picture:
             yield picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # What Pillow says of a file that it cannot identify repeats its path.
+        # Pillow's message about a file that it cannot identify repeats its path.
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "Pillow knows no such format" if unknown else (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"not a picture that can be read: {reason}", where=str(file)) from error

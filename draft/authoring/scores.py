@@ -86,7 +86,7 @@ def match_prompts(files: Sequence[Path], texts: Sequence[str], table: Path | Non
             raise ConfigError(
                 f"no row names the picture {str(missing[0])!r}",
                 where=str(table),
-                hint="its column 'file' holds paths relative to its own folder; leave the column out to go by order",
+                hint="its column 'file' holds paths relative to its own folder; drop the column to match by order",
             )
         return prompts.take([rows[file.resolve()] for file in files])
     if len(prompts) not in (1, len(files)):
@@ -111,11 +111,11 @@ def score_pictures(
 
     Args:
         reward: The reward with its parameters.
-        files: N pictures of any sizes; all are looked at before the reward is loaded.
+        files: N pictures of any sizes; all headers are read before the reward is loaded.
         prompts: N prompts.
         device: Where to score.
         batch_size: Most pictures scored at once; they are of one size. A reward with `per_image = False` sees all
-            pictures at once, whatever this says.
+            pictures at once, whatever this number is.
         progress: The reporter.
 
     Returns:

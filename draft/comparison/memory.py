@@ -26,7 +26,7 @@ def restart_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most memory held since `restart_peak`: the accelerator's tensors, or on a CPU the whole process.
+    """The most memory held since `restart_peak`: the accelerator's tensors, or on a CPU the process.
 
     Args:
         device: Where the work is done.
@@ -40,7 +40,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def held_memory(device: torch.device) -> int | None:
-    """What is held now, after everything that can be given back has been.
+    """What is held now, after all memory that can be freed has been.
 
     Args:
         device: Where the work is done.

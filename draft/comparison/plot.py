@@ -105,7 +105,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Names beside the last metric_set, in the order in which the methods are ranked."""
+    """Names next to the last panel, in the order in which the methods are ranked."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, handlelength=2.6, borderaxespad=0)
 

@@ -32,7 +32,7 @@ class Pipeline:
     Args:
         name: Its name.
         file: The file it was loaded from.
-        seed: The seed of every stage that has no own one.
+        seed: The seed of every stage without one of its own.
         stages: Name to stage, in the order in which they run.
         replacements: What a rehearsal changed of the file; empty where this is none.
     """
@@ -76,12 +76,13 @@ def check_document(document: Document, file: Path) -> tuple[Pipeline | None, lis
 
 
 def _remark(stages: Mapping[str, CheckedStage], document: Document) -> None:
-    """Warn once for each named model of what it has to say about all the prompts that it will meet."""
+    """Warn once for each named model about all the prompts that it will get."""
     for name in dict.fromkeys(str(stage.data["model"]) for stage in stages.values() if "model" in stage.data):
         model = named_model(name)
+        if model is None or model.remark is None:
+            continue
         users = [stage for stage in stages.values() if stage.data.get("model") == name]
-        met = [prompt for stage in users for prompt in stage.every_prompt]
-        if model is not None and model.remark is not None and (text := model.remark(met)):
+        if text := model.remark([prompt for stage in users for prompt in stage.every_prompt]):
             place = document.place(("stages", users[0].name, "prompts"))
             warnings.warn(f"{place}: {text}", DraftWarning, stacklevel=2)
 
@@ -110,7 +111,7 @@ def _check_stage(
     return CheckedStage(
         name=name,
         kind=kind,
-        config=with_family(kind.complete(config), inputs.model),
+        config=kind.complete(with_family(config, inputs.model)),
         data=plain,
         seed=seed if own is None else own,
         inputs=inputs,

@@ -77,7 +77,7 @@ def _finding(details: list[Any], loc: Keys, data: Any, kind: Any, path: Keys, do
             return ConfigError(f"unknown key {key!r}", where=place, hint=hint)
         case missing if missing in MISSING and isinstance(value_at(data, loc[:-1]), list):
             parent = ".".join(map(str, (*path, *loc[:-1])))
-            what = f"{parent} must have at least {loc[-1] + 1} items (got {shown(value_at(data, loc[:-1]))})"
+            what = f"{parent} must have at least {int(loc[-1]) + 1} items (got {shown(value_at(data, loc[:-1]))})"
             return ConfigError(what, where=place)
         case missing if missing in MISSING:
             return ConfigError(f"missing key {key!r}", where=place, hint=f"add '{loc[-1]}:'")

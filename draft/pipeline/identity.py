@@ -98,7 +98,9 @@ def lengths(before: Mapping[str, Any], after: Mapping[str, Any], stage: CheckedS
         Setting to both values, of those marked `Extends` that differ; nothing where anything else does, too.
     """
     keys = [key for key, hint in hints(type(stage.config)).items() if any(isinstance(m, Extends) for m in marks(hint))]
-    old, new = before.get("settings") or {}, after.get("settings") or {}
+    old, new = before.get("settings"), after.get("settings")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return {}
     changed = {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
     same = {**before, "settings": {**old, **{key: new.get(key) for key in changed}}} == after
     return changed if same else {}

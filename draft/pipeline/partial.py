@@ -1,4 +1,4 @@
-"""A stage that has begun: what its folder says of itself, and the folders that keep what does not fit any more."""
+"""A stage that has begun: what its folder records, and the names of folders that keep what does not fit any more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from draft.pipeline.fields import walk
 from draft.pipeline.kinds.kind import CheckedStage
 
 PARTIAL = ".partial"
-"""The end of the name of a folder that a stage writes to until it is done."""
+"""How the name of the folder ends that a stage writes to until it is done."""
 KEPT = ".kept-"
 """What comes before the number of a folder that nothing touches any more."""
 _BEGUN = "begun.json"
@@ -22,7 +22,7 @@ _BEGUN = "begun.json"
 
 @dataclass(frozen=True)
 class Begun:
-    """What `begun.json` in the folder of a stage that has begun says.
+    """The content of `begun.json` in the folder of a stage that has begun.
 
     Args:
         fingerprint: The sha256 of `identity`.
@@ -40,7 +40,7 @@ class Begun:
 
 
 def read_begun(folder: Path) -> Begun | None:
-    """What a folder says of the stage that has begun in it; None where it says nothing that can be read."""
+    """Read which stage has begun in a folder; None where there is no record that can be read."""
     try:
         data = json.loads((folder / _BEGUN).read_text(encoding="utf-8"))
         begun = Begun(**{**data, "changes": tuple(data.get("changes", ()))})
@@ -50,12 +50,12 @@ def read_begun(folder: Path) -> Begun | None:
 
 
 def write_begun(folder: Path, begun: Begun) -> None:
-    """Say in a folder which stage has begun there."""
+    """Record in a folder which stage has begun there."""
     write_text(folder / _BEGUN, json.dumps(asdict(begun), indent=1) + "\n")
 
 
 def remove_begun(folder: Path) -> None:
-    """Say nothing more of a stage that is done."""
+    """Remove the record from the folder of a stage that is done."""
     (folder / _BEGUN).unlink(missing_ok=True)
 
 

@@ -73,7 +73,7 @@ def make_plan(
         from_stage: Run this stage and all after it again, whatever there is.
         only: Touch this stage alone; those it refers to must be there.
         force: Run every stage again (with `only`: that one).
-        fresh: Forget interrupted runs instead of continuing them.
+        fresh: Delete interrupted runs instead of continuing them.
         branch_from: `UPDATE` or `STAGE:UPDATE`: the stage begins at its own checkpoint after that update, whatever
             else has changed since. Without a stage: the one that can branch and would run.
 
@@ -140,7 +140,7 @@ def _step(
     if longer and not goes_on:
         changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in longer.items())
         reasons = [f"goes on from the finished one: {changes}", *reasons[1:]]
-    elif not fits and not longer and folder.is_dir() and holds_checkpoints(folder):
+    elif not (fits and forced) and not longer and folder.is_dir() and holds_checkpoints(folder):
         kept[folder.name] = kept_name(folder, kept.values())
         reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
     action: Literal["run", "continue"] = "continue" if goes_on or longer else "run"
@@ -248,7 +248,7 @@ def _reasons(
 def _misfit(begun: Begun | None, stage: CheckedStage, found: Mapping[str, Any]) -> str:
     """Why an interrupted run cannot be continued."""
     if begun is None or not begun.identity:
-        return "it does not say what it is a run of"
+        return "there is no record of what it is a run of"
     return "; ".join(differences(settled(begun.identity, stage), found)) or "it is a run of something else"
 
 
@@ -269,7 +269,7 @@ def _alone(only: str, pipeline: Pipeline, steps: Mapping[str, Step]) -> dict[str
             raise StageError(
                 f"stage {only!r} needs {other!r}, which must run first ({reasons})",
                 where="command line, --only",
-                hint=f"leave out --only, or run --only {other} first",
+                hint=f"drop --only, or run --only {other} first",
             )
     return {
         name: step if name == only else Step(name, "skip", (), step.identity, step.fingerprint)

@@ -91,7 +91,7 @@ class Sheet:
 
     Args:
         cell: Width and height at which each picture is shown.
-        columns: How many beside each other.
+        columns: How many next to each other.
         gap: Pixels between them.
         left: Pixels before the first column.
         height: The sheet's height.

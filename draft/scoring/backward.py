@@ -38,8 +38,8 @@ class Scorer:
     Args:
         decode: Latents to images in [0, 1], differentiable.
         rewards: The loaded rewards.
-        micro_batch_size: Images at once; 0: each group of B as a whole. A reward whose scores depend on the rest of the
-            batch (`per_image = False`) turns micro-batching off, so that it sees each group whole.
+        micro_batch_size: Images at once; 0: each group of B at once. A reward whose scores depend on the rest of the
+            batch (`per_image = False`) turns micro-batching off, so that it sees each complete group.
         robust: Steps against the reward in the images, before what counts is scored.
     """
 
@@ -102,8 +102,8 @@ class Scorer:
         self, latents: Latents, prompts: Prompts, loss: Loss | None, groups: Sequence[Group] | None, *, gradient: bool
     ) -> ScoredLatents:
         count, batch = latents.shape[0], len(prompts)
-        whole = self.micro_batch_size == 0 or any(not reward.term.reward.per_image for reward in self.rewards)
-        size = batch if whole else min(self.micro_batch_size, batch)
+        undivided = self.micro_batch_size == 0 or any(not reward.term.reward.per_image for reward in self.rewards)
+        size = batch if undivided else min(self.micro_batch_size, batch)
         leaf = latents.detach().requires_grad_(gradient)
         chosen_groups = groups or [Group()] * (count // batch)
         sums = torch.zeros(2, len(self.rewards), device=latents.device)

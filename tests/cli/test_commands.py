@@ -20,7 +20,7 @@ Usage: draft [OPTIONS] COMMAND [ARGS]...
   sampling into LoRA adapters.
 
 Options:
-  --version  Show the version and leave.
+  --version  Show the version and exit.
   --help     Show this message and exit.
 
 Commands:
@@ -36,6 +36,7 @@ Commands:
   reproduce  Write the pipeline that made an adapter, out of its metadata.
   rewards    List, write, check, score with and try rewards.
   models     Show the models that pipelines may name.
+  cache      Show or clear what Draft keeps on disk to save time.
   plugins    Show the installed plugins and their state.
   schema     Print the JSON Schema of pipeline files.
 """

@@ -101,8 +101,7 @@ def test_images_are_diffusers(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddim", "euler"])
-@pytest.mark.parametrize("guidance", [1.0, 7.0])
-@pytest.mark.parametrize("negative", ["", "blurred"])
+@pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (7.0, ""), (7.0, "blurred")])
 @pytest.mark.parametrize("size", [SQUARE, WIDE], ids=str)
 def test_images_are_diffusers_at_every_number_of_steps(
     xl_folder: Path, kind: str, guidance: float, negative: str, size: Size

@@ -118,7 +118,7 @@ def test_a_stage_that_runs_on_an_earlier_one_is_used_again_by_what_comes_later(f
 def test_an_unfinished_run_of_that_version_is_kept_aside_and_named_before_and_when_it_happens(folder: Path) -> None:
     stopped = folder / "results" / "stopped"
     checkpoint = (stopped / "train.partial" / "checkpoints" / "step-00000002.ckpt").read_bytes()
-    planned = "has not run; an interrupted run is kept in train.kept-1 (it does not say what it is a run of)"
+    planned = "has not run; an interrupted run is kept in train.kept-1 (there is no record of what it is a run of)"
     assert run(folder, name="stopped") == [f"train: will run ({planned})"]
     assert (stopped / "train.partial").is_dir()
     lines = run(folder, name="stopped", dry_run=False, executors={"train": write})

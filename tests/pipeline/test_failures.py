@@ -102,8 +102,13 @@ def test_a_finished_stage_that_has_a_checkpoint_is_kept_when_another_one_takes_i
     assert (workshop.runs / "train.kept-1" / "checkpoints" / "step-00000020.ckpt").read_text() == "state"
     assert read_record(workshop.runs / "train.kept-1").identity["seed"] == 3  # type: ignore[union-attr]
     assert not (workshop.runs / "evaluate" / "own.txt").exists(), "without one, results are replaced as before"
+    (workshop.runs / "train" / "step.ckpt").write_text("state")
     workshop.run("seed=9", force=True)
     assert not (workshop.runs / "train.kept-2").exists(), "the same stage again was asked for"
+    (workshop.runs / "train" / "step.ckpt").write_text("state")
+    (workshop.runs / "train" / "adapter.safetensors").unlink()
+    workshop.run("seed=9")
+    assert (workshop.runs / "train.kept-2" / "step.ckpt").exists()
 
 
 def test_a_stage_that_went_on_with_other_inert_settings_records_them(workshop) -> None:
@@ -212,7 +217,7 @@ def test_a_folder_that_does_not_say_what_began_in_it_is_kept_aside(workshop, tex
     (workshop.runs / "train.partial" / "begun.json").write_text(text)
     assert workshop.plan()[0] == (
         "train: will run (has not run; an interrupted run is kept in train.kept-1 "
-        "(it does not say what it is a run of))"
+        "(there is no record of what it is a run of))"
     )
 
 

@@ -17,7 +17,7 @@ from draft.diffusion.families.family import Load, TextToImage
 from draft.diffusion.families.rows import FAMILIES
 from draft.errors import DraftError, PluginError
 from draft.family import AdapterFiles, Family, Guidance
-from draft.rewards.extensions import make_derived, offered_families
+from draft.rewards.extensions import derived_model, make_derived, offered_families
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def family_of(model: str) -> Family | None:
         model: A folder in diffusers' format, a `.safetensors` checkpoint, or a hub id.
 
     Returns:
-        Its family; None for a hub id, whose family is known once it is loaded.
+        Its family; None where it is known once the model is loaded: of a hub id, or a derived model that names none.
 
     Raises:
         DraftError: The folder or the file holds no model, or one of a family that cannot be trained; the error names
@@ -106,7 +106,8 @@ def family_of(model: str) -> Family | None:
         return _of_pipeline(model, _index(path), folder=path)
     if path.is_file() or path.suffix in _WEIGHTS:
         return _of_checkpoint(path)
-    return None
+    derived = derived_model(model)
+    return family_named(derived.family) if derived is not None and derived.family else None
 
 
 def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) -> TextToImage:
