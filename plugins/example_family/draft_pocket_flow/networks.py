@@ -130,7 +130,7 @@ class _JointAttention(nn.Module):
 
 
 def _rotated(heads: Tensor, places: Tensor) -> Tensor:
-    """Turn pairs of numbers of (B, H, N, D) by angles that grow with rows and columns (arXiv 2104.09864)."""
+    """Turn pairs of numbers of (B, H, N, D) by angles that grow with rows and columns: rotary positions."""
     count = heads.shape[-1] // 4
     speeds = 10 ** -torch.linspace(0, 1, count, device=heads.device, dtype=heads.dtype)
     angles = (places.to(heads.dtype)[:, :, None] * speeds).flatten(1)  # (N, D / 2)
