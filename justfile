@@ -1,7 +1,7 @@
 # `just` alone lints and tests; CONTRIBUTING.md has the plain commands.
 default: lint test
 
-# Format, and mend what can be mended.
+# Format, and fix what can be fixed automatically.
 format:
     ruff check --fix .
     ruff format .
@@ -14,13 +14,14 @@ lint:
 test:
     python -m pytest -n logical --dist loadfile
 
-# What CI runs besides.
+# What CI also runs.
 slow:
     python -m pytest -n logical --dist worksteal -m "(slow or browser) and not gpu and not weights"
 
-# Rewrite the pages that are made from the code.
+# Regenerate the pages that are generated from the code.
 docs:
     python docs/make_rewards.py
+    python docs/make_reference.py
 
 # Everything, in a fresh environment.
 ci:

@@ -14,25 +14,26 @@ from draft_rewards._weights import WEIGHTS
 PAGE = Path(__file__).with_name("rewards.md")
 HEAD = """# Rewards
 
-<!-- Made from the code by `python docs/make_rewards.py`; a test fails where it is out of date. -->
+<!-- Generated from the code by `python docs/make_rewards.py`; a test fails if it is out of date. -->
 
-What ships with Draft. A score is higher where there is *more* of the named thing; the direction is the sign of
-`weight` alone. Every term of a pipeline's `rewards:` may also have `use` (the reward's name, where the label is another
-one), `weight` (1 if left out) and `device`. `draft rewards` lists what is installed on your machine, `draft rewards
-show NAME` tells all of this in the terminal, and [Writing a reward](writing-a-reward.md) is how to add one.
+The rewards that ship with Draft. A score is higher where there is *more* of the named thing; only the sign of `weight`
+sets the direction. Every term of a pipeline's `rewards:` may also have `use` (the reward's name, if the label is a
+different one), `weight` (default 1) and `device`. `draft rewards` lists what is installed on your machine, `draft
+rewards show NAME` prints an entry of this page in the terminal, and [Writing a reward](writing-a-reward.md) is how to
+add one.
 """
 
 WEIGHTS_HEAD = """## Published weights
 
-What an empty `revision` means: these models are read as they were at this commit, whatever their owners change since,
-any other in its newest revision. The licence is the one that the model's page names. Nothing is downloaded before a
-reward is loaded; where a model is missing, the error has the command that fetches it, and with `HF_HUB_OFFLINE=1`
+With an empty `revision` these models are read at the commit listed below, whatever their owners have changed since, and
+any other model in its newest revision. The licence is the one stated on the model's page. Nothing is downloaded before
+a reward is loaded; if a model is missing, the error has the command that fetches it, and with `HF_HUB_OFFLINE=1`
 nothing is fetched at all. Weights are read from safetensors, or with `torch.load(weights_only=True)`.
 """
 
 
 def page() -> str:
-    """The whole page."""
+    """The complete page."""
     rewards = [find_reward(entry.name) for entry in reward_entries() if entry.dist == OWN]
     rows = [f"| [`{r.name}`](#{r.name}) | {_kind(r)} | {headline(r)} |" for r in rewards]
     overview = "\n".join(["| reward | | what it scores |", "| --- | --- | --- |", *rows])

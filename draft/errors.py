@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class DraftError(Exception):
-    """Something the user can mend; shown without a traceback, exit code 2.
+    """Something the user can fix; shown without a traceback, exit code 2.
 
     Args:
         what: What is wrong, in lower case, with the value received: ``"rank must be at least 1 (got 0)"``.

@@ -56,6 +56,8 @@ class Family:
             name for it, empty where any will do. Nothing is checked of a family without.
         guidance: How `guidance_scale` acts.
         patch: Side, in latents, of the square that the network reads as one token; `norm_rescaled` guidance needs it.
+        multiple: Pixels that both sides of an image must be multiples of. 0: as many as one latent covers, if the
+            autoencoder's configuration is in diffusers' format; if not, loading knows.
         targets: Ends of the names of the modules that get a LoRA where `lora.targets` is not given.
         files: How its adapter files are written and marked.
         stand_in: The embedded model that replaces one of the family in a rehearsal.
@@ -72,6 +74,7 @@ class Family:
     components: Mapping[str, str] = field(default_factory=dict, hash=False)
     guidance: Guidance = "classifier_free"
     patch: int = 1
+    multiple: int = 0
     targets: tuple[str, ...] = ATTENTION
     files: AdapterFiles = AdapterFiles()
     stand_in: str = "emoji"

@@ -39,7 +39,9 @@ def test_types_licence_pipelines_and_templates_are_in_the_wheel(wheel: set[str])
     assert {name.rsplit("/", 1)[-1] for name in wheel if "/licenses/" in name} == {"LICENSE", "NOTICE"}
     shipped = {f"draft/pipelines/{file.name}" for file in (ROOT / "pipelines").glob("*.yaml")}
     assert shipped and shipped <= wheel
-    templates = {f"draft/authoring/template/{file.name}" for file in (ROOT / "draft" / "authoring" / "template").iterdir()}
+    templates = {
+        f"draft/authoring/template/{file.name}" for file in (ROOT / "draft" / "authoring" / "template").iterdir()
+    }
     assert templates and templates <= wheel
     maps = {file.relative_to(ROOT).as_posix() for file in (ROOT / "draft" / "adapters" / "data").rglob("*.json")}
     assert len(maps) == 5 and maps <= wheel

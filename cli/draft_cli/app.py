@@ -30,11 +30,11 @@ COMMANDS = {
     "plugins": ("draft_cli.plugins:plugins_command", "Show the installed plugins and their state."),
     "schema": ("draft_cli.run:schema_command", "Print the JSON Schema of pipeline files."),
 }
-"""Command to where it is and what `draft --help` says about it; nothing is imported for the help."""
+"""Command to its module and its line in `draft --help`; nothing is imported for the help."""
 
 
 class Interrupted(Exception):
-    """Carries Ctrl-C or SIGTERM past Typer, which would swallow what it says about going on.
+    """Carries Ctrl-C or SIGTERM past Typer, which would swallow the message about resuming.
 
     Args:
         stop: The interrupt.
@@ -98,7 +98,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def draft(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Teach a diffusion model what you like: rewards backpropagated through sampling into LoRA adapters."""

@@ -31,7 +31,7 @@ def print_notes(error: BaseException, stream: TextIO | None = None) -> None:
 
 
 def quiet_libraries() -> None:
-    """Show Draft's own warnings as one line each, and leave out what the libraries beneath say to developers.
+    """Show Draft's own warnings as one line each, and drop those of libraries, which are for developers.
 
     Python's `-W` and `PYTHONWARNINGS` bring the libraries' warnings back, `TRANSFORMERS_VERBOSITY` and
     `DIFFUSERS_VERBOSITY` their logs, `HF_HUB_DISABLE_PROGRESS_BARS=0` their progress bars in a file or a pipe.

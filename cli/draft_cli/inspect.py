@@ -40,7 +40,7 @@ def inspect(
     blocks: Annotated[bool, typer.Option("--blocks", help="List every block.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Show what an adapter file holds: family, ranks, alphas, the sizes of its changes, and what its header tells."""
+    """Show what an adapter file holds: family, ranks, alphas, the sizes of its changes, and its header's entries."""
     from draft.adapters.inspect import inspect_adapter
 
     found = inspect_adapter(file.expanduser())

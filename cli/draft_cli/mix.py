@@ -47,7 +47,7 @@ def mix(
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option("--max-error", metavar="X", help="The smallest ranks with this relative error of the whole."),
+        typer.Option("--max-error", metavar="X", help="The smallest ranks with this relative error over all modules."),
     ] = None,
     component: Annotated[
         list[str] | None,

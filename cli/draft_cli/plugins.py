@@ -28,7 +28,7 @@ def plugins_command() -> None:
 
 
 def inspect_plugin(entry: Entry) -> tuple[str, str]:
-    """Load one plugin and say how it went.
+    """Load one plugin and report the result.
 
     Args:
         entry: One of its entry points.

@@ -61,7 +61,7 @@ def reproduce(
 
 
 def write_pipeline(made: Reproduction, output: Path, *, force: bool) -> list[Path]:
-    """Write a pipeline and what lies beside it.
+    """Write a pipeline and the files next to it.
 
     Args:
         made: The pipeline.
@@ -91,7 +91,7 @@ def write_pipeline(made: Reproduction, output: Path, *, force: bool) -> list[Pat
 
 
 def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None) -> str:
-    """Load the pipeline and compare what it would do here with what the file says was done.
+    """Load the pipeline and compare what it would do on this machine with what the file records.
 
     Args:
         made: The pipeline.

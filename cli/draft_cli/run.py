@@ -21,13 +21,13 @@ Rehearse = Annotated[
 def run_command(
     file: File,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and why; write nothing.")] = False,
     from_stage: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again.")
     ] = None,
     only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what could be reused.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget interrupted runs instead of resuming.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete interrupted runs instead of resuming.")] = False,
     branch_from: Annotated[
         str | None,
         typer.Option(

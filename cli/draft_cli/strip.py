@@ -45,7 +45,7 @@ def strip(
     seeds: Annotated[str, typer.Option("--seeds", metavar="N", help="Seeds 0 to N - 1, or a list 1,5,9.")] = "3",
     reward: Annotated[
         list[str] | None,
-        typer.Option("--reward", metavar="NAME[=OPTIONS]", help="Its curve beneath, e.g. 'jpeg={quality: 50}'."),
+        typer.Option("--reward", metavar="NAME[=OPTIONS]", help="A reward to plot below, e.g. 'jpeg={quality: 50}'."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="Sampling steps; default: 50, of an embedded model 10.")
@@ -235,7 +235,7 @@ def write_strip(
         Output name to path, and the closing figures.
 
     Raises:
-        DraftError: Something the user can mend.
+        DraftError: Something the user can fix.
     """
     from draft.pipeline.document import dump_yaml
     from draft.pipeline.folders import publish

@@ -86,7 +86,7 @@ def compare_adapters(first: Adapter, second: Adapter) -> Difference:
     if first.family != second.family:
         raise StageError(
             f"adapters of different families cannot be compared (got {first.family} and {second.family})",
-            hint="their modules have other shapes and meanings",
+            hint="their modules have different shapes and meanings",
         )
     both = [name for name in first.modules if name in second.modules]
     relations = {name: _relate(name, first.modules[name], second.modules[name]) for name in both}

@@ -181,7 +181,7 @@ def _normalized(terms: Sequence[tuple[Adapter, float]]) -> list[tuple[Adapter, f
     total = math.fsum(weight for _, weight in terms)
     if abs(total) <= 1e-9 * math.fsum(abs(weight) for _, weight in terms):
         listed = ", ".join(f"{weight:g}" for _, weight in terms)
-        raise StageError(f"weights that sum to 0 cannot be normalised (got {listed})", hint="leave out normalize")
+        raise StageError(f"weights that sum to 0 cannot be normalised (got {listed})", hint="drop normalize")
     return [(adapter, weight / total) for adapter, weight in terms]
 
 

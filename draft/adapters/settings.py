@@ -20,11 +20,11 @@ class MixSettings:
         rank: The largest rank of a module: the best approximation of that rank; null: the sum of the inputs' ranks.
         energy: Share of the squared singular values that every module keeps at least, by the smallest rank that does.
         max_error: Relative error of the sum over all modules together, reached with the smallest ranks.
-        components: Pattern of a part (`unet`, `transformer`, `text_encoder*`) to a factor; 0 leaves the part out.
-        blocks: Pattern of module paths (`up_blocks.*`, `*.attn2`) to a factor; 0 leaves the modules out.
+        components: Pattern of a part (`unet`, `transformer`, `text_encoder*`) to a factor; 0 drops the part.
+        blocks: Pattern of module paths (`up_blocks.*`, `*.attn2`) to a factor; 0 drops the modules.
         normalize: Divide the weights by their sum.
         density: Share of the entries of a change that `ties`, `dare` and `magnitude` keep.
-        dtype: Of the written factors; `same` is the widest of the inputs.
+        dtype: Dtype of the written factors; `same` is the widest of the inputs.
         format: The written file's key format; `auto` is what most programs read for this model family.
         verify: `factors`: the written file is read back and compared with the sum; `full`: by diffusers' reader too.
     """
@@ -60,7 +60,7 @@ def check_settings(settings: MixSettings) -> None:
         if settings.density is not None:
             raise StageError(
                 f"density is for the methods ties, dare and magnitude (got {settings.density:g} with exact)",
-                hint="leave it out, or choose a method",
+                hint="drop it, or choose a method",
             )
         return
     if settings.rank is None:

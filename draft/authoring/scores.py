@@ -86,7 +86,7 @@ def match_prompts(files: Sequence[Path], texts: Sequence[str], table: Path | Non
             raise ConfigError(
                 f"no row names the picture {str(missing[0])!r}",
                 where=str(table),
-                hint="its column 'file' holds paths relative to its own folder; leave the column out to go by order",
+                hint="its column 'file' holds paths relative to its own folder; drop the column to match by order",
             )
         return prompts.take([rows[file.resolve()] for file in files])
     if len(prompts) not in (1, len(files)):

@@ -24,7 +24,7 @@ class BudgetSettings:
         updates: Updates of the weights.
         evaluations: Images scored by the rewards; DRaFT-LV scores its copies too, so an update costs it more of them.
         seconds: Seconds of training; sampling and scoring for the comparison itself do not count.
-        cap: A training that is slow ends after `cap` times `seconds`, whatever it has not spent by then.
+        cap: A training that is slow ends after `cap` times `seconds`, even if other limits have not been reached.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -54,7 +54,7 @@ class CurveSettings:
 
     Args:
         every: Updates between two points.
-        prompts: Training prompts behind a point, spread over the file, one image each from the same seeds every time.
+        prompts: Training prompts per point, spread over the file, one image each from the same seeds every time.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -82,8 +82,8 @@ class ComparisonSettings(LearningSettings):
 
     Args:
         learning_rates: The learning rates that each method tries.
-        seeds: Seeds of the trainings that are shown, so many of each method.
-        budget: What each training may spend.
+        seeds: Seeds of the trainings that are shown; each method trains once per seed.
+        budget: The budget of each training.
         search: How the learning rates are chosen.
         curve: The points of the curves.
         checkpoint: When the state of a training is written.

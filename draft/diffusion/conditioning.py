@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class Conditioning:
         lengths = {name: tensor.shape[0] for name, tensor in self.tensors.items()}
         if len(set(lengths.values())) != 1:
             raise DraftError(f"the tensors of a conditioning must have one length (got {lengths})")
-        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+        object.__setattr__(self, "tensors", dict(self.tensors))
 
     def __len__(self) -> int:
         return next(iter(self.tensors.values())).shape[0]

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -314,7 +314,8 @@ def _activate(network: nn.Module, scales: Mapping[str, float]) -> None:
 @contextmanager
 def _switched(layers: Sequence[tuple[LoraLayer, list[str]]]) -> Iterator[None]:
     """Have the given adapters on in some layers, and afterwards those that were."""
-    required = [(parameter, parameter.requires_grad) for layer, _ in layers for parameter in layer.parameters()]
+    parameters = [parameter for layer, _ in layers for parameter in cast("nn.Module", layer).parameters()]
+    required = [(parameter, parameter.requires_grad) for parameter in parameters]
     before = [_keys(layer) for layer, _ in layers]
     for layer, keys in layers:
         _set(layer, keys)

@@ -43,8 +43,8 @@ class PromptStore:
         prompts: All P prompts.
         forms: What the conditioning of one prompt looks like.
         embed: Embeds prompts, in order; the encoders are there or are read again.
-        upcoming: The next N prompts' numbers, as far as they are known: embedded along with one that is missing.
         shelf: Where embeddings are kept; None: nowhere, each is embedded when it is asked for.
+        upcoming: The next N prompts' numbers, as far as they are known: embedded along with one that is missing.
         at_once: Prompts that are embedded where one is missing.
     """
 

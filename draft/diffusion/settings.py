@@ -29,7 +29,8 @@ class SamplerSettings:
 
     Args:
         num_inference_steps: Number T of sampling steps.
-        guidance_scale: Guidance scale g, for Stable Diffusion at least 1; at 1 the unconditional branch is left out.
+        guidance_scale: Guidance scale g, for Stable Diffusion at least 1; at 1 the unconditional branch is not
+            computed.
         negative_prompt: The unconditional branch's prompt.
         spacing: How the T times are spread over the training schedule, as in diffusers' `timestep_spacing`.
         final: Where the last step lands: `one` is the clean image, `first_alpha` the schedule's first noise level

@@ -94,7 +94,7 @@ def _call(command: Sequence[str], start: Path, lock: int, made: str, where: str)
         f"{made} could not be installed (exit code {done.returncode})",
         wrote=done.stdout,
         where=where,
-        hint="mend the requirements, or make an environment by hand and name it as 'python'",
+        hint="fix the requirements, or create an environment by hand and name it as 'python'",
     )
 
 

@@ -17,8 +17,8 @@ class Isolation:
     Args:
         python: The Python of an environment that has Draft, PyTorch and the reward: a path, or the environment's
             folder, relative to the pipeline's folder.
-        requirements: Instead of `python`, what pip installs into an environment that Draft makes and keeps: a list as
-            pip takes it, or a requirements file; paths are relative to the pipeline's folder.
+        requirements: Instead of `python`, what pip installs into an environment that Draft creates and keeps: a list in
+            pip's format, or a requirements file; paths are relative to the pipeline's folder.
         timeout: Longest time that scoring one batch may take, in seconds.
         load_timeout: Longest time until the reward is loaded, downloads of its weights included, in seconds.
     """

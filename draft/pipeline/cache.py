@@ -35,7 +35,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What `stage.json` says about a finished stage.
+    """What `stage.json` records about a finished stage.
 
     Args:
         stage: The stage's name.

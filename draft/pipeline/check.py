@@ -32,7 +32,7 @@ class Pipeline:
     Args:
         name: Its name.
         file: The file it was loaded from.
-        seed: The seed of every stage that has no own one.
+        seed: The seed of every stage without one of its own.
         stages: Name to stage, in the order in which they run.
         replacements: What a rehearsal changed of the file; empty where this is none.
     """
@@ -76,7 +76,7 @@ def check_document(document: Document, file: Path) -> tuple[Pipeline | None, lis
 
 
 def _remark(stages: Mapping[str, CheckedStage], document: Document) -> None:
-    """Warn once for each named model of what it has to say about all the prompts that it will meet."""
+    """Warn once for each named model about all the prompts that it will get."""
     for name in dict.fromkeys(str(stage.data["model"]) for stage in stages.values() if "model" in stage.data):
         model = named_model(name)
         if model is None or model.remark is None:

@@ -32,7 +32,7 @@ _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 def find_inputs(
     settings: type[Any], data: dict[str, Any], keys: Keys, document: Document, base: Base, errors: list[DraftError]
 ) -> Inputs:
-    """Find what a stage works on, wherever the marks of its settings say that it has something.
+    """Find what a stage works on, by the marks of its settings.
 
     Args:
         settings: The dataclass of its settings.

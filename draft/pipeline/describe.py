@@ -45,7 +45,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _installed_rewards() -> dict[str, Any]:
-    """The options of the installed rewards; a label that says `use` may have another reward's."""
+    """The options of the installed rewards; a label with `use` may have another reward's."""
     own = {
         "use": {"type": "string", "description": "The reward's name; the label where it is left out."},
         "weight": {"type": "number", "default": 1.0, "description": "Its factor in the sum; negative asks for less."},
@@ -73,7 +73,7 @@ def _isolated_schema() -> dict[str, Any]:
 
 
 def key_tables() -> str:
-    """All keys of a pipeline file as Markdown tables, one per stage kind; `docs/pipelines.md` holds them."""
+    """All keys of a pipeline file as Markdown tables, one per stage kind; `docs/pipeline-reference.md` holds them."""
     parts = ["### The file\n\n" + _table(Head, "")]
     for name, kind in KINDS.items():
         outputs = ", ".join(f"`{output}` ({path})" for output, path in kind.outputs.items())

@@ -181,7 +181,7 @@ def use_own_names(hint: Any, data: Any, keys: Keys, document: Document, errors: 
             old, new = (*keys, other), (*keys, key)
             if key in data:
                 what = f"{'.'.join(map(str, old))} is another name of {key!r}, which is there too"
-                errors.append(ConfigError(what, where=document.place(old), hint="leave one of the two out"))
+                errors.append(ConfigError(what, where=document.place(old), hint="drop one of the two"))
                 del data[other]
                 continue
             entries = [(key if name == other else name, value) for name, value in data.items()]

@@ -66,7 +66,7 @@ class AdapterInput:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledAdapter(AdapterInput):
-    """An adapter that images are made with; other stages take `from` and `weight` alone.
+    """An adapter for sampling; other stages take only `from` and `weight`.
 
     Args:
         schedule: In which sampling steps it takes part.
@@ -80,9 +80,9 @@ class Head:
     """A pipeline file before its stages are looked into.
 
     Args:
-        name: The pipeline's name; its results lie in `runs/<name>/`.
+        name: The pipeline's name; its results are in `runs/<name>/`.
         stages: Name to stage, in the order in which they run.
-        seed: The seed of every stage that has no own one.
+        seed: The seed of every stage without one of its own.
         vars: Values that others use as `${vars.name}`.
         rehearsal: Full dotted key to its value in a rehearsal, `draft run --rehearse`.
     """

@@ -1,4 +1,4 @@
-"""What stops a run on its way - errors, Ctrl-C, SIGTERM - and what it says about going on."""
+"""What interrupts a run (errors, Ctrl-C, SIGTERM), and the message about resuming it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from draft.pipeline.partial import holds_work
 from draft.processes import on_termination
 
 RUNS = Path("runs")
-"""Where results go unless the person says otherwise."""
+"""Where results go by default."""
 
 
 class Terminated(KeyboardInterrupt):

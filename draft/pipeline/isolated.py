@@ -53,7 +53,7 @@ def read_isolation(
 
 
 def written(isolation: Isolation, value: dict[str, Any]) -> dict[str, Any]:
-    """A term's `isolated` as it stands in the file, with absolute paths."""
+    """A term's `isolated` as it is in the file, with absolute paths."""
     located = asdict(isolation)
     return {key: list(found) if isinstance(found := located[key], tuple) else found for key in value}
 
@@ -114,7 +114,7 @@ def build_missing(terms: Iterable[Term], progress: Progress) -> bool:
 
 
 def unchecked(terms: Iterable[Term]) -> list[str]:
-    """What to say of terms whose options could not be checked, one line each."""
+    """Warnings about terms whose options could not be checked, one line each."""
     return [
         f"{where}: its environment has not been made, so this reward's options are not checked; `draft run` makes it"
         for where in unbuilt(terms)

@@ -1,4 +1,4 @@
-"""What a stage's model cannot do with its settings, as far as its files say before it is loaded."""
+"""What a stage's model cannot do with its settings, as far as its files show before it is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from draft.pipeline.kinds.kind import Candidate
 
 
 def with_family(config: Any, model: str) -> Any:
-    """Settings with what they leave to the model's family, so that the record of a stage says it.
+    """Settings completed with the defaults of the model's family, so that the record of a stage has them.
 
     Args:
         config: A stage's settings.
@@ -52,5 +52,5 @@ def model_problems(candidate: Candidate, config: Any, keys: Sequence[str] = ()) 
         return
     for problem in family_problems(family, sampler, cfg_gradient=getattr(config, "cfg_gradient", "both")):
         yield candidate.problem(problem, *keys)
-    for problem in size_problems(model, getattr(config, "resolution", None)):
+    for problem in size_problems(model, getattr(config, "resolution", None), multiple=family.multiple):
         yield candidate.problem(problem, *keys)

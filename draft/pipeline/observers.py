@@ -11,7 +11,7 @@ from draft.rewards.extensions import extensions
 
 
 class Observers:
-    """The observers of a run; one that fails is told and the run goes on, for hours of work hang on it.
+    """The observers of a run; one that fails gives a warning and the run continues, since hours of work depend on it.
 
     Args:
         reporter: Who hears about a failing observer.

@@ -96,7 +96,7 @@ def apply_overrides(
 
 
 def _planned(config: Any, document: Document, errors: list[DraftError]) -> Iterator[tuple[Keys, list[str], Any]]:
-    """The entries of `rehearsal:` whose keys the schema knows: where each stands, the parts of its key, its value."""
+    """The entries of `rehearsal:` whose keys the schema has: the place of each, the parts of its key, its value."""
     entries = document.data.get(REHEARSAL)
     for key, value in entries.items() if isinstance(entries, dict) else ():
         parts = _parts(key)

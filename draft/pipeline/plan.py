@@ -73,7 +73,7 @@ def make_plan(
         from_stage: Run this stage and all after it again, whatever there is.
         only: Touch this stage alone; those it refers to must be there.
         force: Run every stage again (with `only`: that one).
-        fresh: Forget interrupted runs instead of continuing them.
+        fresh: Delete interrupted runs instead of continuing them.
         branch_from: `UPDATE` or `STAGE:UPDATE`: the stage begins at its own checkpoint after that update, whatever
             else has changed since. Without a stage: the one that can branch and would run.
 
@@ -269,7 +269,7 @@ def _alone(only: str, pipeline: Pipeline, steps: Mapping[str, Step]) -> dict[str
             raise StageError(
                 f"stage {only!r} needs {other!r}, which must run first ({reasons})",
                 where="command line, --only",
-                hint=f"leave out --only, or run --only {other} first",
+                hint=f"drop --only, or run --only {other} first",
             )
     return {
         name: step if name == only else Step(name, "skip", (), step.identity, step.fingerprint)

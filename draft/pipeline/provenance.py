@@ -1,4 +1,4 @@
-"""What an adapter file says about its making: enough to make it again, and no path, host, time or secret."""
+"""The provenance in an adapter file: enough to reproduce it, and no path, host, time or secret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from draft.pipeline.kinds.kind import CheckedStage
 from draft.rewards.extensions import named_model
 
 MISSING = "???"
-"""Stands for what a file may not say; a pipeline with it is told by `draft check` what must be given."""
+"""Replaces what a file must not contain; `draft check` reports where a pipeline has it."""
 
 MOST = 1_000_000
 """Characters of prompts that a header holds at most."""
@@ -28,7 +28,7 @@ _SIGNED = re.compile(r"://[^/\s]*@")  # an address with a name and a password in
 
 
 def adapter_metadata(stage: CheckedStage, found: Mapping[str, Any], files: Mapping[Keys, Path]) -> dict[str, str]:
-    """What an adapter file says about its making; the same making gives the same text.
+    """The provenance in an adapter file; the same provenance gives the same text.
 
     Args:
         stage: The stage.

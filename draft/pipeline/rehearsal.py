@@ -28,7 +28,7 @@ _UNREAD = "emoji"
 """The stand-in of a hub id or a checkpoint, whose family is not known before it has been read."""
 
 Chosen: TypeAlias = Callable[[Keys], bool]
-"""Whether somebody chose the value at a path for this rehearsal, so that no stand-in may replace it."""
+"""Whether the value at a path was set for this rehearsal, so that no stand-in may replace it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From what an adapter file says about its making to a pipeline that makes it again."""
+"""From the provenance in an adapter file to a pipeline that reproduces it."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _model(told: Mapping[str, Any], stage: str, work: _Work) -> str:
 
 
 def _prompts(told: Mapping[str, Any], stage: str, work: _Work) -> Any:
-    """Prompts in line, or a table beside the pipeline where they have columns."""
+    """Prompts inline, or a table next to the pipeline if they have columns."""
     if told["prompts"] == MISSING:
         key = f"stages.{stage}.prompts.file"
         work.missing[key] = f"the file of the {told.get('count', '')} prompts, too many for a header"
@@ -216,7 +216,7 @@ def _prompts(told: Mapping[str, Any], stage: str, work: _Work) -> Any:
 
 
 def _tell_missing(value: Any, key: str, work: _Work) -> None:
-    """Name what the file was not allowed to say: paths and secrets among the options."""
+    """Name what the file must not contain: paths and secrets among the options."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if name != "prompts":

@@ -96,7 +96,7 @@ def run_pipeline(
         from_stage: Run this stage and all after it again.
         only: Run this stage alone.
         force: Run every stage again.
-        fresh: Forget interrupted runs instead of continuing them.
+        fresh: Delete interrupted runs instead of continuing them.
         branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
             settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
@@ -107,7 +107,7 @@ def run_pipeline(
         What was done.
 
     Raises:
-        DraftError: Something the user can mend; if a stage had begun, with a note that says how to go on.
+        DraftError: Something the user can fix; if a stage had begun, with a note on how to resume.
         KeyboardInterrupt: It was interrupted, with such a note.
     """
     pipeline = load_pipeline(file, overrides, rehearse=rehearse)

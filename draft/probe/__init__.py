@@ -1,1 +1,1 @@
-"""Gradient health: what the steps of a chain add to its gradient, before anybody trains through them."""
+"""Gradient health: what the steps of a chain add to its gradient, before training through them."""

@@ -1,4 +1,4 @@
-"""Measure the gradient of complete rollouts before anybody trains through them, and report on it."""
+"""Measure the gradient of complete rollouts before training through them, and report on it."""
 
 from __future__ import annotations
 

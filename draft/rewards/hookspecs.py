@@ -37,6 +37,8 @@ class NamedModel:
         derive: Writes the model's files into the empty folder it is given, from what else is on this machine. It is
             called once, when the model is first loaded: never by a check, a plan or a list. The folder gets the name
             `path` when it is complete. None: the files are at `path` already.
+        family: The family's name, of a text-to-image model with `derive`: what its files will say once they are
+            made. Without it, settings that the family does not go with are found only then.
     """
 
     name: str
@@ -48,6 +50,7 @@ class NamedModel:
     sha256: Mapping[str, str] = field(default_factory=dict)
     remark: Callable[[Sequence[str]], str] | None = None
     derive: Callable[[Path], None] | None = None
+    family: str = ""
 
 
 class RewardHooks:

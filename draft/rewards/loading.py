@@ -104,7 +104,7 @@ def register(manager: pluggy.PluginManager, entry: Entry) -> ModuleType:
     """
     fail = partial(_error, entry)
     if ":" in entry.module:
-        raise fail(f"its entry point must be a module (got {entry.module!r})", hint="leave out the part after ':'")
+        raise fail(f"its entry point must be a module (got {entry.module!r})", hint="drop the part after ':'")
     try:
         module = importlib.import_module(entry.module)
     except (Exception, SystemExit) as error:

@@ -98,7 +98,7 @@ def _part(label: Any, given: Any) -> Reward:
         raise OptionError(
             f"{taken[0]!r} belongs to a whole term, not to a part of one",
             where=f"{label}.{taken[0]}",
-            hint="leave it out; the reward it is part of says how it counts",
+            hint="drop it; the reward that contains it decides how it counts",
         )
     return build_reward(name, own, where=label)
 

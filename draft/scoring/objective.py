@@ -32,7 +32,7 @@ class LinearLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class HingeLoss:
-    """max(margin - R, 0): images that score above the margin teach nothing more (ReFL, arXiv 2304.05977).
+    """max(margin - R, 0): images that score above the margin give no gradient (ReFL, arXiv 2304.05977).
 
     Args:
         margin: The reward that is enough.
@@ -74,11 +74,11 @@ class DistanceLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedLoss:
-    """-min(max(R, low), high): images outside teach nothing.
+    """-min(max(R, low), high): images outside give no gradient.
 
     Args:
-        low: The lowest reward that counts as such.
-        high: The highest one.
+        low: Lower rewards count as this one.
+        high: Higher rewards count as this one.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

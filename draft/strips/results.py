@@ -49,7 +49,7 @@ class Point:
         mean: Mean score.
         deviation: The rows' standard deviation, 0 where there is one row.
         least: The lowest score.
-        greatest: The highest one.
+        greatest: Higher rewards count as this one.
     """
 
     mean: float

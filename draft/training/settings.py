@@ -34,7 +34,7 @@ class PreviewSettings:
     """The picture grid that shows a training's progress on fixed prompts and seeds.
 
     Args:
-        every: Updates between two grids, beside the one before the first update; 0 makes none at all.
+        every: Updates between two grids, in addition to the one before the first update; 0: no grids.
         prompts: The prompts of the grid; empty: the first `count` training prompts.
         count: How many training prompts to show where `prompts` is empty.
         seed: Seed of the grid's noise.
@@ -59,7 +59,7 @@ class LearningSettings:
         penalty: What keeps the adapter near the base model.
         robust: Train for the worst reward nearby.
         rollout_reuse: Gradients drawn from each rollout, by methods that draw them from a cached one.
-        lora: Which low-rank weights learn.
+        lora: Which low-rank weights are trained.
         warmup_steps: Updates over which the learning rate rises linearly from 0.
         batch_size: Images per forward pass.
         gradient_accumulation_steps: Forward passes per update.
@@ -78,7 +78,7 @@ class LearningSettings:
         resolution: Side of square images, or [height, width], in pixels; None: the model's own.
         text_encoder: Which prompts are embedded when: `cached` embeds all that will be drawn first, into a cache on
             disk that later runs share, and frees the text encoders; `resident` keeps them and embeds each batch; `auto`
-            is `cached`, in parts where all would exceed the cache's limit.
+            is `cached`, in parts if all would exceed the cache's limit.
         device: Where to train; `auto` is the first accelerator, else the CPU.
     """
 
@@ -112,7 +112,7 @@ class TrainSettings(LearningSettings):
     """Everything about a training besides its model, prompts and rewards.
 
     Args:
-        method: Which sampling steps carry gradient, and what stands for the adjoint.
+        method: Which sampling steps carry gradient, and what is substituted for the adjoint.
         learning_rate: AdamW's peak step size.
         lr_schedule: Shape of the learning rate after the warm-up.
         max_steps: Number of updates.

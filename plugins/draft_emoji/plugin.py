@@ -109,6 +109,7 @@ def _larger(small: draft.NamedModel) -> draft.NamedModel:
         figures="draws what emoji draws",
         sha256={},
         derive=xl.write,
+        family="sdxl",
     )
 
 

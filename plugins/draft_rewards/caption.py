@@ -21,15 +21,15 @@ class Caption(draft.Reward):
 
     With w_1 ... w_n the tokens of the text and w_{n+1} = [SEP], the end of a caption,
     r(x, c) = 1/(n+1) sum_i log p(w_i | [DEC], prefix, w_1 ... w_{i-1}, x), at most 0; with `reduction: sum` without
-    the 1/(n+1). The token [DEC] that starts every caption and the `prefix` are told to the captioner and do not count.
+    the 1/(n+1). The token [DEC] that starts every caption and the `prefix` are given to the captioner and do not count.
 
-    The mean lets prompts of different lengths stand beside each other in a batch; the sum is the log-likelihood
-    itself, of which a long prompt has far less. Neither compares two prompts: rare words cost much whatever the image.
+    With the mean, prompts of different lengths can be combined in a batch; the sum is the log-likelihood itself, of
+    which a long prompt has far less. Neither compares two prompts: rare words cost much whatever the image.
 
     Note:
         The published captioners were fine-tuned to go on from "a picture of " (Li et al., arXiv 2201.12086, and their
-        code), which transformers leaves out unless it is asked for. Their captions are plain words without full stops:
-        lists of keywords and quality tags are unlikely whatever the image shows. The default has 224 M parameters.
+        code), which transformers drops by default. Their captions are plain words without full stops: lists of keywords
+        and quality tags are unlikely whatever the image shows. The default has 224 M parameters.
     """
 
     name = "caption"

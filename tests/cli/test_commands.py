@@ -20,7 +20,7 @@ Usage: draft [OPTIONS] COMMAND [ARGS]...
   sampling into LoRA adapters.
 
 Options:
-  --version  Show the version and leave.
+  --version  Show the version and exit.
   --help     Show this message and exit.
 
 Commands:

@@ -107,11 +107,18 @@ def distributions() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
-def family_model(request: pytest.FixtureRequest, tiny_module: ModuleType, tmp_path_factory: Any) -> Path:
-    """The folder of a tiny model of each family."""
+@pytest.fixture(scope="session", params=[*FAMILIES, pytest.param("stranger", marks=pytest.mark.slow)])
+def family_model(
+    request: pytest.FixtureRequest, tiny_module: ModuleType, load_module: Any, tmp_path_factory: Any
+) -> Iterator[Path]:
+    """The folder of a tiny model of each family, also of one that a package brings; `tests/families` has more of it."""
     assert set(FAMILIES) == set(tiny_module.FAMILIES)
-    return tiny_module.FAMILIES[request.param](tmp_path_factory.mktemp(request.param) / "model")
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "stranger":
+        with load_module(Path(__file__).parents[1] / "stranger.py").model(folder) as model:
+            yield model
+    else:
+        yield tiny_module.FAMILIES[request.param](folder / "model")
 
 
 @pytest.fixture

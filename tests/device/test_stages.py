@@ -88,7 +88,7 @@ def test_a_stage_writes_the_adapter_that_it_writes_on_the_cpu(folders: tuple[Pat
     expected, adapter = (load_file(folder / name / "adapter.safetensors") for folder in folders)
     assert set(adapter) == set(expected)
     for key, tensor in adapter.items():
-        assert tensor.allclose(expected[key], rtol=1e-4, atol=1e-6), key
+        assert (tensor - expected[key]).norm() <= 1e-3 * expected[key].norm(), key
 
 
 @pytest.mark.parametrize(

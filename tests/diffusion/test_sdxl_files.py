@@ -16,7 +16,7 @@ from torch import Tensor
 from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.formats import write_adapter
 from draft.adapters.verification.verify import verify
-from draft.diffusion.families import families, load_text_to_image, single_file
+from draft.diffusion.families import families, load_text_to_image, vocabulary
 from draft.diffusion.generate import generate_images
 from draft.diffusion.schedule import Schedule
 from draft.diffusion.settings import SamplerSettings
@@ -77,7 +77,7 @@ def test_what_a_training_of_the_published_architecture_writes_loads_in_every_too
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Write a checkpoint, and next to it what is asked for of a folder's configuration; offline."""
-    monkeypatch.setattr(single_file, "_from_hub", list)
+    monkeypatch.setattr(vocabulary, "_from_hub", list)
 
     def place(tensors: dict[str, Tensor], source: Path, *leave_out: str) -> Path:
         file = tmp_path / "model.safetensors"

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from draft.diffusion.families import TextToImage, load_text_to_image, single_file
+from draft.diffusion.families import TextToImage, load_text_to_image, vocabulary
 from draft.diffusion.families.architectures import PADDING, configuration
 from draft.diffusion.generate import generate_images
 from draft.diffusion.settings import LoraSettings, SamplerSettings
@@ -47,7 +47,7 @@ def whole(tiny_folders: dict[str, Path], layout: Any) -> dict[str, Tensor]:
 def place(tiny_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Write a checkpoint, and beside it the parts of the folder's configuration that are asked for; offline."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(single_file, "_from_hub", list)
+    monkeypatch.setattr(vocabulary, "_from_hub", list)
 
     def place(tensors: dict[str, Tensor], *parts: str, folder: Path | None = None) -> Path:
         file = tmp_path / "model.safetensors"
@@ -149,10 +149,10 @@ def test_two_vocabulary_files_beside_the_checkpoint_are_a_tokenizer(
     (tmp_path / "model" / "tokenizer").mkdir()
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tiny_folders["epsilon"] / name, tmp_path / "model" / "tokenizer")
-    tokenizer: Any = single_file.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding=PADDING["1"])
+    tokenizer: Any = vocabulary.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding=PADDING["1"])
     assert tokenizer.model_max_length == 77 and tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer("ab").input_ids == load(tiny_folders["epsilon"]).tokenizer("ab").input_ids  # type: ignore[attr-defined]
-    assert single_file.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding="!").pad_token == "!"
+    assert vocabulary.clip_tokenizer(file, tmp_path / "model" / "tokenizer", padding="!").pad_token == "!"
 
 
 def test_without_a_vocabulary_the_refusal_says_how_to_get_it(
@@ -179,14 +179,14 @@ def test_the_cache_is_asked_before_the_hub_and_the_hub_once(monkeypatch: pytest.
             raise OSError("not there")
         return f"{repository}/{subfolder}/{name}"
 
-    monkeypatch.setattr(single_file, "cached_file", cached_file)
+    monkeypatch.setattr(vocabulary, "cached_file", cached_file)
     hub = "openai/clip-vit-large-patch14"
-    assert single_file._from_hub() == []
+    assert vocabulary._from_hub() == []
     assert [local for _, local in asked] == [True] * 4 + [False] and asked[-1][0] == hub
     there.add((hub, False))
-    assert single_file._from_hub() == [f"{hub}//vocab.json", f"{hub}//merges.txt"]
+    assert vocabulary._from_hub() == [f"{hub}//vocab.json", f"{hub}//merges.txt"]
     there.add(("CompVis/stable-diffusion-v1-4", True))
-    assert single_file._from_hub()[0] == "CompVis/stable-diffusion-v1-4/tokenizer/vocab.json"
+    assert vocabulary._from_hub()[0] == "CompVis/stable-diffusion-v1-4/tokenizer/vocab.json"
 
 
 def test_other_numbers_than_the_published_ones_are_refused_unless_they_stand_beside_the_file(

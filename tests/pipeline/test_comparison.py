@@ -111,12 +111,12 @@ CASES = {
     "a label twice": (
         ("kb: {use: jpeg_size}", "jpeg: {quality: 20}"),
         "demo.yaml:16: stages.compare.measure.rewards.jpeg has the label of a reward that is trained for\n"
-        "  hint: what is trained for is measured anyway; for another reward choose another label and say `use`",
+        "  hint: what is trained for is measured anyway; for another reward choose another label and add `use`",
     ),
     "the label of the sum": (
         ("kb: {use: jpeg_size}", "reward: {use: jpeg_size}"),
         "demo.yaml:16: stages.compare.measure.rewards.reward has the label of the weighted sum\n"
-        "  hint: choose another label and say `use`",
+        "  hint: choose another label and add `use`",
     ),
 }
 

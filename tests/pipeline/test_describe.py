@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,23 +17,36 @@ from draft.pipeline.kinds.train import TrainStage
 from draft.pipeline.load import load_pipeline
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "pipelines.md"
+GUIDE = ROOT / "docs" / "pipelines.md"
 
 
-def test_the_page_holds_the_current_table_of_keys() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    held = page.partition("<!-- keys: begin -->\n\n")[2].partition("\n<!-- keys: end -->")[0]
-    assert held == key_tables(), "replace the tables in docs/pipelines.md by the output of: draft schema --table"
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_page_describes_every_key() -> None:
+def test_the_reference_is_current() -> None:
+    reference = generator()
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run `python docs/make_reference.py`"
+
+
+def test_the_reference_holds_every_table_of_keys() -> None:
+    page = generator().page()
+    assert all(line in page for line in key_tables().splitlines() if line.startswith("|"))
+    assert all(f"\n## `kind: {name}`\n" in page for name in KINDS)
+
+
+def test_the_reference_describes_every_key() -> None:
     for line in key_tables().splitlines():
         if line.startswith("| `"):
             assert re.fullmatch(r"\| `[^|]*\| .*\| ([^|]|\\\|)+ \|", line), line
 
 
-def test_the_example_of_the_page_is_a_pipeline(tmp_path: Path) -> None:
-    example = PAGE.read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+def test_the_example_of_the_guide_is_a_pipeline(tmp_path: Path) -> None:
+    example = GUIDE.read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "prompts.txt").write_text("a cat\n")
     (tmp_path / "emoji").mkdir()
     (tmp_path / "demo.yaml").write_text(example)
@@ -39,8 +54,8 @@ def test_the_example_of_the_page_is_a_pipeline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--dry-run", "--from", "--only", "--force", "--fresh", "--rehearse", "--runs-dir"])
-def test_the_page_names_every_option(option: str) -> None:
-    assert option in PAGE.read_text(encoding="utf-8")
+def test_the_guide_names_every_option(option: str) -> None:
+    assert option in GUIDE.read_text(encoding="utf-8")
 
 
 def test_every_kind_has_outputs_a_version_and_described_keys() -> None:

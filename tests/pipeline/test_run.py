@@ -165,7 +165,7 @@ def test_only_runs_one_stage_and_needs_what_it_refers_to(workshop) -> None:
         workshop.run(only="mix")
     assert str(caught.value) == (
         "command line, --only: stage 'mix' needs 'train', which must run first (has not run)\n"
-        "  hint: leave out --only, or run --only train first"
+        "  hint: drop --only, or run --only train first"
     )
     assert not workshop.runs.exists()
     result = workshop.run(only="train")

@@ -162,7 +162,7 @@ METHODS = {
     "a label that is taken": (
         method("kind: guided") + "    rewards:\n      reward: {use: jpeg}\n",
         "demo.yaml:10: stages.generate.rewards.reward has the label of the weighted sum\n"
-        "  hint: choose another label and say `use`",
+        "  hint: choose another label and add `use`",
     ),
     "no reward": (
         method("kind: prompt_search"),

@@ -256,7 +256,7 @@ def test_all_that_is_wrong_with_its_rewards_comes_at_once_with_its_line(tmp_path
         "demo.yaml:16: unknown reward (got 'jepg')\n  hint: did you mean 'jpeg'?",
         "demo.yaml:17: a part's name must be a letter or _, then letters, digits and _ (got 'c d')",
         "demo.yaml:18: 'weight' belongs to a whole term, not to a part of one\n"
-        "  hint: leave it out; the reward it is part of says how it counts",
+        "  hint: drop it; the reward that contains it decides how it counts",
         "demo.yaml:19: stages.train.rewards.fit.of.f must be a mapping of a reward's options (got 3)",
     ]
     assert refused(tmp_path, ("- 0.3 * b", "- c")) == [

@@ -16,7 +16,7 @@ def new_command(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Default: draft-reward-NAME.")
     ] = None,
 ) -> None:
-    """Write a complete package for a reward of your own: it installs, and its tests pass, as it stands."""
+    """Write a complete package for a reward of your own, which installs and passes its tests unchanged."""
     names = check_name(name)
     folder = Path(names.distribution) if output is None else output.expanduser()
     files = write_package(names, folder)

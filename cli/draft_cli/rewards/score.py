@@ -1,4 +1,4 @@
-"""`draft rewards score`: what a reward says of picture files."""
+"""`draft rewards score`: a reward's scores of image files."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def check_inputs(inputs: Sequence[tuple[Adapter, float]]) -> None:
     if len(families) > 1:
         raise StageError(
             f"adapters of different families cannot be mixed (got {' and '.join(families)})",
-            hint="their modules have the same names but other shapes and meanings",
+            hint="their modules have the same names but different shapes and meanings",
         )
     for name in module_names(inputs):
         found = [adapter.modules[name] for adapter, _ in inputs if name in adapter.modules]

@@ -35,7 +35,7 @@ class NoiseOpt(Scoring):
         learning_rate: Step size of gradient descent with Nesterov momentum.
         momentum: Its momentum.
         max_grad_norm: Largest norm of an image's gradient; larger ones are scaled down. 0 turns clipping off.
-        regulariser: Factor of |z|^2 / 2 - (d - 1) ln |z|, which keeps the norm of the noise where noise has it.
+        regulariser: Factor of |z|^2 / 2 - (d - 1) ln |z|, which keeps the norm of the noise at that of Gaussian noise.
         keep_norm: Scale the noise back to its first norm after each step, as DOODL does (arXiv 2303.13703).
         recorded: The gradient goes through the network in this many last steps and past it in the others, along the
             sampler's straight path; null: through all. Less costs less.

@@ -1,6 +1,6 @@
 """Text-to-image models by family: which there are, which one a model is of, loading it. Importing it costs no torch.
 
-A family is one file here and one row in `FAMILIES`; packages bring more through the hook `draft_families`.
+A family is one file here and one row in `rows.py`; packages bring more through the hook `draft_families`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from draft.diffusion.families.family import Load, TextToImage
+from draft.diffusion.families.rows import FAMILIES
 from draft.errors import DraftError, PluginError
 from draft.family import AdapterFiles, Family, Guidance
-from draft.rewards.extensions import make_derived, offered_families
+from draft.rewards.extensions import derived_model, make_derived, offered_families
 
 if TYPE_CHECKING:
     import torch
@@ -35,74 +36,6 @@ __all__ = [
     "load_text_to_image",
     "trainable",
 ]
-
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        name="sd",
-        title="Stable Diffusion 1.x and 2.x",
-        pipeline="StableDiffusionPipeline",
-        load="draft.diffusion.families.sd:load_stable_diffusion",
-        part="unet",
-        markers=("model.diffusion_model.input_blocks.",),
-        components={
-            "unet": "UNet2DConditionModel",
-            "vae": "AutoencoderKL",
-            "text_encoder": "CLIPTextModel",
-            "tokenizer": "CLIPTokenizer",
-            "scheduler": "",
-        },
-        files=AdapterFiles(format="kohya", architecture="stable-diffusion", reader="StableDiffusionLoraLoaderMixin"),
-    ),
-    Family(
-        name="sdxl",
-        title="Stable Diffusion XL",
-        pipeline="StableDiffusionXLPipeline",
-        load="draft.diffusion.families.sdxl:load",
-        part="unet",
-        markers=("model.diffusion_model.input_blocks.", "conditioner.embedders.1."),
-        encoders=("text_encoder", "text_encoder_2"),
-        files=AdapterFiles(
-            format="kohya",
-            architecture="stable-diffusion-xl-v1-base",
-            base_version="sdxl_base_v1-0",
-            resolution="1024x1024",
-            reader="StableDiffusionXLLoraLoaderMixin",
-        ),
-        components={
-            "unet": "UNet2DConditionModel",
-            "vae": "AutoencoderKL",
-            "text_encoder": "CLIPTextModel",
-            "text_encoder_2": "CLIPTextModelWithProjection",
-            "tokenizer": "CLIPTokenizer",
-            "tokenizer_2": "CLIPTokenizer",
-            "scheduler": "",
-        },
-        stand_in="emoji_xl",
-    ),
-    Family(
-        name="sd3",
-        title="Stable Diffusion 3",
-        pipeline="StableDiffusion3Pipeline",
-        part="transformer",
-        markers=("model.diffusion_model.joint_blocks.",),
-        encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
-        files=AdapterFiles(architecture="stable-diffusion-3", resolution="1024x1024", reader="SD3LoraLoaderMixin"),
-    ),
-    Family(
-        name="flux",
-        title="FLUX.1",
-        pipeline="FluxPipeline",
-        part="transformer",
-        markers=("double_blocks.", "single_blocks."),
-        encoders=("text_encoder", "text_encoder_2"),
-        guidance="embedded",
-        patch=2,
-        files=AdapterFiles(
-            architecture="flux-1-dev", base_version="flux1", resolution="1024x1024", reader="FluxLoraLoaderMixin"
-        ),
-    ),
-)
-"""Draft's own families; of those without `load` only adapter files are read and written."""
 
 _WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")
 
@@ -162,7 +95,7 @@ def family_of(model: str) -> Family | None:
         model: A folder in diffusers' format, a `.safetensors` checkpoint, or a hub id.
 
     Returns:
-        Its family; None for a hub id, whose family is known once it is loaded.
+        Its family; None where it is known once the model is loaded: of a hub id, or a derived model that names none.
 
     Raises:
         DraftError: The folder or the file holds no model, or one of a family that cannot be trained; the error names
@@ -173,7 +106,8 @@ def family_of(model: str) -> Family | None:
         return _of_pipeline(model, _index(path), folder=path)
     if path.is_file() or path.suffix in _WEIGHTS:
         return _of_checkpoint(path)
-    return None
+    derived = derived_model(model)
+    return family_named(derived.family) if derived is not None and derived.family else None
 
 
 def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) -> TextToImage:

@@ -39,7 +39,7 @@ class Components:
         *,
         exceptions: Mapping[str, torch.dtype] = MappingProxyType({}),
     ) -> None:
-        self._read, self._device, self._dtype, self._exceptions = read, device, dtype, exceptions
+        self._read, self._device, self._dtype, self._exceptions = read, device, dtype, dict(exceptions)
         self._networks: dict[str, Any] = {}
         self._dropped: set[str] = set()
         self._recomputed: set[str] = set()

@@ -42,18 +42,19 @@ def family_problems(family: Family, sampler: SamplerSettings, *, cfg_gradient: s
             yield Problem(("cfg_gradient",), what, "leave cfg_gradient out")
 
 
-def size_problems(model: str, resolution: int | tuple[int, int] | None) -> Iterator[Problem]:
-    """Find a size that a model's autoencoder cannot decode.
+def size_problems(model: str, resolution: int | tuple[int, int] | None, *, multiple: int = 0) -> Iterator[Problem]:
+    """Find a size that a model cannot draw.
 
     Args:
         model: Folder or `.safetensors` file; of a hub id nothing is known before it is loaded.
         resolution: The setting.
+        multiple: The family's, see `Family.multiple`.
 
     Yields:
-        A problem where a side is no multiple of what one latent covers.
+        A problem where a side is no multiple of what the family says, or of what one latent covers.
     """
-    multiple = _pixels_per_latent(Path(model))
-    if resolution is None or multiple is None:
+    multiple = multiple or _pixels_per_latent(Path(model))
+    if resolution is None or not multiple:
         return
     sides = (resolution,) if isinstance(resolution, int) else resolution
     if any(side % multiple for side in sides):
@@ -82,11 +83,11 @@ def require_family_settings(family: Family, sampler: SamplerSettings, *, cfg_gra
         raise StageError("; ".join(problem.what for problem in problems), hint="; ".join(hints))
 
 
-def _pixels_per_latent(path: Path) -> int | None:
+def _pixels_per_latent(path: Path) -> int:
     if path.is_file():
         return _USUAL_MULTIPLE
     try:
         config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
         return 2 ** (len(config["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # another kind of autoencoder, or a hub id: loading knows
+        return 0  # another kind of autoencoder, or a hub id: loading knows

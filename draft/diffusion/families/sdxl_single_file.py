@@ -18,7 +18,8 @@ from torch import nn
 
 from draft.diffusion.families.pretrained import precision
 from draft.diffusion.families.sdxl_parts import NETWORKS, TEXT, Parts, check_configs, complete
-from draft.diffusion.families.single_file import clip_tokenizer, read_json, tensor_shapes
+from draft.diffusion.families.single_file import read_json, tensor_shapes
+from draft.diffusion.families.vocabulary import clip_tokenizer
 from draft.errors import DraftError
 
 _UNET = "model.diffusion_model."

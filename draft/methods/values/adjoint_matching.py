@@ -28,8 +28,8 @@ class AdjointMatching:
         late: Steps regressed per rollout among the others that add noise; all of them where there are fewer.
         boundary: The share of steps that counts as early. The paper's flow model: 0.75, 40 steps, all 9 late ones that
             add noise, 7 or 8 early ones.
-        outliers: Which terms teach nothing: those whose root exceeds a running mean of the terms' `quantile`, those
-            above `clamp` lambda^2 (the paper's flow model), or none (`keep`).
+        outliers: Which terms are dropped: those whose root exceeds a running mean of the terms' `quantile`, those above
+            `clamp` lambda^2 (the paper's flow model), or none (`keep`).
         quantile: The quantile of `quantile`, of the roots of a batch's terms.
         clamp: The factor of `clamp`.
         prompt_dropout: Share of batches whose regression is on the unconditional prompt; without guidance none.

@@ -18,14 +18,14 @@ from draft.methods.values.traits import Traits
 
 @dataclass(frozen=True, kw_only=True)
 class AlignProp:
-    """DRaFT-K with K drawn anew for each rollout (AlignProp, arXiv 2310.03739).
+    """DRaFT-K with a random K for each rollout (AlignProp, arXiv 2310.03739).
 
     Args:
         truncation: `random`: K uniform in 1..T; `gaussian`: T - K = int(N(mean T, std T)), redrawn until 1 <= K < T, as
-            in the published code; `fixed`: always `k`; `per_step`: each step is recorded by itself with probability
-            (i + 1) / (T + 1), again where none would be, and the others enter as constants, as in its first version.
+            in the published code; `fixed`: always `k`; `per_step`: each step is recorded independently with probability
+            (i + 1) / (T + 1), again if none would be, and the others enter as constants, as in its first version.
         k: Recorded steps of `fixed`.
-        mean: Mean share of steps that `gaussian` leaves out; the published code's is 42 of 50.
+        mean: Mean share of steps that `gaussian` drops; the published code's is 42 of 50.
         std: Its standard deviation; the published code's is 5 of 50.
     """
 

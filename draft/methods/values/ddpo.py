@@ -15,18 +15,18 @@ from draft.methods.values.traits import Traits
 
 @dataclass(frozen=True, kw_only=True)
 class DDPO:
-    """Raise the probability of the steps that led to good images; any score will do (DDPO, arXiv 2305.13301).
+    """Raise the probability of the steps that led to good images; any score works (DDPO, arXiv 2305.13301).
 
     The published code trains with guidance 5, eta = 1, a learning rate of 3e-4 and a weight decay of 1e-4.
 
     Args:
-        clip: A ratio of probabilities further than this from 1 teaches nothing more in its direction. The logarithm of
+        clip: A ratio of probabilities further than this from 1 gives no gradient in that direction. The logarithm of
             the probability is a mean over elements, which is why it is this small.
         advantage_clip: Largest advantage, in standard deviations of the reward.
         inner_epochs: Passes over the images of an update.
         minibatches: Steps of the optimiser per pass; from the second step on the ratio is not 1.
         kl: Factor of the mean squared difference to the base model's prediction (DPOK, arXiv 2305.16381). DPOK's
-            published code has 0.01 beside a policy loss times 100, which is 1e-4 here.
+            published code has 0.01 with a policy loss times 100, which equals 1e-4 here.
         prompt_buffer: Newest rewards of each prompt that its mean and standard deviation are taken from; 0: always
             those of the update's images.
         prompt_min_count: Rewards a prompt must have for statistics of its own; until then the update's serve.

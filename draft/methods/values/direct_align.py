@@ -15,7 +15,7 @@ from draft.methods.values.traits import Traits
 
 @dataclass(frozen=True, kw_only=True)
 class DirectAlign:
-    """Noise the finished sample with its own known noise, call the network once, take the known noise off again.
+    """Noise the finished sample with its own known noise, call the network once, subtract the known noise.
 
     Direct-Align; with words in front of the prompt it is SRPO (arXiv 2509.06942). SRPO scores an image relative to
     itself: (1 + bonus) r(image, "positive. prompt") - r(image, "negative. prompt"), which for a reward that is a cosine
@@ -25,8 +25,8 @@ class DirectAlign:
         positive: Words, one of them drawn per gradient; theirs: Natural-lighting, Detail, Detailed, Real.
         negative: Words for what is scored against; theirs: Concept art, Painting, Anime, Flat, Oil. With both empty,
             the method is plain Direct-Align.
-        branches: `denoise`: from a level to a cleaner one; `inversion`: to a noisier one, where the rewards'
-            signs are turned and the words swap their parts; or `both`, as SRPO does.
+        branches: `denoise`: from a level to a cleaner one; `inversion`: to a noisier one, where the rewards' signs are
+            reversed and the two word lists are swapped; or `both`, as SRPO does.
         levels: Where the levels lie, as shares of the training times from noise, 0, to image, 1.
         distance: How far the two levels are apart, as a share of that window.
         recovery: `move`: sg(y) - weight d e with what the network predicts at the other level, as in the published

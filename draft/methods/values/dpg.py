@@ -15,7 +15,7 @@ from draft.methods.values.traits import Traits
 
 @dataclass(frozen=True, kw_only=True)
 class DPG:
-    """Follow the gradient of a learned critic instead of the reward's: a negative result worth having (ours).
+    """Follow the gradient of a learned critic instead of the reward's: a negative result worth reproducing (ours).
 
     The DRaFT paper (arXiv 2309.17400) found this kind of method worse than DRaFT but does not publish it; all choices
     here are ours. The critic guesses the final reward from any latent on the way; each step then climbs it. Regression

@@ -54,8 +54,8 @@ class DraftLV:
     """DRaFT-1 with a lower-variance gradient: the last step again from re-noised copies (DRaFT-LV, arXiv 2309.17400).
 
     Args:
-        copies: Number n of re-noised copies beside the base sample; 0 is DRaFT-1. The n + 1 rewards are averaged
-            (the paper sums them; with the mean the learning rate does not depend on n).
+        copies: Number n of re-noised copies in addition to the base sample; 0 is DRaFT-1. The n + 1 rewards are
+            averaged (the paper sums them; with the mean the learning rate does not depend on n).
     """
 
     __pydantic_config__ = {"extra": "forbid"}

@@ -26,8 +26,8 @@ class DRTune:
     Args:
         k: Recorded steps.
         stop: The last step made is uniform among the last `stop` T ones; 0 makes all steps.
-        spacing: Whether the recorded steps are spread over those that are made (`prefix`), or over all steps, of which
-            those after the stop fall away (`whole`).
+        spacing: Whether the recorded steps are spread over those that are taken (`prefix`), or over all steps, of which
+            those after the stop are dropped (`whole`).
         frozen: What the other steps hold fixed; the weights of the steps depend on it.
     """
 

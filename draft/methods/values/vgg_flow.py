@@ -28,7 +28,7 @@ class VGGFlow:
         schedule: Factor by the noise level s of the step: (1 - s)^2, 1 - s or 1.
         cap: Largest norm of the reward's gradient per sample, in the first update at least.
         cap_quantile: Later caps are this quantile of the norms of the update before; null: `cap` stays.
-        share: Share of steps regressed per rollout, one of each of as many chunks, beside the last step.
+        share: Share of steps regressed per rollout, one from each of as many chunks, in addition to the last step.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

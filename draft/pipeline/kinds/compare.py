@@ -28,11 +28,11 @@ MEASURED: Keys = ("measure", "rewards")
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(MeasureSettings):
-    """What is looked at where a budget is spent.
+    """How a trained adapter is evaluated when a budget runs out.
 
     Args:
         prompts: A list, or `{file: ...}`; held-out ones.
-        rewards: Label to options, as in `evaluate`; measured besides the rewards that are trained for.
+        rewards: Label to options, as in `evaluate`; measured in addition to the training rewards.
     """
 
     prompts: PromptSource
@@ -41,10 +41,10 @@ class Measure(MeasureSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedMethod(MethodConfig):
-    """A method of a comparison, merged with what the stage says for all of them.
+    """A method of a comparison, merged with the settings that the stage has for all of them.
 
     Args:
-        method: Which sampling steps carry gradient, and what stands for the adjoint.
+        method: Which sampling steps carry gradient, and what is substituted for the adjoint.
         loss: The loss of an image as a function of its weighted sum of rewards R.
     """
 
@@ -54,16 +54,16 @@ class ComparedMethod(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareStage(ComparisonSettings):
-    """Compare methods: the same budget for each, its learning rate found by the same search, several seeds.
+    """Compare methods with the same budget and learning-rate search for each, over several seeds.
 
     Args:
         kind: `compare`.
         model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
         prompts: A list, or `{file: ...}`; the training prompts.
         rewards: Label to options, as in `train`; what all methods train for.
-        methods: Label to `{method: {kind: ...}}` and whatever is other for this method: `learning_rates`, `loss`,
-            `sampler: {eta: 1}`, `batch_size`, ...
-        measure: What is looked at where a budget is spent.
+        methods: Label to `{method: {kind: ...}}` and the settings in which this method differs: `learning_rates`,
+            `loss`, `sampler: {eta: 1}`, `batch_size`, ...
+        measure: How a trained adapter is evaluated when a budget runs out.
         loss: The loss of an image as a function of its weighted sum of rewards R.
         seed: Seed of the first image that is measured; None: the file's. The trainings have `seeds`.
     """
@@ -161,12 +161,12 @@ def _label_problems(candidate: Candidate) -> Iterator[DraftError]:
     measured = {term.label for term in candidate.inputs.terms.get(MEASURED, ())}
     for label in sorted(trained & measured):
         what = f"{candidate.name(*MEASURED, label)} has the label of a reward that is trained for"
-        hint = "what is trained for is measured anyway; for another reward choose another label and say `use`"
+        hint = "what is trained for is measured anyway; for another reward choose another label and add `use`"
         yield candidate.error(what, *MEASURED, label, hint=hint)
     for keys, labels in ((REWARDS, trained), (MEASURED, measured)):
         if "reward" in labels:
             what = f"{candidate.name(*keys, 'reward')} has the label of the weighted sum"
-            yield candidate.error(what, *keys, "reward", hint="choose another label and say `use`")
+            yield candidate.error(what, *keys, "reward", hint="choose another label and add `use`")
 
 
 COMPARE = Kind(

@@ -20,7 +20,7 @@ from draft.rewards.parts import without_gradient
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateStage(GenerateSettings):
-    """Make images from prompts and fixed seeds, with the base model or each adapter, and with more reward if asked for.
+    """Make images from prompts and fixed seeds, with the base model or each adapter; optionally raise a reward.
 
     Args:
         kind: `generate`.
@@ -85,7 +85,7 @@ def _method_problems(candidate: Candidate) -> Iterator[Problem]:
         here = ("rewards", term.label)
         if term.label == "reward":
             what = "rewards.reward has the label of the weighted sum"
-            yield Problem(here, what, "choose another label and say `use`")
+            yield Problem(here, what, "choose another label and add `use`")
         if not term.reward.per_image:
             what = f"rewards.{term.label} gives scores that depend on the batch, but each image is made for itself"
             yield Problem(here, what, "measure it in an evaluate stage instead")

@@ -263,7 +263,7 @@ class Job:
         return {label: adapter.schedule for label, adapter in self.stage.config.adapters.items()}
 
     def page(self) -> dict[str, str]:
-        """What pages say about a stage."""
+        """What pages show about a stage."""
         return {"title": self.title, "model_name": self.stage.model_name, "config_text": self.config_text}
 
 

@@ -33,7 +33,7 @@ class MixStage(MixSettings):
     Args:
         kind: `mix`.
         adapters: Label to `{from, weight}`.
-        seed: Of the method `dare`; null: the file's.
+        seed: Seed of the method `dare`; null: the file's.
     """
 
     kind: Literal["mix"]
@@ -71,7 +71,7 @@ def problems(candidate: Candidate) -> Iterator[DraftError]:
 
 
 def stage_of(recipe: Mapping[str, Any], made: Mapping[str, Any]) -> tuple[dict[str, Any], list[Keys]]:
-    """The stage that mixes as a recipe says; a conversion and a cut are mixes of one adapter.
+    """The stage that mixes as a recipe records; a conversion and a cut are mixes of one adapter.
 
     Args:
         recipe: The entry `draft.recipe` of an adapter's header.

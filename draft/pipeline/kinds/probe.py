@@ -1,4 +1,4 @@
-"""`kind: probe`: the gradient through all sampling steps, before anybody trains through them."""
+"""`kind: probe`: the gradient through all sampling steps, before training through them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from draft.rewards.parts import without_gradient
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeStage(ProbeSettings):
-    """Measure the gradient through all sampling steps, against K and step by step, before anybody trains through them.
+    """Measure the gradient through all sampling steps, against K and step by step, before training through them.
 
     Args:
         kind: `probe`.
@@ -68,7 +68,7 @@ def problems(candidate: Candidate) -> Iterator[DraftError]:
             if own != default:
                 probed = candidate.name("adapter")
                 what = f"{candidate.name(key)} describes a fresh LoRA, and {probed} is probed instead of one"
-                yield candidate.error(what, key, hint="leave one of the two out")
+                yield candidate.error(what, key, hint="drop one of the two")
     for term in candidate.terms:
         for inner, reward in without_gradient(term.reward) if term.weight else ():
             what = f"reward {reward.name!r} has no gradient, so it cannot be probed"

@@ -31,7 +31,7 @@ class StripAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class StripStage(StripSettings):
-    """Draw what an adapter does over its scale, or two over both, from the same noise, with the rewards' curves.
+    """Plot an adapter across its scale, or two as a grid, from the same noise, with the rewards' curves.
 
     Args:
         kind: `strip`.

@@ -48,8 +48,9 @@ class TrainStage(TrainSettings):
         model: A registered model (`draft models`), a folder, a hub id, or a single-file checkpoint.
         prompts: A list, or `{file: ...}`.
         rewards: Label to options: `use` (default: the label), `weight`, `device`, `isolated` and the reward's own.
-        init_adapter: What the adapter begins at, `${out:stage.adapter}` or a safetensors file; null: at nothing.
-        base_adapters: Frozen adapters beneath the one that learns, a list of `{from, weight}`.
+        init_adapter: What the trained adapter starts from, `${out:stage.adapter}` or a safetensors file; null: a fresh
+            LoRA.
+        base_adapters: Frozen adapters that become part of the base model, a list of `{from, weight}`.
         seed: The stage's own seed; None: the file's.
     """
 

@@ -27,7 +27,7 @@ def test_grey_is_a_pattern_of_black_and_white_but_not_an_ink() -> None:
     assert draft.load("palette", inks="#808080", spot=2)(pattern, [""]).item() == pytest.approx(0, abs=1e-3)
 
 
-def test_a_misspelt_ink_is_told() -> None:
+def test_a_misspelt_ink_is_reported() -> None:
     with pytest.raises(draft.DraftError, match="must be colours such as"):
         draft.load("palette", inks="#1d3557 blue")
     with pytest.raises(draft.DraftError, match="must be colours such as"):

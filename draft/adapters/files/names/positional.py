@@ -66,7 +66,7 @@ def positional_modules(
                 f"the {len(shapes)} numbered modules of its {part} are not those of Stable Diffusion 1 or 2 with "
                 f"{', '.join(classes)}",
                 where=where,
-                hint="only their order says what they are, so nothing can be read where a shape disagrees",
+                hint="only their order identifies them, so nothing can be read if a shape disagrees",
             )
         for i, (path, _, _) in enumerate(slots):
             grouped[f"{part}.{path}"] = numbered[i]
