@@ -20,8 +20,8 @@ from draft.training.train import train
 from draft.types import Prompts
 
 ROOT = Path(__file__).parents[2]
-DEFAULTS = {"draft/training/settings.py": {"DraftLV"}, "draft/probe/probe.py": {"Draft"}}
-"""Where a method is made, not asked for: the default one, and the one that a probe measures."""
+DEFAULTS = {"draft/training/settings.py": {"DraftLV"}}
+"""Where a method is made, not asked for: the default one."""
 
 
 def _problems(method: Any, *, eta: float = 0.0, steps: int = 10, **settings: Any) -> list[str]:
