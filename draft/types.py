@@ -190,7 +190,7 @@ class Prompts(Sequence[str]):
         chosen = list(indices)
         return Prompts(
             (self._texts[i] for i in chosen),
-            {name: (values[i] for i in chosen) for name, values in self._columns.items()},
+            {name: Texts([values[i] for i in chosen]) for name, values in self._columns.items()},
         )
 
     def prefixed(self, prefix: str) -> Prompts:

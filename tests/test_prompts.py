@@ -41,6 +41,12 @@ def test_the_digest_is_that_of_the_same_as_json(rows: list[tuple[str, str]]) -> 
     assert prompts_digest(Prompts(texts, {"b": targets, "a": texts})) == expected
 
 
+def test_each_column_keeps_its_own_values_in_every_part() -> None:
+    prompts = Prompts(["a", "b", "c"], {"object": ["cat", "dog", "cow"], "other": ["hat", "bed", "sun"]})
+    for part in (prompts.take([2, 0]), prompts[::-2], prompts.prefixed("x ")[::-2]):
+        assert (part.column("object"), part.column("other")) == (["cow", "cat"], ["sun", "hat"])
+
+
 def test_a_line_of_jsonl_may_hold_other_separators_of_lines(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a\u2028cat"}\n{"prompt": "a dog"}\n', encoding="utf-8")
