@@ -82,9 +82,18 @@ def reproduce(
         The pipeline.
 
     Raises:
-        StageError: The file does not say how it was made, or a given file is none of its inputs.
+        StageError: The file does not say how it was made, its training branched from a checkpoint, or a given file is
+            none of its inputs.
     """
     told = {key: parsed(metadata.get(f"draft.{key}")) for key in ("recipe", "pipeline")}
+    continued = parsed(metadata.get("draft.continued"))
+    for event in continued if isinstance(continued, list) else ():
+        if isinstance(event, dict) and event.get("branch"):
+            raise StageError(
+                f"the adapter's training branched from a checkpoint after update {event.get('update')}, which its "
+                "header does not hold, so it cannot be made again from the header",
+                hint="draft inspect shows what changed there (draft.continued)",
+            )
     work = _Work(given or {}, stem or name, model)
     if not _is_story(told):
         old = "draft.config" in metadata

@@ -10,6 +10,7 @@ import pytest
 
 from draft.adapters.files.header import read_header
 from draft.errors import ConfigError, DivergedError, StageError
+from draft.pipeline.reproduce import reproduce
 from draft.pipeline.run import RunResult, run_pipeline
 from draft.progress import Silent
 
@@ -179,6 +180,14 @@ def test_a_finished_training_branches_into_a_longer_one_with_other_settings(runs
     runs("stages.train.max_steps=8", "stages.train.rewards.symmetry.weight=2", branch_from="6")
     assert continued(runs)[0]["update"] == 6
     assert (runs.stage("train.kept-1") / "adapter.safetensors").read_bytes() == adapter
+
+
+def test_a_branched_adapter_is_not_made_again_from_its_header(runs: Runs) -> None:
+    runs(stop=5)
+    runs("stages.train.learning_rate=0.005", branch_from="2")
+    metadata = read_header(runs.stage() / "adapter.safetensors").metadata
+    with pytest.raises(StageError, match="branched from a checkpoint after update 2"):
+        reproduce(metadata, name="again")
 
 
 def test_an_interrupted_branch_does_not_go_on_by_itself(runs: Runs) -> None:
