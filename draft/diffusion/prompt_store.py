@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import TextToImage
-from draft.files import weights_digest
+from draft.files import sha256, weights_digest
 from draft.progress import Progress
 from draft.shelves import Shelf, cache_limit, checksum, make_room, open_shelf
 from draft.types import Size
@@ -192,13 +195,21 @@ def _about(model: TextToImage, size: Size, forms: Mapping[str, Form]) -> dict[st
     return {
         "family": model.family.name,
         "encoders": " ".join(weights_digest(path)[:16] for path in model.text_files),
-        "code": model.family.load,
+        "code": _code_digest(model)[:16],
         "libraries": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "precision": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "size": str(size),
         "tensors": ", ".join(f"{name} {form.shape} {form.dtype}" for name, form in sorted(forms.items())),
     }
+
+
+def _code_digest(model: TextToImage) -> str:
+    """The sha256 of the source that templates and pools prompts: the model's module, with those of its package."""
+    module = sys.modules[type(model).__module__]
+    file = Path(inspect.getsourcefile(module) or "")
+    files = sorted(file.parent.glob("*.py")) if module.__package__ else [file]
+    return hashlib.sha256("".join(sha256(each) for each in files if each.is_file()).encode()).hexdigest()
 
 
 def _rows(conditioning: Conditioning) -> list[dict[str, bytes]]:

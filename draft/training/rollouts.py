@@ -114,19 +114,7 @@ class Rollouts:
         recorded: bool = False,
         grid: Grid | None = None,
     ) -> Output:
-        """The network's output as a function of (latents, step).
-
-        Args:
-            batch: Whose prompts it follows.
-            adapted: Whether the adapter that learns is on; off is the base model, with the adapters beneath.
-            guided: Whether with guidance.
-            gradient: What guidance does in calls that carry gradient.
-            recorded: Whether calls may carry gradient; others may be compiled.
-            grid: Whose steps they are; None: the sampling grid's.
-
-        Returns:
-            The output.
-        """
+        """The network's output as a function of (latents, step); see `draft.methods.run.TrainingRun.output`."""
         family = self.model.family
         scale = self.settings.sampler.guidance_scale if guided else without_guidance(family.guidance)
         net = self.model.denoise if recorded else self.no_grad_denoiser

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +98,34 @@ def test_a_prompt_that_nobody_expected_is_embedded_by_encoders_that_are_read_aga
     missing = next(n for n, text in enumerate(PROMPTS) if text not in model.embedded)
     assert same(opened[[missing, missing]], load().encode([PROMPTS[missing]] * 2, model.default_size))
     assert [each.embedded for each in again] == [[PROMPTS[missing]]]
+
+
+def test_prompts_are_embedded_again_by_a_model_of_other_code(load, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def embedded(code: str) -> int:
+        (tmp_path / "some_family.py").write_text(code)
+        sys.modules.pop("some_family", None)
+        importlib.invalidate_caches()
+        model = importlib.import_module("some_family").Model(load())
+        opened, _ = open_store(
+            model, PROMPTS, model.default_size, kind="cached", upcoming=lambda count: list(range(count)), draws=3,
+            reopen=load, progress=Silent(),
+        )  # fmt: skip
+        assert len(opened[[0, 1, 2]]) == 3
+        return model.count
+
+    code = """
+class Model:
+    def __init__(self, model):
+        self.model, self.count = model, 0
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+    def encode(self, prompts, size):
+        self.count += len(prompts)
+        return self.model.encode(prompts, size)
+"""
+    assert [embedded(code), embedded(code), embedded(code + "TEMPLATE = 2\n")] == [1 + 3, 1, 1 + 3]
 
 
 def test_resident_encoders_embed_each_batch_and_write_nothing(load, root: Path) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from draft.diffusion.settings import SamplerSettings
-from draft.errors import Problem, StageError
+from draft.errors import DraftError, Problem, StageError
 from draft.family import Family
+from draft.types import Size
 
 _USUAL_MULTIPLE = 8
 """Pixels per latent in all autoencoders of single-file checkpoints."""
@@ -40,6 +41,25 @@ def family_problems(family: Family, sampler: SamplerSettings, *, cfg_gradient: s
         if cfg_gradient != "both":
             what = f"cfg_gradient has no effect with {name}, which has no second branch (got {cfg_gradient})"
             yield Problem(("cfg_gradient",), what, "leave cfg_gradient out")
+
+
+def latent_sides(size: Size, multiple: int) -> tuple[int, int]:
+    """Divide an image's sides by what one latent covers.
+
+    Args:
+        size: The image's.
+        multiple: Pixels along the side of one latent.
+
+    Returns:
+        The latents' height and width.
+
+    Raises:
+        DraftError: A side is no multiple, or it is no image.
+    """
+    if size.height % multiple or size.width % multiple or size.frames != 1:
+        got = size.height if size == Size(size.height, size.height) else size
+        raise DraftError(f"resolution must be a multiple of {multiple} for this model (got {got})")
+    return size.height // multiple, size.width // multiple
 
 
 def size_problems(model: str, resolution: int | tuple[int, int] | None, *, multiple: int = 0) -> Iterator[Problem]:

@@ -11,26 +11,22 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from transformers.models.clip import CLIPTextModel
 
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import family_named
 from draft.diffusion.families.architectures import TEXT_WIDTH
 from draft.diffusion.families.components import Components, can_recompute
 from draft.diffusion.families.pretrained import check_weights, local_folder, read_component, read_config, read_index
-from draft.diffusion.families.single_file import open_single_file, settle_prediction
+from draft.diffusion.families.problems import latent_sides
+from draft.diffusion.families.single_file import NETWORKS, open_single_file, settle_prediction
 from draft.diffusion.saturation import clip
 from draft.diffusion.schedule import FlowSchedule, Schedule
 from draft.errors import DraftError, DraftWarning
 from draft.family import Family
 from draft.types import Images, Latents, Size
-
-_NETWORKS: Mapping[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 
 
 @dataclass
@@ -154,12 +150,9 @@ class StableDiffusion:
         Raises:
             DraftError: A side is no multiple of what one latent covers.
         """
-        multiple = self.pixels_per_latent
-        if size.height % multiple or size.width % multiple or size.frames != 1:
-            got = size.height if size == Size(size.height, size.height) else size
-            raise DraftError(f"resolution must be a multiple of {multiple} for this model (got {got})")
+        height, width = latent_sides(size, self.pixels_per_latent)
         channels = int(self.configs["unet"].get("in_channels", 4))
-        return channels, size.height // multiple, size.width // multiple
+        return channels, height, width
 
     def schedule(self, size: Size, steps: int) -> Schedule | FlowSchedule:
         """The noise schedule, which is the same for every size and number of steps."""
@@ -191,7 +184,7 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         text_files = [Path(model)]
     else:
         folder = local_folder(model, StableDiffusionPipeline, without=("safety_checker", "feature_extractor"))
-        check_weights(model, folder, _NETWORKS)
+        check_weights(model, folder, NETWORKS)
         configs = {name: read_config(folder, name) for name in ("unet", "vae", "scheduler")}
         kind = getattr(transformers, read_index(str(folder))["tokenizer"][1], transformers.CLIPTokenizer)
         tokenizer = kind.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
@@ -236,7 +229,7 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule | FlowSchedule:
 
 
 def _read(model: str, folder: Path, component: str, dtype: torch.dtype) -> nn.Module:
-    return read_component(model, folder, component, _NETWORKS[component], dtype)
+    return read_component(model, folder, component, NETWORKS[component], dtype)
 
 
 def _settle(model: StableDiffusion, schedule: Schedule) -> None:

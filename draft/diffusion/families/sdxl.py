@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import family_named
 from draft.diffusion.families.components import Components, can_recompute
+from draft.diffusion.families.problems import latent_sides
 from draft.diffusion.families.sd import read_schedule
 from draft.diffusion.families.sdxl_parts import TEXT, Parts, open_pretrained
 from draft.diffusion.families.sdxl_single_file import open_single_file
 from draft.diffusion.saturation import clip
 from draft.diffusion.schedule import FlowSchedule, Schedule
-from draft.errors import DraftError, DraftWarning
+from draft.errors import DraftWarning
 from draft.family import Family
 from draft.types import Images, Latents, Size
 
@@ -155,11 +156,8 @@ class StableDiffusionXL:
         Raises:
             DraftError: A side is no multiple of what one latent covers.
         """
-        multiple = self.pixels_per_latent
-        if size.height % multiple or size.width % multiple or size.frames != 1:
-            got = size.height if size == Size(size.height, size.height) else size
-            raise DraftError(f"resolution must be a multiple of {multiple} for this model (got {got})")
-        return int(self.parts.configs["vae"]["latent_channels"]), size.height // multiple, size.width // multiple
+        height, width = latent_sides(size, self.pixels_per_latent)
+        return int(self.parts.configs["vae"]["latent_channels"]), height, width
 
     def schedule(self, size: Size, steps: int) -> Schedule | FlowSchedule:
         """The noise schedule, which is the same for every size and number of steps."""

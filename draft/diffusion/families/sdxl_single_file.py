@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import nn
 
-from draft.diffusion.families.pretrained import precision
-from draft.diffusion.families.sdxl_parts import NETWORKS, TEXT, Parts, check_configs, complete
+from draft.diffusion.families.sdxl_parts import NETWORKS, Parts, check_configs, complete
 from draft.diffusion.families.single_file import read_json, tensor_shapes
+from draft.diffusion.families.single_file_part import UNET, read_part
 from draft.diffusion.families.vocabulary import clip_tokenizer
 from draft.errors import DraftError
 
-_UNET = "model.diffusion_model."
 _PREFIXES = {
-    "unet": (_UNET,),
+    "unet": (UNET,),
     "vae": ("first_stage_model.", "vae."),
     "text_encoder": ("conditioner.embedders.0.transformer.text_model.",),
     "text_encoder_2": ("conditioner.embedders.1.model.",),
@@ -140,7 +134,7 @@ def _tokenizers(path: Path, beside: Path) -> tuple[Any, Any]:
 
 def _known(part: str, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
     if part == "unet":
-        return {**PUBLISHED["unet"], "in_channels": shapes[f"{_UNET}input_blocks.0.0.weight"][1]}
+        return {**PUBLISHED["unet"], "in_channels": shapes[f"{UNET}input_blocks.0.0.weight"][1]}
     if part == "scheduler" and "v_pred" in shapes:
         return {
             **PUBLISHED["scheduler"],
@@ -162,7 +156,7 @@ def _check_complete(path: Path, shapes: Mapping[str, list[int]]) -> None:
         for part, prefixes in _PREFIXES.items()
         if not any(name.startswith(prefixes) for name in shapes)
     ]
-    if lacks or f"{_UNET}input_blocks.0.0.weight" not in shapes:
+    if lacks or f"{UNET}input_blocks.0.0.weight" not in shapes:
         raise DraftError(
             f"checkpoint {path} has no {' and no '.join(lacks or ['complete UNet'])}",
             hint="take the full checkpoint, with everything baked in",
@@ -177,50 +171,20 @@ def _read(
     part: str,
     dtype: torch.dtype,
 ) -> nn.Module:
-    """One component by diffusers' loader of the complete file, which is mapped into memory: the others cost nothing."""
-    others = dict.fromkeys((name for name in NETWORKS if name != part), None)
-    said = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # it warns that no module is kept in float32
-    with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), configs)
-        try:
-            pipeline: Any = StableDiffusionXLPipeline.from_single_file(
-                str(path),
-                config=folder,
-                tokenizer=tokenizers[0],
-                tokenizer_2=tokenizers[1],
-                add_watermarker=False,
-                local_files_only=True,
-                **others,
-                **precision(dtype, StableDiffusionXLPipeline),
-            )
-        except (OSError, ValueError, KeyError, SafetensorError, SingleFileComponentError) as error:
-            raise _unlike(path, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
-        except NotImplementedError as error:  # PyTorch's own, for a tensor on `meta`: no data came for it
-            raise _unlike(path, f"it lacks tensors of its {part}") from error
-        finally:
-            diffusers_logging.set_verbosity(said)
-    module = getattr(pipeline, part)
-    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
-    if missing:
-        raise _unlike(path, f"it lacks tensors of its {part}, such as {missing[0]}")
-    if part == "unet":
-        held, used = sum(name.startswith(_UNET) for name in shapes), len(module.state_dict())
-        if held != used:
-            raise _unlike(path, f"its UNet has {held} tensors instead of {used}")
-    vars(module).pop("hf_device_map", None)  # says CPU, which peft would believe after the model has moved
-    return module
-
-
-def _write(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    index: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline"}
-    index |= {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")}
-    for part, file in _FILES.items():
-        library = "transformers" if part in TEXT else "diffusers"
-        index[part] = [library, NETWORKS[part].__name__ if part in NETWORKS else configs[part]["_class_name"]]
-        (folder / part).mkdir()
-        (folder / part / file).write_text(json.dumps(configs[part]), encoding="utf-8")
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return read_part(
+        path,
+        part,
+        dtype,
+        pipeline=StableDiffusionXLPipeline,
+        networks=NETWORKS,
+        configs=configs,
+        shapes=shapes,
+        title=part,
+        unlike=partial(_unlike, path),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        add_watermarker=False,
+    )
 
 
 def _unlike(path: Path, why: str) -> DraftError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.models.clip import CLIPTokenizer
+from transformers.models.clip import CLIPTextModel, CLIPTokenizer
 
 from draft.diffusion.families.architectures import PADDING, Version, configuration
-from draft.diffusion.families.pretrained import precision
+from draft.diffusion.families.single_file_part import UNET, read_part
 from draft.diffusion.families.vocabulary import clip_tokenizer
 from draft.errors import DraftError
 
@@ -28,14 +27,11 @@ if TYPE_CHECKING:
     from draft.diffusion.families import TextToImage
     from draft.diffusion.schedule import Schedule
 
-_LIBRARIES = {
-    "unet": ("diffusers", "UNet2DConditionModel", "config.json"),
-    "vae": ("diffusers", "AutoencoderKL", "config.json"),
-    "text_encoder": ("transformers", "CLIPTextModel", "config.json"),
-    "scheduler": ("diffusers", "DDIMScheduler", "scheduler_config.json"),
-}
+NETWORKS: Mapping[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+"""Component to class, of the networks."""
+
+_FILES = dict.fromkeys(NETWORKS, "config.json") | {"scheduler": "scheduler_config.json"}
 _NAMES = {"unet": "UNet", "vae": "autoencoder", "text_encoder": "text encoder"}
-_UNET_KEY = "model.diffusion_model."
 _TEXT_KEYS: dict[Version, str] = {"1": "cond_stage_model.transformer.text_model.", "2": "cond_stage_model.model."}
 
 
@@ -74,8 +70,8 @@ def open_single_file(path: Path) -> SingleFile:
     shapes = tensor_shapes(path)
     version = _version(path, shapes)
     beside = path.with_suffix("")
-    known = configuration(version, channels=shapes[f"{_UNET_KEY}input_blocks.0.0.weight"][1])
-    own = {part: read_json(beside / part / file) for part, (_, _, file) in _LIBRARIES.items()}
+    known = configuration(version, channels=shapes[f"{UNET}input_blocks.0.0.weight"][1])
+    own = {part: read_json(beside / part / file) for part, file in _FILES.items()}
     configs = {part: dict(own[part] or known[part]) for part in known}
     tokenizer = clip_tokenizer(path, beside / "tokenizer", padding=PADDING[version])
     read = partial(_read, path, version, {part: dict(values) for part, values in configs.items()}, tokenizer, shapes)
@@ -91,38 +87,20 @@ def _read(
     part: str,
     dtype: torch.dtype,
 ) -> nn.Module:
-    """One network by diffusers' loader of the whole file, which is mapped into memory: the others cost nothing."""
-    others = dict.fromkeys({"unet", "vae", "text_encoder"} - {part}, None)
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # it warns that no module is kept in float32
-    with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), configs)
-        try:
-            pipeline: Any = StableDiffusionPipeline.from_single_file(
-                str(path),
-                config=folder,
-                tokenizer=tokenizer,
-                safety_checker=None,
-                local_files_only=True,
-                **others,
-                **precision(dtype, StableDiffusionPipeline),
-            )
-        except (OSError, ValueError, KeyError, SafetensorError, SingleFileComponentError) as error:
-            raise _unlike(path, version, (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
-        except NotImplementedError as error:  # PyTorch's own, for a tensor on `meta`: no data came for it
-            raise _unlike(path, version, f"it lacks tensors of its {_NAMES[part]}") from error
-        finally:
-            diffusers_logging.set_verbosity(verbosity)
-    network: nn.Module = getattr(pipeline, part)
-    missing = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
-    if missing:
-        raise _unlike(path, version, f"it lacks tensors of its {_NAMES[part]}, such as {missing[0]}")
-    if part == "unet":
-        held, used = sum(name.startswith(_UNET_KEY) for name in shapes), len(network.state_dict())
-        if held != used:
-            raise _unlike(path, version, f"its UNet has {held} tensors instead of {used}")
-    vars(network).pop("hf_device_map", None)  # says CPU, which peft would believe after the model has moved
-    return network
+    return read_part(
+        path,
+        part,
+        dtype,
+        pipeline=StableDiffusionPipeline,
+        networks=NETWORKS,
+        configs=configs,
+        shapes=shapes,
+        title=_NAMES[part],
+        unlike=partial(_unlike, path, version),
+        index={"requires_safety_checker": False},
+        tokenizer=tokenizer,
+        safety_checker=None,
+    )
 
 
 def settle_prediction(model: TextToImage, schedule: Schedule, blank: Conditioning) -> Schedule:
@@ -169,7 +147,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def _version(path: Path, shapes: Mapping[str, list[int]]) -> Version:
-    if f"{_UNET_KEY}input_blocks.0.0.weight" not in shapes:
+    if f"{UNET}input_blocks.0.0.weight" not in shapes:
         raise DraftError(f"checkpoint {path} is no Stable Diffusion 1.x or 2.x checkpoint")
     versions: list[Version] = [v for v, key in _TEXT_KEYS.items() if any(name.startswith(key) for name in shapes)]
     lacks = [] if versions else ["text encoder"]
@@ -203,17 +181,6 @@ def read_json(file: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise DraftError(f"{file} must hold a JSON object (got {type(found).__name__})")
     return found
-
-
-def _write(folder: Path, configuration: Mapping[str, Mapping[str, Any]]) -> None:
-    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
-    index["tokenizer"] = ["transformers", "CLIPTokenizer"]
-    for part, values in configuration.items():
-        library, name, file = _LIBRARIES[part]
-        index[part] = [library, values.get("_class_name", name)]
-        (folder / part).mkdir()
-        (folder / part / file).write_text(json.dumps(values), encoding="utf-8")
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def _unlike(path: Path, version: Version, why: str) -> DraftError:
