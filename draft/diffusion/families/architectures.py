@@ -22,7 +22,7 @@ _UNETS: dict[Version, dict[str, Any]] = {
     "1": {**_UNET, "attention_head_dim": 8, "cross_attention_dim": 768},
     "2": {**_UNET, "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
 }
-_VAE = {
+VAE = {
     "_class_name": "AutoencoderKL",
     "sample_size": 512,
     "latent_channels": 4,
@@ -32,6 +32,7 @@ _VAE = {
     "layers_per_block": 2,
     "scaling_factor": 0.18215,
 }
+"""The autoencoder of Stable Diffusion 1 and 2."""
 _TEXT = {"model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77}
 _TEXTS: dict[Version, dict[str, Any]] = {
     # CLIP ViT-L/14; and OpenCLIP ViT-H/14 without its last layer, which Stable Diffusion 2 does not use.
@@ -80,7 +81,7 @@ def configuration(version: Version, *, channels: int) -> dict[str, dict[str, Any
     """
     return {
         "unet": {**_UNETS[version], "in_channels": channels},
-        "vae": _VAE,
+        "vae": VAE,
         "text_encoder": {**_TEXT, **_TEXTS[version]},
         "scheduler": _SCHEDULER,
     }

@@ -11,6 +11,7 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import nn
 
+from draft.diffusion.families.architectures import VAE
 from draft.diffusion.families.sdxl_parts import NETWORKS, Parts, check_configs, complete
 from draft.diffusion.families.single_file import read_json, tensor_shapes
 from draft.diffusion.families.single_file_part import UNET, read_part
@@ -46,17 +47,7 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
-    "vae": {
-        "_class_name": "AutoencoderKL",
-        "sample_size": 1024,
-        "latent_channels": 4,
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-        "scaling_factor": 0.13025,
-        "force_upcast": True,
-    },
+    "vae": {**VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
     "text_encoder": {
         **_TEXT_CONFIG,
         "hidden_size": 768,
