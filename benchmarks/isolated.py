@@ -50,7 +50,8 @@ def main() -> None:
     arguments = parser.parse_args()
     isolation = Isolation(python=str(Path(sys.executable)))
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {arguments.batch}, medians of {arguments.calls}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {arguments.batch}, "
+        f"medians of {arguments.calls}"
     )
     print("| reward | size | here, ms | isolated, ms | difference, ms | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for name, options in REWARDS.items():

@@ -181,12 +181,12 @@ def lora_factors(network: nn.Module, name: str = TRAINED) -> dict[str, tuple[Ten
         Factors, sorted by path.
     """
     key = _key(name)
-    found = {path: _weights(layer, key) for path, layer in _layers(network, key)}
+    weights = {path: _weights(layer, key) for path, layer in _layers(network, key)}
 
     def copied(weight: nn.Parameter) -> Tensor:
         return weight.detach().to("cpu", torch.float32, copy=True)
 
-    return {path: (copied(a), copied(b)) for path, (a, b) in sorted(found.items())}
+    return {path: (copied(a), copied(b)) for path, (a, b) in sorted(weights.items())}
 
 
 def use_lora(network: nn.Module, name: str | None, scale: float = 1.0) -> None:
@@ -232,7 +232,7 @@ def lora_off(network: nn.Module) -> Iterator[None]:
         Nothing.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
-    with _switched([(layer, _beneath(layer)) for layer in layers]):
+    with _switched([(layer, _base_adapters(layer)) for layer in layers]):
         yield
 
 
@@ -303,10 +303,10 @@ def _activate(network: nn.Module, scales: Mapping[str, float]) -> None:
     required = {parameter: parameter.requires_grad for parameter in network.parameters()}
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
-            own = [key for key in scales if key in layer.lora_A]
-            for key in own:
+            active = [key for key in scales if key in layer.lora_A]
+            for key in active:
                 layer.set_scale(key, scales[key])
-            _set(layer, [*_beneath(layer), *own])
+            _set(layer, [*_base_adapters(layer), *active])
     for parameter, flag in required.items():  # peft switches gradients along with adapters
         parameter.requires_grad_(flag)
 
@@ -333,7 +333,7 @@ def _keys(layer: LoraLayer) -> list[str]:
     return [] if layer.disable_adapters else list(layer.active_adapters)
 
 
-def _beneath(layer: LoraLayer) -> list[str]:
+def _base_adapters(layer: LoraLayer) -> list[str]:
     return [key for key in layer.lora_A if key.startswith(_BENEATH)]
 
 
