@@ -41,7 +41,9 @@ def reproduce(
     metadata = read_header(adapter).metadata
     stem = output.stem if output else name_of(adapter)
     try:
-        made = reproduce(metadata, name=name_of(adapter), given=_digests(inputs or []), model=_model(model), stem=stem)
+        made = reproduce(
+            metadata, name=name_of(adapter), input_files=_digests(inputs or []), model=_model(model), stem=stem
+        )
     except DraftError as error:
         error.where = error.where or str(adapter)
         raise
