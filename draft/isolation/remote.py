@@ -70,8 +70,8 @@ def _ask(
     columns = {name: prompts.column(name) for name in prompts.columns} if isinstance(prompts, Prompts) else None
     request = {"ask": "score", "gradient": gradient, "prompts": list(prompts), "columns": columns}
     answer, payload = worker.ask(doing, {**request, "tensors": described}, body)
-    found = unpack(answer["tensors"], payload)
-    scores, slope = found["scores"].to(images.device), found.get("gradient")
+    unpacked = unpack(answer["tensors"], payload)
+    scores, slope = unpacked["scores"].to(images.device), unpacked.get("gradient")
     if tuple(scores.shape) != (len(images),):
         raise StageError(
             f"reward {worker.name!r} must return one score per image, shape ({len(images)},) "

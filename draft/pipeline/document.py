@@ -101,7 +101,7 @@ def parse_document(text: str, name: str) -> tuple[Document, list[DraftError]]:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:  # before the construction, which rewrites nodes where keys are merged with <<
-            _mark(node, (), document, errors, seen=set())
+            _mark(node, (), document, errors, enclosing=set())
         data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -16,7 +16,7 @@ from draft.pipeline.document import Document, Keys
 from draft.pipeline.explain import validate
 from draft.progress import Progress
 from draft.rewards.loading import find_reward
-from draft.rewards.parts import each_reward
+from draft.rewards.parts import walk_reward
 from draft.rewards.reward import Reward, Term
 from draft.rewards.terms import reward_source
 
@@ -125,7 +125,7 @@ def source_files(reward: Reward) -> dict[tuple[str, ...], Path]:
     """The files of a reward's class and of the rewards it is made of, here or there, by the keys that lead to each."""
     if isinstance(reward, IsolatedReward):
         return dict(reward.isolated.sources)
-    return {keys: reward_source(type(part)) for keys, part in each_reward(reward)}
+    return {keys: reward_source(type(part)) for keys, part in walk_reward(reward)}
 
 
 def foreign_versions(terms: Iterable[Term]) -> dict[str, str]:

@@ -132,7 +132,10 @@ def _step(
     kept: dict[str, str] = {}
     if goes_on and begun is not None:
         changes = [f"{key} {old} -> {new}" for key, (old, new) in further.items()]
-        reasons = ["was interrupted", *(f"goes on with {change}" for change in (*changes, *inert_changes(begun, stage)))]
+        reasons = [
+            "was interrupted",
+            *(f"goes on with {change}" for change in (*changes, *inert_changes(begun, stage))),
+        ]
     elif not fresh and partial.is_dir() and holds_work(partial):
         kept[partial.name] = kept_name(folder)
         why = "forced" if begun_fits else _misfit(begun, stage, current)

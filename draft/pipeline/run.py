@@ -30,7 +30,7 @@ from draft.pipeline.provenance import adapter_metadata
 from draft.pipeline.rehearsal import listing
 from draft.pipeline.resolve import escaped
 from draft.progress import Progress, Silent, duration
-from draft.rewards.parts import each_reward
+from draft.rewards.parts import walk_reward
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _versions(stage: CheckedStage) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
     names = {"draft-diffusion", "torch", "diffusers", "peft"}
-    rewards = [reward for term in stage.every_term for _, reward in each_reward(term.reward)]
+    rewards = [reward for term in stage.every_term for _, reward in walk_reward(term.reward)]
     in_process = [reward for reward in rewards if not isinstance(reward, IsolatedReward)]
     modules = {type(reward).__module__.partition(".")[0] for reward in in_process}
     distributions = packages_distributions() if modules else {}

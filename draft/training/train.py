@@ -137,16 +137,16 @@ def train(
         totals = {"updates": step + 1.0} | {key: totals[key] + row[key] for key in _BUDGETS}
         _log(accelerator, row, settings)
         progress.advance(1, {"reward": row["reward"], "grad_norm": row["grad_norm"]})
-        made = step + 1
-        if settings.preview.every and made % settings.preview.every == 0:
-            _save_preview(run, folder, made)
+        updates = step + 1
+        if settings.preview.every and updates % settings.preview.every == 0:
+            _save_preview(run, folder, updates)
         if after is not None and after(
-            Progressed(made, row, totals, run.model, lambda path: _save_adapter(run, path, metadata))
+            Progressed(updates, row, totals, run.model, lambda path: _save_adapter(run, path, metadata))
         ):
             ended = True
             break
-        if settings.checkpoint.every and made % settings.checkpoint.every == 0 and made < settings.max_steps:
-            save_checkpoint(states, made, _state(run, rule, name, continued), keep=settings.checkpoint.keep)
+        if settings.checkpoint.every and updates % settings.checkpoint.every == 0 and updates < settings.max_steps:
+            save_checkpoint(states, updates, _state(run, rule, name, continued), keep=settings.checkpoint.keep)
     progress.stop()
     _save_adapter(run, folder / "adapter.safetensors", {**metadata, **continued.metadata()})
     final = None
@@ -184,20 +184,20 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     )
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    made = rule.update(run, step)
-    means = mean_figures(run.rewards, made.figures)
-    others = dict(means.others)
+    update = rule.update(run, step)
+    means = mean_figures(run.rewards, update.figures)
+    other_figures = dict(means.others)
     return {
         "step": step + 1,
-        "loss": others.pop("loss"),
+        "loss": other_figures.pop("loss"),
         "reward": sum(reward.term.weight * means.scores[reward.label] for reward in run.rewards),
         **means.scores,
-        "grad_norm": made.grad_norm,
+        "grad_norm": update.grad_norm,
         "lr": rate,
-        **others,
-        "evaluations": sum(figures.evaluations for figures in made.figures),
-        "optimizer_steps": made.optimizer_steps,
-        **made.extra,
+        **other_figures,
+        "evaluations": sum(figures.evaluations for figures in update.figures),
+        "optimizer_steps": update.optimizer_steps,
+        **update.extra,
         "seconds": time.perf_counter() - began,
     }
 
