@@ -27,7 +27,7 @@ from draft.rewards.reward import Term
 from draft.scoring.figures import mean_figures
 from draft.scoring.guards import check_terms
 from draft.training.accelerator import make_accelerator
-from draft.training.base_adapters import FRESH, Foundation
+from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.branch import FOLDER, Branch, checkpoints, update_of
 from draft.training.checkpoint import finish_checkpoints, load_checkpoint, save_checkpoint
 from draft.training.identity import Identity, identity
@@ -71,7 +71,7 @@ def train(
     folder: Path,
     progress: Progress,
     metadata: Mapping[str, str] = {},
-    foundation: Foundation = FRESH,
+    adapters: AdapterFiles = FRESH,
     branch: Branch | None = None,
     after: Callable[[Progressed], bool] | None = None,
 ) -> dict[str, float]:
@@ -90,8 +90,8 @@ def train(
         folder: Gets adapter.safetensors, metrics.jsonl, previews/, and checkpoints/ while it runs.
         progress: Told what happens.
         metadata: Text written into the adapter file; must not depend on time or place.
-        foundation: The adapter that the LoRA begins at, and frozen ones beneath it. The written adapter is the LoRA
-            alone: what it began at with what it learned, and nothing of what lies beneath.
+        adapters: The adapter that the LoRA begins at, and frozen ones under it. The written adapter is the LoRA
+            alone: what it began at with what it learned, and nothing of the frozen ones.
         branch: A checkpoint of another training to begin at, where `folder` has none of this one; written into the
             adapter's header with what differs.
         after: Called after each update; its time does not count. The training ends there if it returns True.
@@ -109,10 +109,10 @@ def train(
     if not len(prompts):
         raise StageError("there are no training prompts")
     accelerator = make_accelerator(settings.device, report_to=settings.report_to, folder=folder)
-    run = prepare(settings, model, prompts, terms, seed, progress, foundation)
+    run = prepare(settings, model, prompts, terms, seed, progress, adapters)
     rule = make_rule(settings.method, run)
     name = identity(
-        settings, model=model, prompts=prompts, terms=terms, seed=seed, foundation=foundation,
+        settings, model=model, prompts=prompts, terms=terms, seed=seed, adapters=adapters,
         branch=branch.digest() if branch else "",
     )  # fmt: skip
     states, metrics = folder / FOLDER, folder / "metrics.jsonl"

@@ -67,7 +67,7 @@ class TrainStage(TrainSettings):
 def run(job: Job) -> Mapping[str, float]:
     """Train an adapter."""
     from draft.diffusion.memory import explain_out_of_memory
-    from draft.training.base_adapters import Foundation
+    from draft.training.base_adapters import AdapterFiles
     from draft.training.train import train
 
     stage = job.stage
@@ -85,7 +85,7 @@ def run(job: Job) -> Mapping[str, float]:
             folder=job.folder,
             progress=job.progress,
             metadata=job.metadata,
-            foundation=Foundation(job.files.get(("init_adapter",)), tuple(base_adapters)),
+            adapters=AdapterFiles(job.files.get(("init_adapter",)), tuple(base_adapters)),
             branch=Branch.at(job.branch) if job.branch else None,
         )
 
