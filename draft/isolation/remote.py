@@ -104,8 +104,8 @@ class _Isolated(torch.autograd.Function):
         named = ctx.reward.name, ctx.where
         factors = cotangent.to(gradient.dtype).reshape(-1, 1, 1, 1)
         if not ctx.reward.per_image and bool((cotangent != cotangent[0]).any()):
-            both = {"images": images.detach(), "cotangent": cotangent.detach()}
-            _, gradient, _ = ctx.ask("computing a gradient", both, gradient=True)
+            inputs = {"images": images.detach(), "cotangent": cotangent.detach()}
+            _, gradient, _ = ctx.ask("computing a gradient", inputs, gradient=True)
             return _Once.apply(gradient, *named, images, cotangent), None, None, None  # type: ignore[return-value]
         return _Once.apply(gradient, *named, images) * factors, None, None, None
 

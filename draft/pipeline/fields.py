@@ -175,16 +175,16 @@ def rename_aliases(hint: Any, data: Any, keys: Keys, document: Document, errors:
     renamed: dict[Keys, Keys] = {}
     cls = _chosen(hint, data) if isinstance(data, dict) else None
     for key, inner in hints(cls).items() if cls is not None else ():
-        for other in _aliases(inner):
-            if other not in data:
+        for alias in _aliases(inner):
+            if alias not in data:
                 continue
-            old, new = (*keys, other), (*keys, key)
+            old, new = (*keys, alias), (*keys, key)
             if key in data:
                 what = f"{'.'.join(map(str, old))} is another name of {key!r}, which is there too"
                 errors.append(ConfigError(what, where=document.place(old), hint="drop one of the two"))
-                del data[other]
+                del data[alias]
                 continue
-            entries = [(key if name == other else name, value) for name, value in data.items()]
+            entries = [(key if name == alias else name, value) for name, value in data.items()]
             data.clear()
             data.update(entries)
             document.move(old, new)

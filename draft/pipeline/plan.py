@@ -191,9 +191,9 @@ def _branched(stage: CheckedStage, step: Step, runs: Path, record: StageRecord |
     assert stage.kind.checkpoint is not None
     folder, partial = runs / stage.name, runs / f"{stage.name}{PARTIAL}"
     begun = read_begun(partial)
-    mine = begun is not None and begun.branch and settled(begun.identity, stage) == step.identity
+    same_branch = begun is not None and begun.branch and settled(begun.identity, stage) == step.identity
     # A run that branched has checkpoints of its own; it goes on from the one that it began at.
-    folders = [*([] if mine else [partial]), folder, *kept_folders(folder)]
+    folders = [*([] if same_branch else [partial]), folder, *kept_folders(folder)]
     checkpoint = stage.kind.checkpoint(folders, update)
     digest = sha256(checkpoint)
     if step.action == "reuse" and record is not None:
@@ -201,7 +201,7 @@ def _branched(stage: CheckedStage, step: Step, runs: Path, record: StageRecord |
             what = f"stage {stage.name!r} is finished with these settings, so there is nothing to branch for"
             raise ConfigError(what, where="command line, --branch-from", hint="change a setting, or add --force")
         return step
-    if mine and begun is not None and begun.branch == digest:
+    if same_branch and begun is not None and begun.branch == digest:
         reasons = ("was interrupted", f"branched from update {update}")
         kept = {name: new for name, new in step.kept.items() if name != partial.name}
         return replace(step, action="continue", reasons=reasons, kept=kept, branch=_moved_aside(checkpoint, runs, kept))
