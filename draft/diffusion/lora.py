@@ -1,6 +1,6 @@
 """LoRA on a denoiser through peft: fresh, loaded, switched on and off, and read back as plain factors.
 
-Adapters that lie beneath others (`load_beneath`) belong to the base model from then on: no switch turns them off.
+Base adapters (`load_base_adapters`) belong to the base model from then on: no switch turns them off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from draft.family import ATTENTION
 TRAINED = "default"
 """Name of the adapter that `add_lora` makes."""
 
-_BENEATH = "beneath_"
+_BASE_PREFIX = "beneath_"
 # peft keeps adapters by name, and a layer knows the names it has: the name says which ones stay on.
 
 
@@ -98,8 +98,10 @@ def begin_lora(network: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]])
             b[:, :rank] = up.reshape(b.shape[0], rank, *b.shape[2:])
 
 
-def load_beneath(network: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple[Tensor, Tensor]], float]]) -> None:
-    """Put frozen adapters beneath whatever comes later: W x becomes W x + sum_i w_i B_i A_i x, for good.
+def load_base_adapters(
+    network: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple[Tensor, Tensor]], float]]
+) -> None:
+    """Put frozen adapters under whatever comes later: W x becomes W x + sum_i w_i B_i A_i x, for good.
 
     They stay on when the others are switched on and off, so that the base model is the model with them. They are kept
     apart from W, in float32, because a W in bfloat16 would swallow them in part.
@@ -112,7 +114,7 @@ def load_beneath(network: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple
         DraftError: A module is missing in the network or has other dimensions.
     """
     for index, (factors, weight) in enumerate(adapters):
-        key = f"{_BENEATH}{index}"
+        key = f"{_BASE_PREFIX}{index}"
         load_lora(network, factors, name=key)
         for _, layer in _layers(network, key):
             layer.set_scale(key, weight)
@@ -232,7 +234,11 @@ def lora_off(network: nn.Module) -> Iterator[None]:
         Nothing.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
+<<<<<<< HEAD
     with _switched([(layer, _base_adapters(layer)) for layer in layers]):
+=======
+    with _switched([(layer, _base_keys(layer)) for layer in layers]):
+>>>>>>> namesa
         yield
 
 
@@ -299,14 +305,21 @@ def _inject(config: LoraConfig, network: nn.Module, key: str) -> None:
 
 
 def _activate(network: nn.Module, scales: Mapping[str, float]) -> None:
-    """Switch every layer to what lies beneath and to these adapters, by key, and to nothing else."""
+    """Switch every layer to its base adapters and to these, by key, and to nothing else."""
     required = {parameter: parameter.requires_grad for parameter in network.parameters()}
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
+<<<<<<< HEAD
             active = [key for key in scales if key in layer.lora_A]
             for key in active:
                 layer.set_scale(key, scales[key])
             _set(layer, [*_base_adapters(layer), *active])
+=======
+            requested = [key for key in scales if key in layer.lora_A]
+            for key in requested:
+                layer.set_scale(key, scales[key])
+            _set(layer, [*_base_keys(layer), *requested])
+>>>>>>> namesa
     for parameter, flag in required.items():  # peft switches gradients along with adapters
         parameter.requires_grad_(flag)
 
@@ -333,8 +346,13 @@ def _keys(layer: LoraLayer) -> list[str]:
     return [] if layer.disable_adapters else list(layer.active_adapters)
 
 
+<<<<<<< HEAD
 def _base_adapters(layer: LoraLayer) -> list[str]:
     return [key for key in layer.lora_A if key.startswith(_BENEATH)]
+=======
+def _base_keys(layer: LoraLayer) -> list[str]:
+    return [key for key in layer.lora_A if key.startswith(_BASE_PREFIX)]
+>>>>>>> namesa
 
 
 def _set(layer: LoraLayer, keys: list[str]) -> None:

@@ -16,7 +16,7 @@ import transformers
 import draft
 from draft.errors import ResourceError
 from draft.rewards.describe import facts
-from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.discovery import DISTRIBUTION, reward_entries
 from draft.rewards.loading import find_reward
 from draft.rewards.reward import Reward
 from draft_rewards._loading import explained, hub_options, load_frozen
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 REWARDS = [
     find_reward(entry.name)
     for entry in reward_entries()
-    if entry.dist == OWN and entry.module.startswith("draft_rewards")
+    if entry.dist == DISTRIBUTION and entry.module.startswith("draft_rewards")
 ]
 FROM_HUB = {
     reward.name: {
