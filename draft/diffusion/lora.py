@@ -234,11 +234,7 @@ def lora_off(network: nn.Module) -> Iterator[None]:
         Nothing.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
-<<<<<<< HEAD
-    with _switched([(layer, _base_adapters(layer)) for layer in layers]):
-=======
     with _switched([(layer, _base_keys(layer)) for layer in layers]):
->>>>>>> namesa
         yield
 
 
@@ -309,17 +305,10 @@ def _activate(network: nn.Module, scales: Mapping[str, float]) -> None:
     required = {parameter: parameter.requires_grad for parameter in network.parameters()}
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
-<<<<<<< HEAD
-            active = [key for key in scales if key in layer.lora_A]
-            for key in active:
-                layer.set_scale(key, scales[key])
-            _set(layer, [*_base_adapters(layer), *active])
-=======
             requested = [key for key in scales if key in layer.lora_A]
             for key in requested:
                 layer.set_scale(key, scales[key])
             _set(layer, [*_base_keys(layer), *requested])
->>>>>>> namesa
     for parameter, flag in required.items():  # peft switches gradients along with adapters
         parameter.requires_grad_(flag)
 
@@ -346,13 +335,8 @@ def _keys(layer: LoraLayer) -> list[str]:
     return [] if layer.disable_adapters else list(layer.active_adapters)
 
 
-<<<<<<< HEAD
-def _base_adapters(layer: LoraLayer) -> list[str]:
-    return [key for key in layer.lora_A if key.startswith(_BENEATH)]
-=======
 def _base_keys(layer: LoraLayer) -> list[str]:
     return [key for key in layer.lora_A if key.startswith(_BASE_PREFIX)]
->>>>>>> namesa
 
 
 def _set(layer: LoraLayer, keys: list[str]) -> None:
