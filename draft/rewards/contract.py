@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from draft.errors import PluginError
-from draft.rewards.discovery import OWN, Entry, built_in
+from draft.rewards.discovery import DISTRIBUTION, Entry, built_in
 from draft.rewards.reward import RESERVED, Reward
 
 SUPPORTED_API = (1,)
@@ -50,7 +50,7 @@ def check_class(entry: Entry, reward: Any) -> None:
         raise fail(
             f"reward {reward.name!r} is written for version {version} of the reward contract, "
             f"this Draft speaks {spoken}",
-            hint=f"upgrade {OWN if version > max(SUPPORTED_API) else entry.dist}",
+            hint=f"upgrade {DISTRIBUTION if version > max(SUPPORTED_API) else entry.dist}",
         )
 
 

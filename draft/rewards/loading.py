@@ -56,22 +56,22 @@ def find_entry(name: str) -> Entry:
         PluginError: No such reward, perhaps because its package is turned off, or two of that name.
     """
     known = reward_entries()
-    found = choose(known, name)
-    if not found:
+    matches = choose(known, name)
+    if not matches:
         hint = turned_off(REWARDS, name) or did_you_mean(
             name, [entry.name for entry in known], otherwise="`draft rewards list` shows them all"
         )
         raise PluginError(f"unknown reward (got {name!r})", hint=hint)
-    if len(found) > 1:
-        owners = " and ".join(entry.source for entry in found)
-        ways = " or ".join(repr(entry.qualified) for entry in found)
+    if len(matches) > 1:
+        owners = " and ".join(entry.source for entry in matches)
+        ways = " or ".join(repr(entry.qualified) for entry in matches)
         raise PluginError(f"two plugins offer a reward {name!r}: {owners}", hint=f"write {ways}")
     for other in known:
-        if other.name == name and built_in(found[0].dist) and other != found[0]:
+        if other.name == name and built_in(matches[0].dist) and other != matches[0]:
             # One place of the code for all callers, so that each text is shown once.
             text = f"reward {name!r} is the built-in one; that of {other.source} is {other.qualified!r}"
             warnings.warn(text, PluginWarning, stacklevel=1)
-    return found[0]
+    return matches[0]
 
 
 def name_of(reward: type[Reward]) -> str:
