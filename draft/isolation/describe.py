@@ -11,7 +11,8 @@ from pydantic_core import to_jsonable_python
 
 from draft.errors import DraftError, PluginError
 from draft.isolation.failures import encode_error
-from draft.rewards.discovery import DISTRIBUTION, reward_entries
+from draft.requirements import DISTRIBUTION
+from draft.rewards.discovery import reward_entries
 from draft.rewards.extensions import named_models
 from draft.rewards.loading import find_reward
 from draft.rewards.parts import part_options, walk_reward

@@ -53,7 +53,7 @@ def load_image_reward(
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
     import torch
-    from transformers import BertTokenizer
+    from transformers import BertTokenizerFast
 
     with explained("ImageReward model", model, where=where, revision=revision):
         config, tensors = read(model, revision)
@@ -61,7 +61,7 @@ def load_image_reward(
     source, meant = tokenizer or model, "" if tokenizer else revision
     with explained("tokenizer", source, where=where, revision=meant, files=TOKENS_AND_SIZES):
         # Not AutoTokenizer, to which `image_reward` is no model type.
-        encode = BertTokenizer.from_pretrained(draft.model_path(source), **hub_options(meant, source))
+        encode = BertTokenizerFast.from_pretrained(draft.model_path(source), **hub_options(meant, source))
     side, padding = config["vision_config"]["image_size"], config["text_config"]["pad_token_id"]
 
     @lru_cache(maxsize=8192)

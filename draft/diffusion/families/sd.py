@@ -186,7 +186,9 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         folder = local_folder(model, StableDiffusionPipeline, without=("safety_checker", "feature_extractor"))
         check_weights(model, folder, NETWORKS)
         configs = {name: read_config(folder, name) for name in ("unet", "vae", "scheduler")}
-        kind = getattr(transformers, read_index(str(folder))["tokenizer"][1], transformers.CLIPTokenizer)
+        name = read_index(str(folder))["tokenizer"][1].removesuffix("Fast")
+        # transformers 4 has a class without tokenizer.json under the plain name.
+        kind = getattr(transformers, f"{name}Fast", transformers.CLIPTokenizerFast)
         tokenizer = kind.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
         read, single = partial(_read, model, folder), None
         text_files = [folder / "text_encoder", folder / "tokenizer"]

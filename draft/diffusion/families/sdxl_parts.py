@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import nn
-from transformers.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizerFast
 
 from draft.diffusion.families.pretrained import (
     check_weights,
@@ -77,7 +77,7 @@ def open_pretrained(model: str) -> Parts:
     check_configs(f"model {model!r}", configs)
     with reading_weights(model):
         first, second = (
-            CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True) for name in _TOKENIZERS
+            CLIPTokenizerFast.from_pretrained(str(folder / name), local_files_only=True) for name in _TOKENIZERS
         )
     zeros = bool(read_index(str(folder)).get("force_zeros_for_empty_prompt", True))
     text_files = tuple(folder / name for name in (*TEXT, *_TOKENIZERS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers.models.clip import CLIPTokenizer
+from transformers.models.clip import CLIPTokenizerFast
 from transformers.utils.hub import cached_file
 
 from draft.errors import ResourceError
@@ -20,7 +20,7 @@ _CACHED = (
 )
 
 
-def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizer:
+def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizerFast:
     """CLIP's tokenizer, which checkpoints do not carry: from the folder beside, from the hub's cache, or from the hub.
 
     Args:
@@ -37,7 +37,7 @@ def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizer:
     files = [str(beside / name) for name in _VOCABULARY if (beside / name).is_file()]
     whole = len(files) == len(_VOCABULARY)
     if (beside / "tokenizer.json").is_file() or (whole and (beside / "tokenizer_config.json").is_file()):
-        return CLIPTokenizer.from_pretrained(str(beside), local_files_only=True)
+        return CLIPTokenizerFast.from_pretrained(str(beside), local_files_only=True)
     if not whole:
         files = _from_hub()
     if not files:
@@ -47,7 +47,7 @@ def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizer:
             hint=f"with a connection: `hf download {_HUB} {' '.join(_VOCABULARY)}`; without: put these two files "
             f"(ComfyUI has them in comfy/sd1_tokenizer) into {beside}",
         )
-    return CLIPTokenizer(*files, model_max_length=77, pad_token=padding)
+    return CLIPTokenizerFast(*files, model_max_length=77, pad_token=padding)
 
 
 def _from_hub() -> list[str]:
