@@ -18,6 +18,7 @@ from draft.diffusion.families.rows import FAMILIES
 from draft.errors import DraftError, PluginError
 from draft.family import AdapterFiles, Family, Guidance
 from draft.requirements import DISTRIBUTION, require
+from draft.rewards.discovery import EXTENSIONS, turned_off
 from draft.rewards.extensions import derived_model, make_derived, offered_families
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def family_named(name: str) -> Family:
     builtin = next((family for family in FAMILIES if family.name == name), None)
     family = builtin or families().get(name)
     if family is None:
-        raise DraftError(f"unknown family of models {name!r}", hint=f"known: {', '.join(families())}")
+        hint = turned_off(EXTENSIONS) or f"known: {', '.join(families())}"
+        raise DraftError(f"unknown family of models {name!r}", hint=hint)
     return family
 
 
