@@ -185,6 +185,12 @@ def _written(stage: CheckedStage) -> dict[str, Any]:
     return written
 
 
+def _rehearsed(pipeline: Pipeline, stage: CheckedStage) -> dict[str, Any]:
+    """What a rehearsal replaced in the file, to be kept with the figures: they are not those of the file's settings."""
+    changes = {change.key: {"before": change.before, "after": change.after} for change in pipeline.replacements}
+    return {"rehearsal": escaped(changes, (), stage.environment)} if changes else {}
+
+
 def _run_stage(
     pipeline: Pipeline,
     stage: CheckedStage,
@@ -203,7 +209,7 @@ def _run_stage(
         files=files,
         progress=reporter,
         title=pipeline.name,
-        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed}),
+        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed, **_rehearsed(pipeline, stage)}),
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )
