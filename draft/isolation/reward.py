@@ -15,6 +15,8 @@ from draft.isolation.environment import ready_python
 from draft.isolation.failures import heard
 from draft.isolation.process import Worker
 from draft.isolation.settings import Isolation
+from draft.rewards.discovery import OWN
+from draft.rewards.packages import Package, package_files
 from draft.rewards.reward import Reward, Score, Term
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Place:
         use: What the reward is called there; with its distribution where two use the name.
         where: The reward's place in the pipeline.
         sources: The file of its class, and of those of the rewards it is made of, by the keys that lead there.
+        packages: What these are installed as there.
         parts: Its options that hold other rewards.
         versions: Distribution to version: of the reward, of PyTorch and of Draft.
         models: Option to folder, for options that name a registered model.
@@ -42,6 +45,7 @@ class Place:
     use: str
     where: str
     sources: Mapping[tuple[str, ...], Path]
+    packages: Mapping[tuple[str, ...], Package]
     parts: tuple[str, ...]
     versions: Mapping[str, str]
     models: Mapping[str, str]
@@ -140,6 +144,22 @@ def ending_processes(terms: Iterable[Term]) -> Iterator[None]:
                 workers.pop().end()
 
 
+def _packages(described: Mapping[str, Any]) -> dict[tuple[str, ...], Package]:
+    """What a reward and its parts are installed as, in words of an environment with this or an earlier Draft."""
+    if "packages" in described:
+        return {
+            tuple(keys): Package(
+                each["name"], each["version"], {name: Path(path) for name, path in each["files"].items()}
+            )
+            for keys, each in described["packages"]
+        }
+    others = [(name, version) for name, version in described["versions"].items() if name not in (OWN, "torch")]
+    name, version = others[0] if others else (OWN, "")
+    return {
+        tuple(keys): Package(name, version, package_files(Path(file))) for keys, file in described.get("sources", ())
+    }
+
+
 def _ask(
     isolation: Isolation, use: str, options: Mapping[str, Any], where: str
 ) -> tuple[type[Reward], dict[str, Any] | None]:
@@ -174,6 +194,7 @@ def _ask(
         use=use,
         where=where,
         sources={tuple(keys): Path(file) for keys, file in described.get("sources", ())},
+        packages=_packages(described),
         parts=tuple(described["parts"]),
         versions=described["versions"],
         models=described.get("models", {}),

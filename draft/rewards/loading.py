@@ -7,6 +7,7 @@ import inspect
 from functools import partial
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pluggy
 
@@ -17,6 +18,8 @@ from draft.rewards.reward import RESERVED, Reward
 
 SUPPORTED_API = (1,)
 """The versions of the reward contract that this Draft understands: the current one and the one before."""
+
+_OFFERED: WeakKeyDictionary[type[Reward], Entry] = WeakKeyDictionary()
 
 
 def find_reward(name: str) -> type[Reward]:
@@ -78,7 +81,13 @@ def load_rewards(entry: Entry) -> list[type[Reward]]:
             f"offers {', '.join(offered) or 'nothing'}",
             hint="the names of the entry points and the `name` of the rewards must be the same",
         )
+    _OFFERED.update(dict.fromkeys(rewards, entry))
     return list(rewards)
+
+
+def offered_by(reward: type[Reward]) -> Entry | None:
+    """The entry point that a reward's class was loaded from last; None: it was not loaded as a plugin."""
+    return _OFFERED.get(reward)
 
 
 def new_manager() -> pluggy.PluginManager:
