@@ -90,6 +90,8 @@ def _parts(tree: ast.AST) -> Iterator[str]:
                 value = getattr(item, name, None)
                 if name == "body" and _has_docstring(item):
                     value = value[1:]
+                if isinstance(item, ast.JoinedStr):  # Python 3.12 puts empty texts between its parts
+                    value = [part for part in item.values if not _is_empty_text(part)]
                 nothing = value == [] or (value is None and not isinstance(item, ast.Constant))
                 if not nothing and name not in ("kind", "type_comment"):
                     waiting += [*(reversed(value) if isinstance(value, list) else [value]), (f".{name}",)]
@@ -126,6 +128,10 @@ def _open() -> closing[sqlite3.Connection]:
         "changed INTEGER, sha256 TEXT)"
     )
     return closing(index)
+
+
+def _is_empty_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value == ""
 
 
 def _has_docstring(node: ast.AST) -> bool:

@@ -155,9 +155,8 @@ def _packages(described: Mapping[str, Any]) -> dict[tuple[str, ...], Package]:
         }
     others = [(name, version) for name, version in described["versions"].items() if name not in (OWN, "torch")]
     name, version = others[0] if others else (OWN, "")
-    return {
-        tuple(keys): Package(name, version, package_files(Path(file))) for keys, file in described.get("sources", ())
-    }
+    sources = {tuple(keys): Path(file) for keys, file in described.get("sources", ())}
+    return {keys: Package(name, version, package_files(file)) for keys, file in sources.items()}
 
 
 def _ask(

@@ -103,7 +103,7 @@ def uncompared(recorded: Mapping[str, Any], stage: CheckedStage) -> str:
     labels = [label for label, each in now.items() if each.get("name") != OWN or "data" in each]
     if not labels:
         return ""
-    return f"its record is older than versions and files of reward packages: those of {', '.join(labels)} not compared"
+    return f"its record has no versions and files of reward packages: those of {', '.join(labels)} are not compared"
 
 
 def lengths(before: Mapping[str, Any], after: Mapping[str, Any], stage: CheckedStage) -> dict[str, tuple[Any, Any]]:

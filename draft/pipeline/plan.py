@@ -11,7 +11,7 @@ from draft.errors import ConfigError, StageError, did_you_mean
 from draft.files import sha256
 from draft.pipeline.cache import StageRecord, damage, read_record
 from draft.pipeline.check import Pipeline
-from draft.pipeline.identity import differences, fingerprint, identity, lengths, settled
+from draft.pipeline.identity import differences, fingerprint, identity, lengths, settled, uncompared
 from draft.pipeline.kinds.kind import CheckedStage
 from draft.pipeline.partial import (
     PARTIAL,
@@ -126,13 +126,15 @@ def _step(
     reasons = ["forced"] if forced else _reasons(stage, folder, found, steps, records)
     goes_on = begun is not None and begun_fits and not forced and not fresh
     if not goes_on and not reasons and record is not None:
-        branched = ("branched from a checkpoint of other settings",) if record.branch else ()
-        return Step(stage.name, "reuse", branched, found, record.fingerprint)
+        notes = ["branched from a checkpoint of other settings"] if record.branch else []
+        notes += [note] if (note := uncompared(record.identity, stage)) else []
+        return Step(stage.name, "reuse", tuple(notes), found, record.fingerprint)
     longer = {} if forced or record is None else _longer(stage, folder, found, record, steps, records)
     kept: dict[str, str] = {}
     if goes_on and begun is not None:
         changes = [f"{key} {old} -> {new}" for key, (old, new) in further.items()]
         reasons = ["was interrupted", *(f"goes on with {each}" for each in (*changes, *inert_changes(begun, stage)))]
+        reasons += [note] if (note := uncompared(begun.identity, stage)) else []
     elif not fresh and partial.is_dir() and holds_work(partial):
         kept[partial.name] = kept_name(folder)
         why = "forced" if begun_fits else _misfit(begun, stage, found)

@@ -153,7 +153,7 @@ def run_pipeline(
                 results.append(StageResult(step.name, "left out"))
                 continue
             if step.action == "reuse":
-                reporter.say(f"{label}: reused")
+                reporter.say(f"{label}: reused" + (f" ({'; '.join(step.reasons)})" if step.reasons else ""))
                 record = cache.read_record(runs / step.name)
                 results.append(StageResult(step.name, "reused", outputs(stage, runs), record.metrics if record else {}))
                 continue

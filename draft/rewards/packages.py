@@ -129,8 +129,8 @@ def _brought(dist: str) -> dict[str, Path]:
         return {}
     found = {}
     for file in files:
-        ours = file.parts[0] != ".." and not file.parts[0].endswith((".dist-info", ".egg-info"))
-        if ours and "__pycache__" not in file.parts and file.suffix not in (*_BYTECODE, ".pth"):
+        ours = not file.parts[0].endswith((".dist-info", ".egg-info")) and "__pycache__" not in file.parts
+        if ours and not any(part.startswith(".") for part in file.parts) and file.suffix not in (*_BYTECODE, ".pth"):
             path = Path(str(file.locate()))
             if path.is_file() and not file.name.startswith(("__editable__", "_editable_")):
                 found[file.as_posix()] = path
