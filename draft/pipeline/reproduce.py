@@ -20,6 +20,10 @@ from draft.pipeline.provenance import MISSING, parsed
 from draft.pipeline.resolve import escaped
 
 
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}")
+"""What names and versions of distributions are made of; anything else in a header stays out of the file's comments."""
+
+
 @dataclass(frozen=True)
 class Reproduction:
     """A pipeline that makes an adapter again.
@@ -30,6 +34,7 @@ class Reproduction:
         target: The stage that makes the adapter.
         tables: File name to the prompts, with their columns, that a stage reads from it.
         missing: Full dotted key to what must be given there, in words.
+        packages: The distributions that its rewards came from, each with its version: `glow-plugin 1.2`.
     """
 
     name: str
@@ -37,11 +42,13 @@ class Reproduction:
     target: str
     tables: Mapping[str, str]
     missing: Mapping[str, str]
+    packages: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The pipeline as YAML."""
         stages = {name: escaped(stage, (), {}) for name, stage in self.stages.items()}
         lines = [f"# Made by draft reproduce; {self.target}.adapter is the adapter."]
+        lines += [f"# Its rewards came from: {', '.join(self.packages)}"] if self.packages else []
         lines += [f"# To be given: {key}: {what}" for key, what in self.missing.items()]
         return "\n".join(lines) + "\n" + dump_yaml({"name": self.name, "stages": stages})
 
@@ -64,6 +71,7 @@ class _Work:
     missing: dict[str, str] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    packages: set[str] = field(default_factory=set)
 
 
 def reproduce(
@@ -107,7 +115,7 @@ def reproduce(
     for digest, path in work.given.items():
         if digest not in work.used:
             raise StageError(f"the file is no input of this adapter (its sha256 is {digest})", where=path)
-    return Reproduction(name, work.stages, target, work.tables, work.missing)
+    return Reproduction(name, work.stages, target, work.tables, work.missing, tuple(sorted(work.packages)))
 
 
 def _is_story(told: Mapping[str, Any]) -> bool:
@@ -169,6 +177,7 @@ def _add(
         stage["model"] = _model(made["model"], name, work)
     if "prompts" in made:
         stage["prompts"] = _prompts(made, name, work)
+    work.packages |= _packages(made.get("packages"))
     work.stages[name] = stage
     for (keys, told), source in zip(inputs, sources, strict=True):
         put(stage, keys, source)
@@ -196,6 +205,13 @@ def _want(source: str, told: Mapping[str, Any], key: str, work: _Work) -> None:
     if source == MISSING:
         named = f"{told['name']}, " if told.get("name") else ""
         work.missing[key] = f"the adapter {named}sha256 {told.get('sha256', 'unknown')} (--input FILE)"
+
+
+def _packages(told: Any) -> set[str]:
+    """The distributions of a stage's rewards, of those whose versions count; what cannot be a name is left out."""
+    packages = told.values() if isinstance(told, Mapping) else ()
+    named = [(each.get("name"), each.get("version")) for each in packages if isinstance(each, Mapping)]
+    return {f"{name} {version}" for name, version in named if _WORD.fullmatch(f"{name}{version}") and version}
 
 
 def _model(told: Mapping[str, Any], stage: str, work: _Work) -> str:
