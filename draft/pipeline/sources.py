@@ -38,9 +38,9 @@ def packages_from_sources(sources: Mapping[str, Any], stage: CheckedStage) -> di
         for keys, file in source_files(term.reward).items()
     }
     same = {label for label, file in files.items() if sources.get(label) == source_digest(file)}
-    now = stage_packages(stage)
+    packages = stage_packages(stage)
     return {
-        label: {**now.get(label, {}), **({} if label in same else {"code": digest})}
+        label: {**packages.get(label, {}), **({} if label in same else {"code": digest})}
         for label, digest in sources.items()
     }
 
@@ -55,7 +55,7 @@ def package_differences(old: Any, new: Any) -> list[str]:
     Returns:
         The reasons; none for a reward that only one of them has.
     """
-    before, after = (each if isinstance(each, Mapping) else {} for each in (old, new))
+    before, after = (packages if isinstance(packages, Mapping) else {} for packages in (old, new))
     both = [(label, before[label], after[label]) for label in after if isinstance(before.get(label), Mapping)]
     others = [f"{label} ({_named(a)} -> {_named(b)})" for label, a, b in both if _named(a) != _named(b)]
     reasons = [f"reward package changed: {', '.join(others)}"] if others else []
@@ -78,11 +78,11 @@ def package_identity(package: Package) -> dict[str, str]:
     """
     code = {name: path for name, path in package.files.items() if path.suffix == ".py"}
     data = {name: path for name, path in package.files.items() if path.suffix != ".py"}
-    found = {"name": package.name, "version": package.version}
-    found |= {"code": _joint({name: code_digest(path) for name, path in code.items()})}
+    parts = {"name": package.name, "version": package.version}
+    parts |= {"code": _joint({name: code_digest(path) for name, path in code.items()})}
     if data:
-        found["data"] = _joint({name: remembered_sha256(path) for name, path in data.items()})
-    return {key: value for key, value in found.items() if value}
+        parts["data"] = _joint({name: remembered_sha256(path) for name, path in data.items()})
+    return {key: value for key, value in parts.items() if value}
 
 
 def source_digest(module: Path) -> str:

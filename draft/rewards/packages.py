@@ -11,7 +11,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from draft.rewards.discovery import OWN, Entry
+from draft.rewards.discovery import DISTRIBUTION, Entry
 from draft.rewards.loading import offered_by
 from draft.rewards.reward import Reward
 from draft.rewards.terms import reward_source
@@ -49,8 +49,10 @@ def package_of(reward: type[Reward]) -> Package:
     """
     entry = offered_by(reward)
     modules = dict.fromkeys([reward_source(reward), *_module(entry)])
-    if entry is not None and entry.canonical == OWN:
-        return Package(OWN, "", {name: path for module in modules for name, path in _own_files(module).items()})
+    if entry is not None and entry.canonical == DISTRIBUTION:
+        return Package(
+            DISTRIBUTION, "", {name: path for module in modules for name, path in _module_files(module).items()}
+        )
     brought = _brought(entry.dist) if entry is not None else {}
     files = {name: path for module in modules for name, path in package_files(module).items()}
     if set(modules) & {path.resolve() for path in brought.values()}:
@@ -98,13 +100,13 @@ def reached(module: Path) -> list[Path]:
     Returns:
         Files in one folder, sorted.
     """
-    found, waiting = {module}, [module]
+    modules, waiting = {module}, [module]
     while waiting:
         for file in _neighbours(waiting.pop()):
-            if file not in found:
-                found.add(file)
+            if file not in modules:
+                modules.add(file)
                 waiting.append(file)
-    return sorted(found)
+    return sorted(modules)
 
 
 def _module(entry: Entry | None) -> Iterator[Path]:
@@ -117,7 +119,7 @@ def _module(entry: Entry | None) -> Iterator[Path]:
         yield Path(spec.origin).resolve()
 
 
-def _own_files(module: Path) -> dict[str, Path]:
+def _module_files(module: Path) -> dict[str, Path]:
     return _named(reached(module), module.parent)
 
 
@@ -127,45 +129,45 @@ def _brought(dist: str) -> dict[str, Path]:
         files = metadata.files(dist) or []
     except metadata.PackageNotFoundError:
         return {}
-    found = {}
+    brought = {}
     for file in files:
         ours = not file.parts[0].endswith((".dist-info", ".egg-info")) and "__pycache__" not in file.parts
         if ours and not any(part.startswith(".") for part in file.parts) and file.suffix not in (*_BYTECODE, ".pth"):
             path = Path(str(file.locate()))
             if path.is_file() and not file.name.startswith(("__editable__", "_editable_")):
-                found[file.as_posix()] = path
-    return found
+                brought[file.as_posix()] = path
+    return brought
 
 
 def _all(top: Path, base: Path) -> dict[str, Path]:
     """All files in a folder but what is hidden, made from the source, or an environment; links are followed once."""
-    found, seen = {}, set()
+    files, seen = {}, set()
     for folder, folders, names in os.walk(top, followlinks=True):
-        here = os.path.realpath(folder)
-        if here in seen or "pyvenv.cfg" in names:
+        real = os.path.realpath(folder)
+        if real in seen or "pyvenv.cfg" in names:
             folders.clear()
             continue
-        seen.add(here)
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in names:
             path = Path(folder) / name
             if not name.startswith(".") and path.suffix not in _BYTECODE and path.is_file():
-                found[path.relative_to(base).as_posix()] = path
-    return found
+                files[path.relative_to(base).as_posix()] = path
+    return files
 
 
 def _named(modules: list[Path], folder: Path) -> dict[str, Path]:
     """Modules, and the files and folders without code beside them that their source names: `"weights.pt"`, `"*.pt"`."""
-    found = {module.name: module for module in modules}
+    files = {module.name: module for module in modules}
     texts = {text for module in modules for text in _texts(module)}
     for entry in folder.iterdir():
         if entry.name.startswith(".") or entry.suffix in (".py", *_BYTECODE) or not _is_named(entry.name, texts):
             continue
         if entry.is_file():
-            found[entry.name] = entry
+            files[entry.name] = entry
         elif entry.is_dir() and next(entry.rglob("*.py"), None) is None:
-            found |= _all(entry, folder)
-    return dict(sorted(found.items()))
+            files |= _all(entry, folder)
+    return dict(sorted(files.items()))
 
 
 def _is_named(name: str, texts: set[str]) -> bool:
