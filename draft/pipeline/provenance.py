@@ -80,7 +80,7 @@ def provenance(stage: CheckedStage, files: Mapping[Keys, Path]) -> dict[str, str
             for label, options in rewards.items()
         }
     if packages := stage_packages(stage):
-        made["packages"] = packages
+        entries["packages"] = packages
     if files:  # a recipe holds its inputs itself, in this order
         inputs = {keys: _input(path) if stage.kind.recipe is None else {} for keys, path in files.items()}
         entries["inputs"] = [{"key": list(keys), **entry} for keys, entry in inputs.items()]

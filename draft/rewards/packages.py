@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import metadata
@@ -50,11 +50,9 @@ def package_of(reward: type[Reward]) -> Package:
     entry = offered_by(reward)
     modules = dict.fromkeys([reward_source(reward), *_module(entry)])
     if entry is not None and entry.canonical == DISTRIBUTION:
-        return Package(
-            DISTRIBUTION, "", {name: path for module in modules for name, path in _module_files(module).items()}
-        )
+        return Package(DISTRIBUTION, "", _merged(map(_module_files, modules)))
     brought = _brought(entry.dist) if entry is not None else {}
-    files = {name: path for module in modules for name, path in package_files(module).items()}
+    files = _merged(map(package_files, modules))
     if set(modules) & {path.resolve() for path in brought.values()}:
         files |= brought
     name, version = (entry.canonical, entry.version) if entry is not None else ("", "")
@@ -117,6 +115,10 @@ def _module(entry: Entry | None) -> Iterator[Path]:
         return
     if spec is not None and spec.origin and os.path.isfile(spec.origin):
         yield Path(spec.origin).resolve()
+
+
+def _merged(parts: Iterable[dict[str, Path]]) -> dict[str, Path]:
+    return {name: path for files in parts for name, path in files.items()}
 
 
 def _module_files(module: Path) -> dict[str, Path]:
