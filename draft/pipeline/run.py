@@ -83,6 +83,7 @@ def run_pipeline(
     fresh: bool = False,
     branch_from: str | None = None,
     rehearse: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
 ) -> RunResult:
@@ -100,6 +101,7 @@ def run_pipeline(
         branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
             settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
+        verify: Read all results that could be used again and compare them with their recorded sha256.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
 
@@ -120,7 +122,14 @@ def run_pipeline(
 
     def plan() -> list[Step]:
         return make_plan(
-            pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh, branch_from=branch_from
+            pipeline,
+            runs,
+            from_stage=from_stage,
+            only=only,
+            force=force,
+            fresh=fresh,
+            branch_from=branch_from,
+            verify=verify,
         )
 
     if dry_run:
@@ -223,7 +232,7 @@ def _run_stage(
         stage=stage.name,
         fingerprint=step.fingerprint,
         identity=step.identity,
-        outputs=cache.record_outputs(partial, stage.outputs),
+        outputs=cache.record_outputs(partial, stage.outputs, stage.kind.extras),
         inputs=inputs,
         metrics=metrics,
         versions=_versions(stage),
