@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -120,7 +120,9 @@ def record_outputs(
     return records
 
 
-def damage(record: StageRecord, folder: Path, *, content: bool = False) -> str:
+def damage(
+    record: StageRecord, folder: Path, *, content: bool = False, names: Callable[[str], bool] = lambda name: True
+) -> str:
     """What is wrong with a finished stage's results: ``""``, or ``"output missing: ..."``, ``"output changed: ..."``.
 
     Args:
@@ -128,11 +130,12 @@ def damage(record: StageRecord, folder: Path, *, content: bool = False) -> str:
         folder: Its folder.
         content: Whether to compare the sha256 of every file. Otherwise size and time are looked at first, and the
             content only where the time differs, as after a copy.
+        names: Which outputs are looked at.
 
     Returns:
         The first thing that is wrong, in words.
     """
-    for file in (file for files in record.outputs.values() for file in files):
+    for file in (file for name, files in record.outputs.items() if names(name) for file in files):
         path = folder / file.path
         try:
             state = os.stat(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +152,7 @@ def _step(
     if not goes_on and not reasons and record is not None:
         notes = ["branched from a checkpoint of other settings"] if record.branch else []
         notes += [note] if (note := uncompared(record.identity, stage)) else []
+        notes += [lost] if (lost := damage(record, folder, content=content, names=_byproducts(stage))) else []
         return Step(stage.name, "reuse", tuple(notes), current, record.fingerprint)
     longer = {} if forced or record is None else _longer(stage, folder, current, record, steps, records)
     restored = (
@@ -194,7 +195,7 @@ def _longer(
     changed = lengths(settled(record.identity, stage), current, stage)
     if not changed or any(old is None or new is None or new < old for old, new in changed.values()):
         return {}
-    usable = not damage(record, folder) and not _moved(record, records) and holds_checkpoints(folder)
+    usable = not _damage(stage, record, folder) and not _moved(record, records) and holds_checkpoints(folder)
     return changed if usable and all(steps[other].action == "reuse" for other in stage.upstream) else {}
 
 
@@ -211,7 +212,7 @@ def _restorable(
     return (
         record is not None
         and not record.branch
-        and reasons == [damage(record, folder, content=content)]
+        and reasons == [_damage(stage, record, folder, content)]
         and any(holds_checkpoints(folder / name) for name in stage.kind.carries)
         and all(steps[other].action == "reuse" for other in stage.upstream)
     )
@@ -291,13 +292,23 @@ def _reasons(
         reasons.append("has not run" if not folder.exists() else "no usable record")
     elif (before := settled(record.identity, stage)) != current:
         reasons += differences(before, current) or ["fingerprint changed"]
-    elif broken := damage(record, folder, content=content):
+    elif broken := _damage(stage, record, folder, content):
         reasons.append(broken)
     elif not again and (moved := _moved(record, records)):
         reasons.append(f"upstream changed: {moved}")
     if again and not any(reason.startswith("upstream changed") for reason in reasons):
         reasons.append(f"upstream runs: {', '.join(again)}")
     return reasons
+
+
+def _damage(stage: CheckedStage, record: StageRecord, folder: Path, content: bool = False) -> str:
+    """What is wrong with a stage's results, if it is something that is made again."""
+    is_byproduct = _byproducts(stage)
+    return damage(record, folder, content=content, names=lambda name: not is_byproduct(name))
+
+
+def _byproducts(stage: CheckedStage) -> Callable[[str], bool]:
+    return stage.kind.byproducts.__contains__
 
 
 def _misfit(begun: Begun | None, stage: CheckedStage, current: Mapping[str, Any]) -> str:

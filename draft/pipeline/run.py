@@ -232,7 +232,7 @@ def _run_stage(
         stage=stage.name,
         fingerprint=step.fingerprint,
         identity=step.identity,
-        outputs=cache.record_outputs(partial, stage.outputs, stage.kind.extras),
+        outputs=cache.record_outputs(partial, stage.outputs, {**stage.kind.extras, **stage.kind.byproducts}),
         inputs=inputs,
         metrics=metrics,
         versions=_versions(stage),

@@ -43,8 +43,9 @@ def test_everything_that_a_stage_leaves_is_in_its_record(workshop) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_outputs_and_extras_do_not_share_names_or_places(kind: str) -> None:
-    outputs, extras = KINDS[kind].outputs, KINDS[kind].extras
-    assert not set(outputs) & set(extras) and not set(outputs.values()) & set(extras.values())
+    parts = (KINDS[kind].outputs, KINDS[kind].extras, KINDS[kind].byproducts)
+    for listed in ([name for part in parts for name in part], [path for part in parts for path in part.values()]):
+        assert len(set(listed)) == len(listed)
 
 
 def test_checkpoints_are_no_results_and_may_be_deleted(workshop) -> None:
