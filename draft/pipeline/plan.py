@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,6 +179,8 @@ def _step(
     elif not (fits and forced) and not longer and folder.is_dir() and holds_checkpoints(folder):
         kept[folder.name] = kept_name(folder, kept.values())
         reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
+    if folder.is_symlink() and folder.name not in kept:
+        reasons.append(f"{folder.name} is a link, which is replaced; {os.readlink(folder)!r} stays as it is")
     action: Literal["run", "continue"] = "continue" if goes_on or longer or restored else "run"
     carried = stage.kind.carries if (longer or restored) and not goes_on else ()
     return Step(stage.name, action, tuple(reasons), current, fingerprint(current), kept, carried)

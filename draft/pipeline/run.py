@@ -18,7 +18,7 @@ from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
 from draft.pipeline.check import Pipeline
 from draft.pipeline.document import Keys, dump_yaml
-from draft.pipeline.folders import publish, settle
+from draft.pipeline.folders import publish, remove, settle
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
 from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
 from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
@@ -259,7 +259,7 @@ def _begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -
             partial.rename(partial.with_name(kept))
             reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")
         else:
-            shutil.rmtree(partial)  # empty, or to be forgotten
+            remove(partial)  # empty, or to be forgotten
     partial.mkdir(exist_ok=True)
     for name in step.carried:  # copied: the finished stage stays until the longer one is done
         if (final / name).is_dir():

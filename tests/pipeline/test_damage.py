@@ -110,3 +110,86 @@ def test_a_disk_that_fails_makes_a_result_again(workshop, monkeypatch: pytest.Mo
     assert workshop.plan(verify=True)[0] == (
         "train: will run (output cannot be read: adapter.safetensors (Input/output error))"
     )
+
+
+def elsewhere(workshop) -> Path:
+    """Move the results of `train` to another disk, say, and leave a link in their place."""
+    target = workshop.folder / "archive" / "train"
+    target.parent.mkdir()
+    (workshop.runs / "train").rename(target)
+    (workshop.runs / "train").symlink_to(target)
+    return target
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_stage_folder_that_is_a_link_is_used_again_and_replaced_alone(workshop) -> None:
+    workshop.run()
+    target = elsewhere(workshop)
+    before = contents(target)
+    assert workshop.plan()[0] == "train: reused"
+    assert workshop.plan(force=True)[0] == (
+        f"train: will run (forced; train is a link, which is replaced; {str(target)!r} stays as it is)"
+    )
+    workshop.content = "new weights"
+    for _ in range(2):
+        workshop.run(force=True)
+        assert contents(target) == before, "what the link pointed at is not touched"
+        assert not (workshop.runs / "train").is_symlink()
+        assert (workshop.runs / "train" / "adapter.safetensors").read_text().startswith("new weights")
+        assert {path.name for path in workshop.runs.iterdir() if path.is_dir()} == {"train", "mix", "evaluate"}
+    assert workshop.plan() == ["train: reused", "mix: reused", "evaluate: reused"]
+
+
+def test_a_link_to_a_training_with_checkpoints_is_kept_as_a_link(workshop) -> None:
+    workshop.run()
+    target = elsewhere(workshop)
+    (target / "step-00000001.ckpt").write_text("state")
+    before = contents(target)
+    workshop.run("seed=9")
+    assert (workshop.runs / "train.kept-1").readlink() == target and contents(target) == before
+    assert not (workshop.runs / "train").is_symlink()
+
+
+def test_a_link_to_nothing_gives_way(workshop) -> None:
+    workshop.runs.mkdir(parents=True)
+    (workshop.runs / "train").symlink_to(workshop.folder / "unmounted")
+    assert workshop.plan()[0].startswith("train: will run (has not run; train is a link, which is replaced;")
+    workshop.run()
+    assert workshop.plan()[0] == "train: reused" and not os.path.lexists(workshop.runs / "train.old")
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder"])
+def test_what_a_crash_left_in_place_of_a_result_is_settled_at_the_next_run(workshop, kind: str) -> None:
+    workshop.run()
+    old, target = workshop.runs / "train.old", workshop.folder / "archive"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    if kind == "link":
+        old.symlink_to(target)
+    elif kind == "file":
+        old.write_text("")
+    else:
+        (old / "deep").mkdir(parents=True)
+    for name in ("train.kept-1", "train.kept-2"):
+        (workshop.runs / name).mkdir()
+        (workshop.runs / name / "step-00000001.ckpt").write_text("state")
+    workshop.run()
+    assert not os.path.lexists(old)
+    assert (target / "mine.txt").read_text() == "mine"
+    assert all((workshop.runs / f"train.kept-{n}" / "step-00000001.ckpt").read_text() == "state" for n in (1, 2))
+
+
+def test_an_interrupted_run_behind_a_link_is_forgotten_without_what_it_points_at(workshop) -> None:
+    workshop.failing["train"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        workshop.run()
+    workshop.failing.clear()
+    target = workshop.folder / "archive"
+    (workshop.runs / "train.partial").rename(target)
+    (workshop.runs / "train.partial").symlink_to(target)
+    before = contents(target)
+    workshop.run(fresh=True)
+    assert contents(target) == before and not os.path.lexists(workshop.runs / "train.partial")
