@@ -56,13 +56,16 @@ def load(name: str, device: str = "cpu", **options: Any) -> Score:
         >>> import draft
         >>> compressible = draft.load("jpeg", quality=50)
     """
+    from draft.rewards.calls import load_reward, protected
     from draft.rewards.inputs import guarded
+    from draft.rewards.parts import called
     from draft.rewards.terms import build_reward
 
     reward = build_reward(name, options, where=name)
     import torch
 
-    return guarded(reward.load(torch.device(device)), where=name)
+    place, who = torch.device(device), called(name, reward)
+    return guarded(protected(load_reward(reward, place, who), who, place), where=name)
 
 
 def run(file: str | Path, overrides: Sequence[str] = ()) -> Any:

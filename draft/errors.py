@@ -54,14 +54,20 @@ class StageError(DraftError):
     """A stage of a pipeline could not do its work."""
 
 
+class RewardError(StageError):
+    """A reward's own code failed; `__cause__` is what it raised, where it raised something."""
+
+
 class DivergedError(StageError):
     """A training broke: a score or a gradient is no longer a finite number.
 
     Attributes:
         checkpoint: Updates before the newest checkpoint, from which it could branch; None: there is none.
+        by_reward: Whether the images were finite and a reward was not, so that smaller steps would not help.
     """
 
     checkpoint: int | None = None
+    by_reward: bool = False
 
 
 class ResourceError(StageError):

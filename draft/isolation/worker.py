@@ -27,7 +27,9 @@ from draft.errors import DraftError, StageError
 from draft.isolation.describe import describe
 from draft.isolation.failures import told
 from draft.isolation.frames import PROTOCOL, Broken, receive, send
+from draft.rewards.calls import Called, where_raised
 from draft.rewards.discovery import OWN
+from draft.rewards.parts import called
 from draft.rewards.reward import Score
 from draft.rewards.terms import build_reward
 from draft.types import Prompts
@@ -44,10 +46,12 @@ class Loaded:
     Args:
         score: The loaded reward; None before.
         device: Where it was loaded.
+        called: Whose code it is; None before one has been asked for.
     """
 
     score: Score | None = None
     device: str = ""
+    called: Called | None = None
 
 
 def main() -> NoReturn:
@@ -84,10 +88,13 @@ def _answer(held: Loaded, request: dict[str, Any], body: bytearray) -> tuple[dic
         raise StageError(f"the process of a reward was asked for something unknown (got {request['ask']!r})")
     except DraftError as error:
         return {"answer": "errors", "errors": told(error)}, b""
-    except (Exception, SystemExit) as error:
+    except (Ended, KeyboardInterrupt):
+        raise
+    except BaseException as error:
         # A stranger's code: whatever it raises is told, and the next request answered.
         shown = "".join(traceback.format_exception(error)[1:])
-        found = {"type": type(error).__name__, "message": str(error), "traceback": shown}
+        place = "" if held.called is None else where_raised(error, held.called)
+        found = {"type": type(error).__name__, "message": str(error), "place": place, "traceback": shown}
         return {"answer": "raised", "device": held.device, **found}, b""
 
 
@@ -97,7 +104,7 @@ def _load(held: Loaded, request: Mapping[str, Any]) -> dict[str, Any]:
 
     # The same number of threads sums in the same order; and the other process waits while this one works.
     torch.set_num_threads(request["threads"])
-    held.device = request["device"]
+    held.device, held.called = request["device"], called(reward.name, reward)
     held.score = reward.load(_device(request["device"]))
     return {"answer": "loaded"}
 

@@ -11,6 +11,7 @@ import pluggy
 
 from draft.errors import PluginError, PluginWarning
 from draft.family import Family
+from draft.rewards.calls import Called, brief, calling
 from draft.rewards.derived import RECORD, digest, ensure_derived, place
 from draft.rewards.discovery import EXTENSIONS, entries
 from draft.rewards.hookspecs import NamedModel
@@ -148,6 +149,12 @@ def _verify(model: NamedModel) -> None:
             )
 
 
+def hooked(implementation: pluggy.HookImpl) -> Called:
+    """A hook's implementation as what is called, for `draft.rewards.calls`."""
+    dist, _, module = implementation.plugin_name.partition(":")
+    return Called(f"plugin {dist}", lambda: [module])
+
+
 def offered_families() -> list[tuple[str, Family]]:
     """The model families that packages bring; `draft.diffusion.families.families` adds Draft's own.
 
@@ -168,12 +175,15 @@ def _answers(hook: str, kind: type[Row]) -> list[tuple[str, Row]]:
     for implementation in getattr(extensions().hook, hook).get_hookimpls():
         dist = implementation.plugin_name.partition(":")[0]
         try:
-            answer: Any = implementation.function()
-            rows = list(answer)
+            with calling(hooked(implementation), f"answering the hook {hook!r}", convert=False):
+                answer: Any = implementation.function()
+                rows = list(answer)
             if wrong := [row for row in rows if not isinstance(row, kind)]:
                 raise TypeError(f"{hook!r} must return draft.{kind.__name__} values (got {wrong[0]!r})")
-        except Exception as error:
-            text = f"plugin {dist}: its hook {hook!r} failed ({type(error).__name__}: {error})"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            text = f"plugin {dist}: its hook {hook!r} failed ({brief(error)})"
             warnings.warn(f"{text}; going on without it", PluginWarning, stacklevel=4)
             continue
         offered += [(dist, row) for row in rows]

@@ -11,6 +11,7 @@ from typing import Any
 import pluggy
 
 from draft.errors import PluginError, did_you_mean
+from draft.rewards.calls import Called, brief, calling
 from draft.rewards.discovery import REWARDS, Entry, entries, reward_entries
 from draft.rewards.hookspecs import ExtensionHooks, RewardHooks
 from draft.rewards.reward import RESERVED, Reward
@@ -63,9 +64,12 @@ def load_rewards(entry: Entry) -> list[type[Reward]]:
     if not implementations:
         raise fail("has no hook 'draft_rewards'", hint="mark the function with @draft.hookimpl")
     try:
-        rewards = implementations[0].function()
-    except Exception as error:
-        raise fail(f"its hook 'draft_rewards' raised {_brief(error)}") from error
+        with calling(plugin(entry), "answering the hook 'draft_rewards'", convert=False):
+            rewards = implementations[0].function()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise fail(f"its hook 'draft_rewards' raised {brief(error)}") from error
     if not isinstance(rewards, list | tuple):
         raise fail(f"'draft_rewards' must return a list of rewards (got {type(rewards).__name__})")
     for reward in rewards:
@@ -106,10 +110,13 @@ def register(manager: pluggy.PluginManager, entry: Entry) -> ModuleType:
     if ":" in entry.module:
         raise fail(f"its entry point must be a module (got {entry.module!r})", hint="drop the part after ':'")
     try:
-        module = importlib.import_module(entry.module)
-    except (Exception, SystemExit) as error:
+        with calling(plugin(entry), "being imported", convert=False):
+            module = importlib.import_module(entry.module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         # A plugin is a stranger's code: whatever it raises must not take the command down with it.
-        raise fail(f"cannot be imported: {_brief(error)}", hint=_import_hint(error)) from error
+        raise fail(f"cannot be imported: {brief(error)}", hint=_import_hint(error)) from error
     if manager.is_registered(module):
         return module
     known = [name for name in vars(manager.hook) if name.startswith("draft_")]
@@ -126,6 +133,11 @@ def register(manager: pluggy.PluginManager, entry: Entry) -> ModuleType:
         except (pluggy.PluginValidationError, ValueError) as error:
             raise fail(str(error).strip().splitlines()[-1].strip()) from error
     return module
+
+
+def plugin(entry: Entry) -> Called:
+    """The plugin of an entry point as what is called, for `draft.rewards.calls`."""
+    return Called(f"plugin {entry.dist}", lambda: [entry.module.partition(":")[0]])
 
 
 def _check_class(entry: Entry, reward: Any) -> None:
@@ -156,10 +168,6 @@ def _check_class(entry: Entry, reward: Any) -> None:
 
 def _error(entry: Entry, what: str, *, hint: str = "") -> PluginError:
     return PluginError(f"plugin {entry.source} ({entry.module}): {what}", hint=hint)
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def _import_hint(error: BaseException) -> str:

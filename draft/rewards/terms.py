@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
+from draft.rewards.calls import Called, calling
 from draft.rewards.loading import find_reward
 from draft.rewards.reward import Reward, Term
 from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown
@@ -87,12 +88,13 @@ def build_reward(name: str, options: Mapping[str, Any], *, where: str = "") -> R
         ConfigErrors: Parameters are unknown or out of bounds; all of them, each with its place.
     """
     reward = find_reward(name)
-    try:
-        # In JSON mode strictness still lets a list become a tuple, and "50" is refused as an integer.
-        return reward.model_validate_json(json.dumps(dict(options), default=str), strict=True)
-    except ValidationError as error:
-        errors = [_explain(detail, reward, where) for detail in error.errors()]
-        raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from None
+    with calling(Called(f"reward {name!r}", lambda: [reward.__module__]), "checking its options"):
+        try:
+            # In JSON mode strictness still lets a list become a tuple, and "50" is refused as an integer.
+            return reward.model_validate_json(json.dumps(dict(options), default=str), strict=True)
+        except ValidationError as error:
+            errors = [_explain(detail, reward, where) for detail in error.errors()]
+            raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from None
 
 
 def reward_config(term: Term) -> dict[str, Any]:
