@@ -23,7 +23,7 @@ from draft.diffusion.settings import SamplerSettings
 from draft.errors import ConfigError, DraftWarning, did_you_mean
 from draft.progress import Progress
 from draft.rewards.calls import load_reward, protected
-from draft.rewards.extensions import model_path, named_model, named_models
+from draft.rewards.extensions import model_path, named_model, named_models, remark_on
 from draft.rewards.parts import called, without_gradient
 from draft.rewards.reward import Reward
 from draft.types import Images
@@ -81,7 +81,7 @@ def try_reward(
     device = choose_device(settings.device)
     model = _load(settings, device)
     named = named_model(settings.model)
-    if named is not None and named.remark is not None and (remark := named.remark(prompts)):
+    if named is not None and (remark := remark_on(named, prompts)):
         warnings.warn(remark, DraftWarning, stacklevel=2)
     with offering_stand_in(reward):
         who = called(reward.name, reward)

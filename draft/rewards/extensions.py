@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +134,30 @@ def named_model(name: str) -> NamedModel | None:
         ways = " or ".join(repr(f"{dist}:{model.name}") for dist, model in found)
         raise PluginError(f"two plugins offer a model {name!r}", hint=f"write {ways}")
     return found[0][1] if found else None
+
+
+def remark_on(model: NamedModel, prompts: Sequence[str]) -> str:
+    """What a model's package remarks on prompts; if it fails, that is a warning.
+
+    Args:
+        model: The model.
+        prompts: The prompts that it will get.
+
+    Returns:
+        The remark; empty text for none.
+    """
+    remark = model.remark
+    if remark is None:
+        return ""
+    try:
+        with calling(Called(f"model {model.name!r}", lambda: [remark.__module__]), "reading prompts", convert=False):
+            return remark(prompts)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        text = f"the remark of model {model.name!r} on its prompts failed ({brief(error)})"
+        warnings.warn(f"{text}; going on without it", PluginWarning, stacklevel=2)
+        return ""
 
 
 def _verify(model: NamedModel) -> None:
