@@ -27,8 +27,8 @@ def print_error(error: DraftError, stream: TextIO | None = None, *, traceback: b
         tracebacks.print_exception(error, file=out)
     elif isinstance(error, RewardError) and error.__cause__ is not None and not error.hint:
         error.hint = "--traceback shows all of it"
-    for each in error.errors if isinstance(error, ConfigErrors) else [error]:
-        print(f"error: {each}", file=out)
+    for problem in error.errors if isinstance(error, ConfigErrors) else [error]:
+        print(f"error: {problem}", file=out)
     print_notes(error, out)
 
 
