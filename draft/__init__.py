@@ -21,6 +21,7 @@ from draft.errors import DraftError
 from draft.family import Family
 from draft.rewards.extensions import model_path
 from draft.rewards.hookspecs import NamedModel, hookimpl
+from draft.rewards.networks import frozen_network
 from draft.rewards.reward import Reward, Score
 from draft.types import Prompts, per_prompt
 
@@ -32,6 +33,7 @@ __all__ = [
     "Prompts",
     "Reward",
     "Score",
+    "frozen_network",
     "hookimpl",
     "load",
     "model_path",

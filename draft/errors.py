@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 
 class DraftError(Exception):
@@ -51,7 +52,13 @@ class PluginWarning(DraftWarning):
 
 
 class StageError(DraftError):
-    """A stage of a pipeline could not do its work."""
+    """A stage of a pipeline could not do its work.
+
+    Attributes:
+        images: Images on which it failed, each a prompt and a tensor (3, H, W); the stage saves them in its folder.
+    """
+
+    images: tuple[tuple[str, Any], ...] = ()
 
 
 class RewardError(StageError):

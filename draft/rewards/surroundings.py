@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,22 @@ def surroundings(device: torch.device | None = None) -> Surroundings:
         The state.
     """
     return Surroundings(device, {setting.name: setting.get() for setting in _settings(device)})
+
+
+@contextmanager
+def without_drawing() -> Iterator[None]:
+    """Put the global random generators of the CPU back after the block.
+
+    Yields:
+        Nothing.
+    """
+    generators = [setting for setting in _settings(None) if setting.name.endswith(RANDOM)]
+    states = [setting.get() for setting in generators]
+    try:
+        yield
+    finally:
+        for setting, state in zip(generators, states, strict=True):
+            setting.put(state)
 
 
 def random_states(device: torch.device | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,11 +26,13 @@ class LoadedReward:
         term: The term.
         score: Its loaded function.
         device: Where it was loaded.
+        warned: What the user has been warned of.
     """
 
     term: Term
     score: Score
     device: torch.device
+    warned: set[str] = field(default_factory=set, compare=False)
 
     @property
     def label(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,12 +29,17 @@ def truncate_metrics(path: Path, step: int) -> list[dict[str, float]]:
                 break
             if row["step"] > step:
                 break
-            rows.append(row)
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            rows.append({key: math.nan if value is None else value for key, value in row.items()})
+    write_text(path, "".join(_line(row) for row in rows))
     return rows
 
 
 def append_metrics(path: Path, row: Mapping[str, float]) -> None:
     """Add one line."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(row)) + "\n")
+        file.write(_line(row))
+
+
+def _line(row: Mapping[str, float]) -> str:
+    # JSON has no word for what is not finite, and not every reader takes Python's.
+    return json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}) + "\n"

@@ -255,13 +255,16 @@ def test_bf16_trains(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("nan", "reward 'nan': its score is not finite before the first update (got nan)"),
+        ("nan", "reward 'nan': its score is not finite before the first update (got nan) for 'a cat' and 'a dog'"),
         ("detached", "reward 'detached': its scores are not connected to the images"),
         ("parameter", "reward 'parameter': its scores are not connected to the images"),
         ("scalar", "reward 'scalar': must return one score per image, shape (1,) (got ())"),
         ("list", "reward 'list': must return a tensor of shape (1,) (got list)"),
         ("constant", "reward 'constant': its gradient with respect to the images is zero"),
-        ("sqrt", "reward 'sqrt': its gradient with respect to the images is not finite (got nan)"),
+        (
+            "sqrt",
+            "reward 'sqrt': its gradient with respect to the images is not finite (got nan) for 'a cat' and 'a dog'",
+        ),
     ],
 )
 def test_a_reward_that_cannot_train_is_refused_by_name(run, tmp_path: Path, kind: str, message: str) -> None:
