@@ -54,8 +54,11 @@ class Surroundings:
     device: torch.device | None
     values: dict[str, Any]
 
-    def restored(self) -> list[str]:
+    def restored(self, *, generators: bool = True) -> list[str]:
         """Put back what differs from these values now.
+
+        Args:
+            generators: Whether random generators count, too.
 
         Returns:
             What was different, in words.
@@ -63,7 +66,7 @@ class Surroundings:
         changed = []
         for setting in _settings(self.device):
             before = self.values.get(setting.name, setting.fresh)
-            if before is None:
+            if before is None or (setting.name.endswith(RANDOM) and not generators):
                 continue
             now = setting.get()
             if now == before:

@@ -67,9 +67,12 @@ def test_a_call_that_changes_nothing_is_not_warned_of(recwarn: pytest.WarningsRe
 
 
 def test_what_was_changed_is_put_back_when_the_call_fails_too(recwarn: pytest.WarningsRecorder) -> None:
-    with pytest.raises(RewardError), calling(MINE, "loading"):
+    def fail() -> None:
         torch.set_default_dtype(torch.float64)
         raise ValueError
+
+    with pytest.raises(RewardError), calling(MINE, "loading"):
+        fail()
     assert torch.get_default_dtype() == torch.float32
     assert "default dtype" in str(recwarn.pop(DraftWarning).message)
 
