@@ -6,6 +6,7 @@ import doctest
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import draft
-from draft.authoring.scaffold import Names, package_files
+from draft.authoring.scaffold import Names, check_author, package_files
 from draft.testing import run_checks
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,12 @@ def alike(got: str, wanted: str, *, measured: bool) -> bool:
 
 
 def test_the_example_in_the_repository_is_what_the_page_leads_to() -> None:
-    wanted = package_files(Names("palette")) | files()
+    new = next(
+        command for block in blocks() for command, _ in commands(block.text) if command.startswith("draft rewards new ")
+    )
+    name, *options = shlex.split(new)[3:]
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    wanted = package_files(Names(name), check_author(given["--author"], given["--url"])) | files()
     there = {
         file.relative_to(EXAMPLE).as_posix(): file.read_text(encoding="utf-8")
         for file in EXAMPLE.rglob("*")
@@ -183,7 +189,7 @@ def test_the_example_in_the_repository_is_what_the_page_leads_to() -> None:
 def test_the_kit_finds_the_mistake_that_the_page_warns_of() -> None:
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     right, wrong = ".square().mean(dim=1)", ".square().mean(dim=1).sqrt()"
-    source = files()["draft_reward_palette.py"]
+    source = files()["draft_reward_palette/__init__.py"]
     assert source.count(right) == 1 and f"`{wrong}`" in page
     namespace: dict[str, object] = {"__name__": "mistaken"}
     exec(compile(source.replace(right, wrong), "mistaken.py", "exec"), namespace)
@@ -202,15 +208,16 @@ def test_the_chapter_about_a_network_makes_a_reward_that_keeps_the_contract(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = files("draft-reward-round")
-    assert sorted(page) == ["draft_reward_round.py", "tests/test_round.py", "train.py"]
+    assert sorted(page) == ["draft_reward_round/__init__.py", "tests/test_round.py", "train.py"]
     # Fewer steps than on the page, which nobody waits for here.
     page["train.py"] = page["train.py"].replace("range(400)", "range(3)")
-    for name in ("draft_reward_round.py", "train.py"):
+    (tmp_path / "draft_reward_round").mkdir()
+    for name in ("draft_reward_round/__init__.py", "train.py"):
         (tmp_path / name).write_text(page[name], encoding="utf-8")
     trained = subprocess.run(
         [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )
-    assert trained.stdout.endswith("of 1000 new drawings; wrote round.safetensors\n")
+    assert trained.stdout.endswith("of 1000 new drawings; wrote draft_reward_round/weights.safetensors\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     round_module = importlib.import_module("draft_reward_round")
     monkeypatch.delitem(sys.modules, "draft_reward_round")

@@ -80,7 +80,8 @@ def _answer(loaded: Loaded, request: dict[str, Any], body: bytearray) -> tuple[d
     try:
         match request["ask"]:
             case "describe":
-                return describe(request["use"], request["options"], where=request["where"]), b""
+                wanted = {"where": request["where"], "card": request.get("card", False)}
+                return describe(request["use"], request["options"], **wanted), b""
             case "load":
                 return _load(loaded, request), b""
             case "score":

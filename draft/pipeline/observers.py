@@ -33,7 +33,7 @@ class Observers:
     def _call(self, hook: str, **values: Any) -> None:
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             try:
-                with calling(hooked(implementation), f"answering the hook {hook!r}", convert=False):
+                with calling(hooked(implementation), f"answering the hook {hook!r}", passing=BaseException):
                     implementation.function(*(values[name] for name in implementation.argnames))
             except KeyboardInterrupt:
                 raise

@@ -57,11 +57,18 @@ class calling:
         called: Whose code it is.
         doing: What it does, in words that continue "while": ``"loading"``.
         device: The device whose random generator counts besides the CPU's.
-        convert: False leaves exceptions as they are.
+        passing: Exceptions that stay what they are, too.
     """
 
-    def __init__(self, called: Called, doing: str, *, device: torch.device | None = None, convert: bool = True) -> None:
-        self._called, self._doing, self._device, self._convert = called, doing, device, convert
+    def __init__(
+        self,
+        called: Called,
+        doing: str,
+        *,
+        device: torch.device | None = None,
+        passing: type[BaseException] | tuple[type[BaseException], ...] = (),
+    ) -> None:
+        self._called, self._doing, self._device, self._passing = called, doing, device, passing
 
     def __enter__(self) -> Self:
         self._before = surroundings(self._device)
@@ -85,7 +92,7 @@ class calling:
                 DraftWarning,
                 stacklevel=2,
             )
-        if error is None or not self._convert or isinstance(error, KeyboardInterrupt | DraftError) or _memory(error):
+        if error is None or isinstance(error, (KeyboardInterrupt, DraftError, self._passing)) or _memory(error):
             return False
         raise RewardError(f"{self._called.what} raised {brief(error)} ({where_raised(error, self._called)})") from error
 

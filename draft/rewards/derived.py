@@ -42,7 +42,9 @@ def ensure_derived(model: NamedModel) -> None:
                 return
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir()
-            with calling(Called(f"model {model.name!r}", lambda: [derive.__module__]), "being made", convert=False):
+            with calling(
+                Called(f"model {model.name!r}", lambda: [derive.__module__]), "being made", passing=BaseException
+            ):
                 derive(partial)
             files = sorted(path for path in partial.rglob("*") if path.is_file())
             digests = {file.relative_to(partial).as_posix(): sha256(file) for file in files}

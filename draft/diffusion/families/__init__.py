@@ -17,6 +17,7 @@ from draft.diffusion.families.family import Load, TextToImage
 from draft.diffusion.families.rows import FAMILIES
 from draft.errors import DraftError, PluginError
 from draft.family import AdapterFiles, Family, Guidance
+from draft.rewards.discovery import EXTENSIONS, turned_off
 from draft.rewards.extensions import derived_model, make_derived, offered_families
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def family_named(name: str) -> Family:
     builtin = next((family for family in FAMILIES if family.name == name), None)
     family = builtin or families().get(name)
     if family is None:
-        raise DraftError(f"unknown family of models {name!r}", hint=f"known: {', '.join(families())}")
+        hint = turned_off(EXTENSIONS) or f"known: {', '.join(families())}"
+        raise DraftError(f"unknown family of models {name!r}", hint=hint)
     return family
 
 
