@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,29 @@ if TYPE_CHECKING:
 
 _LONGEST = 300
 """Characters of an exception's message in one line."""
+
+
+class _Printing:
+    """Standard output as standard error while any thread calls a plugin."""
+
+    def __init__(self) -> None:
+        self._lock, self._depth, self._output = threading.Lock(), 0, sys.stdout
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                self._output = sys.stdout
+                sys.stdout = sys.stderr
+            self._depth += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                sys.stdout = self._output
+
+
+_printing = _Printing()
 
 
 @dataclass(frozen=True)
@@ -73,14 +97,13 @@ class calling:
     def __enter__(self) -> Self:
         self._before = surroundings(self._device)
         self._wait = waiting.begin(lambda: f"{self._called} while {self._doing}")
-        self._output = sys.stdout
-        sys.stdout = sys.stderr
+        _printing.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> Literal[False]:
-        sys.stdout = self._output
+        _printing.end()
         waiting.end(self._wait)
         changed = self._before.restored()
         if changed:

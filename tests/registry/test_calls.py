@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,20 @@ def test_the_surroundings_of_a_folder_that_is_gone_can_be_recorded(
     (tmp_path / "gone").rmdir()
     with calling(MINE, "loading"):
         pass
+
+
+def test_two_threads_that_call_leave_standard_output_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    inside, over = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with calling(MINE, "scoring"):
+            inside.set()
+            over.wait(30)
+
+    output, thread = sys.stdout, threading.Thread(target=call)
+    with calling(MINE, "scoring"):
+        thread.start()
+        assert inside.wait(30)
+    over.set()
+    thread.join()
+    assert sys.stdout is output
