@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from draft.errors import ConfigError, DraftError, PluginError, did_you_mean
+from draft.requirements import own_requirements, require
 
 COMMANDS = {
     "run": ("draft_cli.run:run_command", "Run a pipeline file."),
@@ -63,6 +64,7 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             hint = did_you_mean(cmd_name, list(COMMANDS), otherwise=f"the commands are {', '.join(COMMANDS)}")
             raise ConfigError(f"unknown command {cmd_name!r}", where="command line", hint=hint)
+        require(own_requirements(), of="Draft")
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         target = getattr(importlib.import_module(module), attribute)
         if not isinstance(target, typer.Typer):

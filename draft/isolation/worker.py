@@ -27,8 +27,8 @@ from draft.errors import DraftError, StageError
 from draft.isolation.describe import describe
 from draft.isolation.failures import encode_error
 from draft.isolation.frames import PROTOCOL, Broken, receive, send
+from draft.requirements import DISTRIBUTION
 from draft.rewards.calls import Called, where_raised
-from draft.rewards.discovery import DISTRIBUTION
 from draft.rewards.parts import called
 from draft.rewards.reward import Score
 from draft.rewards.terms import build_reward
