@@ -216,7 +216,7 @@ def _numpy_state(numpy: Any) -> Any:
 
 def _numpy_bytes(numpy: Any) -> bytes:
     # Reading a state takes numpy a tenth of a millisecond, looking at its memory a thousandth.
-    generator = getattr(numpy.random, "get_bit_generator", lambda: None)()
+    generator: Any = getattr(numpy.random, "get_bit_generator", lambda: None)()
     if type(generator).__name__ != "MT19937":
         return b""
     return ctypes.string_at(generator.ctypes.state_address, 4 * 625)  # 624 words and the place of the next one
