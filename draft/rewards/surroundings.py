@@ -182,11 +182,12 @@ def _torch_settings(torch: Any, device: torch.device | None) -> Iterator[Setting
     )
     module = None if device is None or device.type == "cpu" else torch.get_device_module(device)
     # An accelerator's generator exists once the accelerator has been started.
-    if module is not None and hasattr(module, "get_rng_state") and module.is_initialized():
+    if module is not None and hasattr(module, "get_rng_state") and getattr(module, "is_initialized", lambda: True)():
+        of = () if module.__name__ == "torch.mps" else (device,)  # there is one such device, and it takes no name
         yield Setting(
             f"{module.__name__.rpartition('.')[2]}'s {RANDOM}",
-            lambda: _bytes(module.get_rng_state(device)),
-            lambda state: module.set_rng_state(_state(torch, state), device),
+            lambda: _bytes(module.get_rng_state(*of)),
+            lambda state: module.set_rng_state(_state(torch, state), *of),
             shown=False,
         )
 
