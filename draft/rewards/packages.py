@@ -17,8 +17,6 @@ from draft.rewards.loading import offered_by
 from draft.rewards.reward import Reward
 from draft.rewards.terms import reward_source
 
-_BYTECODE = (".pyc", ".pyo")
-
 
 @dataclass(frozen=True)
 class Package:
@@ -135,7 +133,7 @@ def _brought(dist: str) -> dict[str, Path]:
     brought = {}
     for file in files:
         ours = not file.parts[0].endswith((".dist-info", ".egg-info")) and "__pycache__" not in file.parts
-        if ours and not any(part.startswith(".") for part in file.parts) and file.suffix not in (*_BYTECODE, ".pth"):
+        if ours and not any(part.startswith(".") for part in file.parts) and file.suffix != ".pth":
             path = Path(str(file.locate()))
             if path.is_file() and not file.name.startswith(("__editable__", "_editable_")):
                 brought[file.as_posix()] = path
@@ -154,7 +152,7 @@ def _all(top: Path, base: Path) -> dict[str, Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in names:
             path = Path(folder) / name
-            if not name.startswith(".") and path.suffix not in _BYTECODE and path.is_file():
+            if not name.startswith(".") and path.is_file():
                 files[path.relative_to(base).as_posix()] = path
     return files
 
@@ -164,7 +162,7 @@ def _named(modules: list[Path], folder: Path) -> dict[str, Path]:
     files = {module.name: module for module in modules}
     texts = {text for module in modules for text in _read(module).texts}
     for entry in folder.iterdir():
-        if entry.name.startswith(".") or entry.suffix in (".py", *_BYTECODE) or not _is_named(entry.name, texts):
+        if entry.name.startswith(".") or entry.suffix == ".py" or not _is_named(entry.name, texts):
             continue
         if entry.is_file():
             files[entry.name] = entry
