@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 
 from draft.authoring.pictures import picture_size, read_picture
 from draft.authoring.stand_in import offering_stand_in
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, DraftWarning
 from draft.progress import Progress
 from draft.prompts import load_prompts
 from draft.report.data import as_csv, as_json
+from draft.rewards.reading import cut_prompts, readings_of
 from draft.rewards.reward import Reward, Term
 from draft.scoring.rewards import LoadedReward, numbers
 from draft.types import Prompts
@@ -140,6 +142,8 @@ def score_pictures(
         batch_size = len(files)
     with offering_stand_in(reward):
         loaded = LoadedReward(Term(reward.name, reward), reward.load(device), device)
+    if not isinstance(prompts, Unprompted) and (cut := cut_prompts(reward.name, readings_of(loaded.score), prompts)):
+        warnings.warn(cut, DraftWarning, stacklevel=2)
     scores = [math.nan] * len(files)
     progress.start("score", len(files))
     for group in by_size.values():

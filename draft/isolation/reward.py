@@ -165,7 +165,7 @@ def _ask(
         for entry in described["fields"]
     }
     reward_class = create_model(described["class"], __base__=IsolatedReward, __doc__=described["doc"], **fields)
-    for attribute in ("name", "cite", "differentiable", "per_image", "stand_in"):
+    for attribute in ("name", "cite", "differentiable", "per_image", "uses_prompt", "stand_in"):
         if attribute in described:
             setattr(reward_class, attribute, described[attribute])
     reward_class.isolated = Place(

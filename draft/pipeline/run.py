@@ -29,6 +29,7 @@ from draft.pipeline.plan import Step, make_plan
 from draft.pipeline.provenance import adapter_metadata
 from draft.pipeline.rehearsal import listing
 from draft.pipeline.resolve import escaped
+from draft.pipeline.warned import WARNINGS, recording_warnings
 from draft.progress import Progress, Silent, duration
 from draft.rewards.parts import walk_reward
 
@@ -211,7 +212,8 @@ def _run_stage(
         hooks.started(stage.name, partial)
     started, clock = _now(), time.monotonic()
     try:
-        metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
+        with recording_warnings(partial) as warned:
+            metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
     finally:
         reporter.stop()
     seconds = time.monotonic() - clock
@@ -232,7 +234,9 @@ def _run_stage(
         seconds=round(seconds, 3),
         changes=begun.changes,
         branch=begun.branch,
+        warnings=tuple(warned),
     )
+    (partial / WARNINGS).unlink(missing_ok=True)
     cache.write_record(record, partial)
     kept = step.kept.get(stage.name)
     publish(partial, runs / stage.name, keep=runs / kept if kept else None)

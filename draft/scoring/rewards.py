@@ -11,6 +11,7 @@ from torch import Tensor
 
 from draft.diffusion.device import choose_device
 from draft.rewards.inputs import guarded
+from draft.rewards.reading import Reading, readings_of
 from draft.rewards.reward import Score, Term
 from draft.scoring.guards import check_connected, check_scores
 from draft.types import Images, Prompts
@@ -24,11 +25,13 @@ class LoadedReward:
         term: The term.
         score: Its loaded function.
         device: Where it was loaded.
+        readings: How it reads its texts, where it says so.
     """
 
     term: Term
     score: Score
     device: torch.device
+    readings: tuple[Reading, ...] = ()
 
     @property
     def label(self) -> str:
@@ -93,9 +96,10 @@ def load_rewards(terms: Sequence[Term], device: torch.device, *, check_images: b
     for term in terms:
         place = choose_device(term.device) if term.device else device
         score = term.reward.load(place)
+        readings = readings_of(score)
         if check_images:
             score = guarded(score, where=f"rewards.{term.label}")
-        rewards.append(LoadedReward(term, score, place))
+        rewards.append(LoadedReward(term, score, place, readings))
     return rewards
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from draft.rewards.reward import RESERVED
 from draft.testing.elsewhere import check_another_device
+from draft.testing.prompts import check_prompt_matters
 from draft.testing.subject import CheckSkipped, Subject, require
 
 
@@ -200,6 +201,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "permutation": check_permutation,
     "inputs_untouched": check_inputs_untouched,
     "randomness_untouched": check_randomness_untouched,
+    "prompt_matters": check_prompt_matters,
     "frozen": check_frozen,
     "dtypes": check_dtypes,
     "another_device": check_another_device,

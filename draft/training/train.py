@@ -26,6 +26,7 @@ from draft.report.pictures import contact_sheet, to_picture
 from draft.rewards.reward import Term
 from draft.scoring.figures import mean_figures
 from draft.scoring.guards import check_terms
+from draft.scoring.prompt_use import warn_of_cut_prompts, watching_prompts
 from draft.training.accelerator import make_accelerator
 from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.branch import FOLDER, Branch, checkpoints, update_of
@@ -110,6 +111,8 @@ def train(
         raise StageError("there are no training prompts")
     accelerator = make_accelerator(settings.device, report_to=settings.report_to, folder=folder)
     run = prepare(settings, model, prompts, terms, seed, progress, adapters)
+    warn_of_cut_prompts(run.rewards, prompts)
+    run = replace(run, scorer=replace(run.scorer, rewards=watching_prompts(run.rewards, prompts)))
     rule = make_rule(settings.method, run)
     name = identity(
         settings, model=model, prompts=prompts, terms=terms, seed=seed, adapters=adapters,
