@@ -17,8 +17,10 @@ from draft.rewards.reading import cut_prompts
 from draft.scoring.rewards import LoadedReward
 from draft.types import Images, Prompts, Scores
 
-_BATCHES = 3
-"""Batches that are scored with other prompts at most: one is enough unless all its images have one score."""
+_BATCHES = 4
+"""Batches that are scored with other prompts at most."""
+_ENOUGH = 2
+"""Batches that must score alike with other prompts before it is said: two texts may have one score by chance."""
 _SAME = 1e-6
 """Relative difference of scores that counts as none."""
 _MOST = 20_000
@@ -65,12 +67,14 @@ class PromptWatch:
         reward: The reward.
         prompts: All prompts.
         batches: Batches that are still looked at.
-        seen: The scores of those that were.
+        looks: Batches that scored alike with other prompts.
+        seen: Their scores.
     """
 
     reward: LoadedReward
     prompts: Prompts
     batches: int = _BATCHES
+    looks: int = 0
     seen: list[float] = field(default_factory=list)
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Scores:
@@ -95,8 +99,9 @@ class PromptWatch:
             self.batches = 0
             return
         self.seen += before
+        self.looks += 1
         # A detector that sees nothing anywhere gives every image one score, whatever it is asked for.
-        if not _alike(self.seen, self.seen[1:] + self.seen[:1]):
+        if self.looks >= _ENOUGH and not _alike(self.seen, self.seen[1:] + self.seen[:1]):
             self.batches = 0
             what = (
                 f"reward {self.reward.label!r} uses prompts, but its scores do not depend on them: "

@@ -38,11 +38,6 @@ class Palette(draft.Reward):
             colours(inks)
         return inks
 
-    @property
-    def uses_prompt(self) -> bool:
-        """Whether each prompt has inks of its own."""
-        return self.inks.startswith("{")
-
     def load(self, device: torch.device) -> draft.Score:
         """There is nothing to load: a reward with a network would bring it to `device` here."""
         import torch

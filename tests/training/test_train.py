@@ -22,7 +22,7 @@ from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.errors import DraftError
+from draft.errors import DraftError, DraftWarning
 from draft.methods.values import Draft, DraftK, DraftLV
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
@@ -343,3 +343,31 @@ def test_accumulation_of_small_batches_equals_one_large_batch(run, tmp_path: Pat
     small, large = first(1, 4), first(4, 1)
     for key in ("loss", "grad_norm", "saturated"):
         assert small[key] == pytest.approx(large[key], rel=1e-4)
+
+
+class Claiming(Toy):
+    """A reward that says it uses prompts, as one whose tokenizer is empty does."""
+
+    name = "claiming"
+    uses_prompt = True
+
+
+def test_scores_that_ignore_the_prompts_are_warned_of_and_the_look_changes_nothing(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    def adapter(reward: Reward, folder: str) -> tuple[bytes, list[dict[str, Any]]]:
+        torch.manual_seed(5)
+        train(
+            SETTINGS, model=str(tiny_model), prompts=PROMPTS, terms=[Term("fit", reward)], seed=0,
+            folder=tmp_path / folder, progress=Silent(),
+        )  # fmt: skip
+        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            row.pop("seconds")
+        assert torch.initial_seed() == 5
+        return (tmp_path / folder / "adapter.safetensors").read_bytes(), rows
+
+    plain = adapter(Toy(kind="red"), "plain")
+    with pytest.warns(DraftWarning, match="reward 'fit' uses prompts, but its scores do not depend on them") as found:
+        assert adapter(Claiming(kind="red"), "claiming") == plain
+    assert len([each for each in found if "do not depend" in str(each.message)]) == 1
