@@ -112,7 +112,8 @@ def test_prompts_that_are_all_alike_say_nothing() -> None:
 
 def test_the_look_draws_nothing_from_global_generators() -> None:
     def drawn(reward: LoadedReward) -> tuple[Any, ...]:
-        random.seed(1), torch.manual_seed(1)
+        random.seed(1)
+        torch.manual_seed(1)
         warned(reward, PROMPTS, PROMPTS)
         return random.random(), torch.rand(2).tolist()
 
