@@ -18,7 +18,7 @@ from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
 from draft.pipeline.check import Pipeline
 from draft.pipeline.document import Keys, dump_yaml
-from draft.pipeline.folders import publish, settle
+from draft.pipeline.folders import publish, remove, settle
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
 from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
 from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
@@ -84,6 +84,7 @@ def run_pipeline(
     fresh: bool = False,
     branch_from: str | None = None,
     rehearse: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
 ) -> RunResult:
@@ -101,6 +102,7 @@ def run_pipeline(
         branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
             settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
+        verify: Read all results that could be used again and compare them with their recorded sha256.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
 
@@ -121,7 +123,14 @@ def run_pipeline(
 
     def plan() -> list[Step]:
         return make_plan(
-            pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh, branch_from=branch_from
+            pipeline,
+            runs,
+            from_stage=from_stage,
+            only=only,
+            force=force,
+            fresh=fresh,
+            branch_from=branch_from,
+            verify=verify,
         )
 
     if dry_run:
@@ -154,7 +163,7 @@ def run_pipeline(
                 results.append(StageResult(step.name, "left out"))
                 continue
             if step.action == "reuse":
-                reporter.say(f"{label}: reused")
+                reporter.say(f"{label}: reused" + (f" ({'; '.join(step.reasons)})" if step.reasons else ""))
                 record = cache.read_record(runs / step.name)
                 results.append(StageResult(step.name, "reused", outputs(stage, runs), record.metrics if record else {}))
                 continue
@@ -225,7 +234,7 @@ def _run_stage(
         stage=stage.name,
         fingerprint=step.fingerprint,
         identity=step.identity,
-        outputs=cache.record_outputs(partial, stage.outputs),
+        outputs=cache.record_outputs(partial, stage.outputs, {**stage.kind.extras, **stage.kind.byproducts}),
         inputs=inputs,
         metrics=metrics,
         versions=_versions(stage),
@@ -254,7 +263,7 @@ def _begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -
             partial.rename(partial.with_name(kept))
             reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")
         else:
-            shutil.rmtree(partial)  # empty, or to be forgotten
+            remove(partial)  # empty, or to be forgotten
     partial.mkdir(exist_ok=True)
     for name in step.carried:  # copied: the finished stage stays until the longer one is done
         if (final / name).is_dir():
