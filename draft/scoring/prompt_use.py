@@ -79,10 +79,12 @@ class PromptWatch:
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Scores:
         """Score a batch; see `draft.Score`."""
+        # A copy, since a reward may change what it is given.
+        again = images.detach().clone() if self.batches else None
         scores = self.reward.score(images, prompts)
-        if self.batches:
+        if again is not None:
             self.batches -= 1
-            self._look(images.detach(), prompts, scores)
+            self._look(again, prompts, scores)
         return scores
 
     def _look(self, images: Images, prompts: Sequence[str], scores: Scores) -> None:
@@ -91,7 +93,7 @@ class PromptWatch:
         if others is None or not isinstance(scores, torch.Tensor) or scores.shape != (len(batch),):
             return
         with torch.no_grad(), _randomness_kept(images.device):
-            second = self.reward.score(images.clone(), others)
+            second = self.reward.score(images, others)
         before, after = scores.detach().double().tolist(), second.double().tolist()
         if not all(map(math.isfinite, [*before, *after])):
             return

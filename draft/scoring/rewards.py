@@ -99,7 +99,7 @@ def load_rewards(terms: Sequence[Term], device: torch.device, *, check_images: b
         readings = readings_of(score)
         if check_images:
             score = guarded(score, where=f"rewards.{term.label}")
-        rewards.append(LoadedReward(term, score, place, readings))
+        rewards.append(LoadedReward(term, score, place, readings=readings))
     return rewards
 
 

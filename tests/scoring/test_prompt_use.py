@@ -138,7 +138,7 @@ def test_cut_prompts_are_counted() -> None:
 def test_a_training_warns_of_cut_prompts_once_with_their_number() -> None:
     score = ReadingScore(lambda images, prompts: images.mean(dim=(1, 2, 3)), (words(2),))
     assert readings_of(score) == score.readings and readings_of(lambda: None) == ()
-    reward = LoadedReward(Term("fit", Reader()), score, CPU, score.readings)
+    reward = LoadedReward(Term("fit", Reader()), score, CPU, readings=score.readings)
     with pytest.warns(DraftWarning, match="1 of 3 prompts is longer") as found:
         warn_of_cut_prompts([reward], Prompts(["a cat", "a dog", "two small birds"]))
     assert len(found) == 1
