@@ -18,7 +18,9 @@ from draft.errors import ConfigError, DraftError, DraftWarning
 from draft.progress import Progress
 from draft.prompts import load_prompts
 from draft.report.data import as_csv, as_json
+from draft.rewards.calls import load_reward
 from draft.rewards.loading import name_of
+from draft.rewards.parts import called
 from draft.rewards.reading import cut_prompts, readings_of
 from draft.rewards.reward import Reward, Term
 from draft.scoring.rewards import LoadedReward, numbers
@@ -142,7 +144,9 @@ def score_pictures(
             )
         batch_size = len(files)
     with offering_stand_in(reward):
-        loaded = LoadedReward(Term(reward.name, reward), reward.load(device), device)
+        loaded = LoadedReward(
+            Term(reward.name, reward), load_reward(reward, device, called(reward.name, reward)), device
+        )
     if not isinstance(prompts, Unprompted) and (cut := cut_prompts(reward.name, readings_of(loaded.score), prompts)):
         warnings.warn(cut, DraftWarning, stacklevel=2)
     scores = [math.nan] * len(files)

@@ -172,7 +172,9 @@ def run_pipeline(
             rate = getattr(stage.config, "learning_rate", None)
             slower = [f"stages.{step.name}.learning_rate={rate / 2:g}"] if rate else []
             branch = functools.partial(command, [*overrides, *slower])
-            with noting(resume, step.name, runs / f"{step.name}{PARTIAL}", rehearsal=offer, branch=branch):
+            mended = functools.partial(command, overrides)
+            folder = runs / f"{step.name}{PARTIAL}"
+            with noting(resume, step.name, folder, rehearsal=offer, branch=branch, mended=mended):
                 result = _run_stage(pipeline, stage, step, runs, reporter, executors, hooks)
             reporter.say(f"{label}: done in {duration(result.seconds)}")
             results.append(result)
@@ -195,6 +197,12 @@ def _written(stage: CheckedStage) -> dict[str, Any]:
     return written
 
 
+def _rehearsed(pipeline: Pipeline, stage: CheckedStage) -> dict[str, Any]:
+    """What a rehearsal replaced in the file, to be kept with the figures: they are not those of the file's settings."""
+    changes = {change.key: {"before": change.before, "after": change.after} for change in pipeline.replacements}
+    return {"rehearsal": escaped(changes, (), stage.environment)} if changes else {}
+
+
 def _run_stage(
     pipeline: Pipeline,
     stage: CheckedStage,
@@ -213,7 +221,7 @@ def _run_stage(
         files=files,
         progress=reporter,
         title=pipeline.name,
-        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed}),
+        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed, **_rehearsed(pipeline, stage)}),
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -44,7 +41,8 @@ def watching_prompts(rewards: Sequence[LoadedReward], prompts: Prompts) -> list[
     """Rewards of which those that claim to use prompts are seen to do so, in their first batches.
 
     Each of the first batches is scored a second time, with the prompts in another order and without gradient, until
-    a score differs; after that nothing is done any more. Neither tensors nor random generators are changed.
+    a score differs; after that nothing is done any more. No tensor is changed, and `LoadedReward` puts the random
+    generators back.
 
     Args:
         rewards: Loaded rewards.
@@ -92,7 +90,7 @@ class PromptWatch:
         others = other_prompts(batch, self.prompts)
         if others is None or not isinstance(scores, torch.Tensor) or scores.shape != (len(batch),):
             return
-        with torch.no_grad(), _randomness_kept(images.device):
+        with torch.no_grad():
             second = self.reward.score(images, others)
         before, after = scores.detach().double().tolist(), second.double().tolist()
         if not all(map(math.isfinite, [*before, *after])):
@@ -143,17 +141,3 @@ def other_prompts(batch: Prompts, prompts: Prompts) -> Prompts | None:
 def _alike(left: Sequence[float], right: Sequence[float]) -> bool:
     scale = max(map(abs, [*left, *right]), default=0.0)
     return all(abs(a - b) <= _SAME * scale for a, b in zip(left, right, strict=True))
-
-
-@contextmanager
-def _randomness_kept(device: torch.device) -> Iterator[None]:
-    """Put the global random generators back: a reward that draws must not find them changed by a look."""
-    drawn, numpy = random.getstate(), sys.modules.get("numpy")
-    numbers = numpy.random.get_state() if numpy else None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(drawn)
-            if numpy:
-                numpy.random.set_state(numbers)

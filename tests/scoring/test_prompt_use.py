@@ -28,14 +28,16 @@ class Reader(Reward):
     name = "reader"
     uses_prompt = True
     reads: str = "nothing"
+    draws: bool = False
 
     def load(self, device: torch.device) -> Any:
         def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
             calls.append(list(prompts))
             if self.reads == "seeing nothing":
                 return images.sum(dim=(1, 2, 3)) * 0
-            # As a badly behaved reward does.
-            values = images.mean(dim=(1, 2, 3)) + 0 * (random.random() + float(torch.rand(1)))
+            values = images.mean(dim=(1, 2, 3))
+            if self.draws:
+                values = values + 0 * (random.random() + float(torch.rand(1)))
             if self.reads == "nothing":
                 return values
             texts = prompts if self.reads == "text" else prompts.values("thing")  # type: ignore[attr-defined]
@@ -117,8 +119,9 @@ def test_the_look_draws_nothing_from_global_generators() -> None:
         warned(reward, PROMPTS, PROMPTS)
         return random.random(), torch.rand(2).tolist()
 
-    (plain,) = load_rewards([Term("fit", Reader(reads="nothing"))], CPU)
-    assert drawn(plain) == drawn(watched("nothing"))
+    terms = [Term("fit", Reader(draws=True))]
+    (watching,) = watching_prompts(load_rewards(terms, CPU), PROMPTS)
+    assert drawn(load_rewards(terms, CPU)[0]) == drawn(watching)
 
 
 def words(limit: int) -> Reading:
