@@ -28,7 +28,7 @@ def test_use_defaults_to_the_label() -> None:
 
 def test_the_fingerprint_sees_use_weight_and_options_but_no_label_and_no_device() -> None:
     config = reward_config(build_term("hard", {"use": "jpeg", "weight": 0.5, "device": "cuda:1"}))
-    assert json.loads(json.dumps(config)) == {"use": "jpeg", "weight": 0.5, "quality": 50}
+    assert json.loads(json.dumps(config)) == {"use": "jpeg", "weight": 0.5, "quality": 50, "rounding": "exact"}
 
 
 def test_the_source_of_a_reward_is_the_file_of_its_module() -> None:
