@@ -31,7 +31,8 @@ Add a line to [plugins.csv](plugins.csv) and run `python docs/make_plugins.py`. 
 
 [Writing a reward](writing-a-reward.md) goes from an empty folder to a published package, and [hooks.md](hooks.md) has
 what else a package can offer. If two packages use one name, a pipeline writes `distribution:name`; a built-in name is
-always the built-in one. `DRAFT_DISABLE_PLUGINS=1` turns off all packages but Draft's own, `DRAFT_PLUGINS=a,b` all but these.
+always the built-in one. `DRAFT_DISABLE_PLUGINS=1` turns off all packages but Draft's own, `DRAFT_PLUGINS=a,b` all but
+these.
 """
 KINDS = ("reward", "model family", "model", "observer")
 NAME = r"[\w./-]+"
