@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from draft.errors import DraftError, PluginError
 from draft.isolation.failures import encode_error
-from draft.rewards.discovery import DISTRIBUTION
+from draft.requirements import DISTRIBUTION
 from draft.rewards.extensions import named_models
 from draft.rewards.loading import find_entry, find_reward
 from draft.rewards.parts import part_options, walk_reward

@@ -27,7 +27,7 @@ from draft.errors import DraftError, StageError
 from draft.isolation.describe import describe
 from draft.isolation.failures import encode_error
 from draft.isolation.frames import PROTOCOL, Broken, receive, send
-from draft.rewards.discovery import DISTRIBUTION
+from draft.requirements import DISTRIBUTION
 from draft.rewards.reward import Score
 from draft.rewards.terms import build_reward
 from draft.types import Prompts

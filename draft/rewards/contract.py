@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from draft.errors import PluginError
-from draft.rewards.discovery import DISTRIBUTION, Entry, built_in
+from draft.requirements import DISTRIBUTION
+from draft.rewards.discovery import Entry, built_in
 from draft.rewards.reward import RESERVED, Reward
 
 SUPPORTED_API = (1,)

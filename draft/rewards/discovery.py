@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from draft.requirements import DISTRIBUTION
+
 REWARDS = "draft"
 """The entry-point group of rewards: name = the reward's name, value = the module with `draft_rewards`."""
 EXTENSIONS = "draft.extensions"
 """The entry-point group of what a run needs besides rewards: named models and observers."""
-DISTRIBUTION = "draft-diffusion"
-"""Draft's own distribution, which no environment variable turns off."""
 
 
 @dataclass(frozen=True, order=True)

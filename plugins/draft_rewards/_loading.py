@@ -142,6 +142,8 @@ def explained(
 ) -> Iterator[None]:
     """Turn what goes wrong while files are read into an error that names the model and how to get it.
 
+    torch's random numbers on the CPU are left as they were.
+
     Args:
         what: What is being loaded, e.g. ``"CLIP model"``.
         model: The model as the user wrote it.
@@ -155,10 +157,13 @@ def explained(
         DraftError: The block raised because files are missing, broken or of another kind; a `ResourceError` where
             only the hub has them.
     """
+    import torch
     from safetensors import SafetensorError
 
     try:
-        yield
+        # transformers 4 draws initial weights before it reads the real ones.
+        with torch.random.fork_rng(devices=[]):
+            yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         if isinstance(error, UnpicklingError):
