@@ -18,7 +18,7 @@ from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
 from draft.pipeline.check import Pipeline
 from draft.pipeline.document import Keys, dump_yaml
-from draft.pipeline.folders import publish, settle
+from draft.pipeline.folders import publish, remove, settle
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
 from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
 from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
@@ -83,6 +83,7 @@ def run_pipeline(
     fresh: bool = False,
     branch_from: str | None = None,
     rehearse: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
 ) -> RunResult:
@@ -100,6 +101,7 @@ def run_pipeline(
         branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
             settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
+        verify: Read all results that could be used again and compare them with their recorded sha256.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
 
@@ -120,7 +122,14 @@ def run_pipeline(
 
     def plan() -> list[Step]:
         return make_plan(
-            pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh, branch_from=branch_from
+            pipeline,
+            runs,
+            from_stage=from_stage,
+            only=only,
+            force=force,
+            fresh=fresh,
+            branch_from=branch_from,
+            verify=verify,
         )
 
     if dry_run:
@@ -153,7 +162,7 @@ def run_pipeline(
                 results.append(StageResult(step.name, "left out"))
                 continue
             if step.action == "reuse":
-                reporter.say(f"{label}: reused")
+                reporter.say(f"{label}: reused" + (f" ({'; '.join(step.reasons)})" if step.reasons else ""))
                 record = cache.read_record(runs / step.name)
                 results.append(StageResult(step.name, "reused", outputs(stage, runs), record.metrics if record else {}))
                 continue
@@ -162,7 +171,9 @@ def run_pipeline(
             rate = getattr(stage.config, "learning_rate", None)
             slower = [f"stages.{step.name}.learning_rate={rate / 2:g}"] if rate else []
             branch = functools.partial(command, [*overrides, *slower])
-            with noting(resume, step.name, runs / f"{step.name}{PARTIAL}", rehearsal=offer, branch=branch):
+            mended = functools.partial(command, overrides)
+            folder = runs / f"{step.name}{PARTIAL}"
+            with noting(resume, step.name, folder, rehearsal=offer, branch=branch, mended=mended):
                 result = _run_stage(pipeline, stage, step, runs, reporter, executors, hooks)
             reporter.say(f"{label}: done in {duration(result.seconds)}")
             results.append(result)
@@ -185,6 +196,12 @@ def _written(stage: CheckedStage) -> dict[str, Any]:
     return written
 
 
+def _rehearsed(pipeline: Pipeline, stage: CheckedStage) -> dict[str, Any]:
+    """What a rehearsal replaced in the file, to be kept with the figures: they are not those of the file's settings."""
+    changes = {change.key: {"before": change.before, "after": change.after} for change in pipeline.replacements}
+    return {"rehearsal": escaped(changes, (), stage.environment)} if changes else {}
+
+
 def _run_stage(
     pipeline: Pipeline,
     stage: CheckedStage,
@@ -203,7 +220,7 @@ def _run_stage(
         files=files,
         progress=reporter,
         title=pipeline.name,
-        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed}),
+        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed, **_rehearsed(pipeline, stage)}),
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )
@@ -223,7 +240,7 @@ def _run_stage(
         stage=stage.name,
         fingerprint=step.fingerprint,
         identity=step.identity,
-        outputs=cache.record_outputs(partial, stage.outputs),
+        outputs=cache.record_outputs(partial, stage.outputs, {**stage.kind.extras, **stage.kind.byproducts}),
         inputs=inputs,
         metrics=metrics,
         versions=_versions(stage),
@@ -250,7 +267,7 @@ def _begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -
             partial.rename(partial.with_name(kept))
             reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")
         else:
-            shutil.rmtree(partial)  # empty, or to be forgotten
+            remove(partial)  # empty, or to be forgotten
     partial.mkdir(exist_ok=True)
     for name in step.carried:  # copied: the finished stage stays until the longer one is done
         if (final / name).is_dir():

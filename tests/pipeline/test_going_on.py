@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,33 @@ def test_a_larger_max_steps_goes_on_to_the_same_bytes_as_if_asked_for_at_first(r
     assert runs.names() == {"train", "mix"}
 
 
+@pytest.mark.parametrize("file", ["adapter.safetensors", "metrics.jsonl"])
+def test_a_damaged_result_is_written_again_from_the_last_state_without_an_update(runs: Runs, file: str) -> None:
+    runs()
+    whole = [(runs.stage() / name).read_bytes() for name in ("adapter.safetensors", "metrics.jsonl")]
+    path = runs.stage() / file
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    runs(verify=True, dry_run=True)
+    assert f"train: will continue (output changed: {file}; written again from its last state)" in runs.heard
+    runs(verify=True)
+    assert "going on after update 6" in runs.heard
+    assert [(runs.stage() / name).read_bytes() for name in ("adapter.safetensors", "metrics.jsonl")] == whole
+    assert runs.names() == {"train", "mix"}
+    runs(verify=True)
+    assert runs.heard[0] == "[1/2] train: reused (its files were read and are intact)"
+
+
+def test_a_lost_preview_is_reported_and_nothing_is_trained_for_it(runs: Runs) -> None:
+    previews = "stages.train.preview={every: 3, count: 1}"
+    runs(previews)
+    (runs.stage() / "previews" / "step-000003.png").unlink()
+    runs(previews)
+    assert runs.heard[0] == "[1/2] train: reused (output missing: previews/step-000003.png)"
+
+
 def test_a_smaller_max_steps_trains_anew_and_keeps_the_finished_one_and_its_state(runs: Runs) -> None:
     runs()
     adapter = runs.adapter()
@@ -220,15 +248,18 @@ def test_a_branch_that_cannot_be_is_refused_before_anything_is_written(
     assert {path: path.stat().st_mtime_ns for path in runs.folder.rglob("*")} == before
 
 
-def test_a_training_that_diverges_names_the_command_that_branches(runs: Runs) -> None:
+@pytest.mark.parametrize("by_reward", [False, True])
+def test_a_training_that_diverges_names_the_command_that_branches(runs: Runs, by_reward: bool) -> None:
     def diverge(job: Any) -> Any:
         error = DivergedError("the gradient is not finite")
-        error.checkpoint = 4
+        error.checkpoint, error.by_reward = 4, by_reward
         raise error
 
     with pytest.raises(DivergedError) as caught:
         runs("stages.train.batch_size=3", executors={"train": diverge})
+    # Smaller steps do not mend a reward.
+    begin, slower = ("branch, once the reward is mended", "") if by_reward else ("branch", "learning_rate=0.005 ")
     assert caught.value.__notes__ == [
-        f"branch: draft run {runs.file} stages.train.batch_size=3 stages.train.learning_rate=0.005 "
+        f"{begin}: draft run {runs.file} stages.train.batch_size=3 {'stages.train.' if slower else ''}{slower}"
         f"--runs-dir {runs.folder} --branch-from train:4"
     ]
