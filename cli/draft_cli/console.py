@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from draft.errors import ConfigErrors, DraftError, DraftWarning
@@ -18,16 +19,21 @@ def print_error(error: DraftError, stream: TextIO | None = None) -> None:
         error: What went wrong.
         stream: Where to; None: standard error.
     """
-    out = sys.stderr if stream is None else stream
     for each in error.errors if isinstance(error, ConfigErrors) else [error]:
-        print(f"error: {each}", file=out)
-    print_notes(error, out)
+        print_line(f"error: {each}", stream)
+    print_notes(error, stream)
 
 
 def print_notes(error: BaseException, stream: TextIO | None = None) -> None:
     """Print what was added to an error on its way up: how to go on."""
     for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr if stream is None else stream)
+        print_line(f"  {note}", stream)
+
+
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print to standard error, or to `stream`; where that does not take it, the exit code has to do."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr if stream is None else stream, flush=True)
 
 
 def quiet_libraries() -> None:

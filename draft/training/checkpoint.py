@@ -115,21 +115,6 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def finish_checkpoints(folder: Path, *, final: Path | None) -> None:
-    """Remove the checkpoints of a finished training except its last state.
-
-    Args:
-        folder: Folder of checkpoints.
-        final: The file to keep; None: the folder goes.
-    """
-    if final is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    for path in checkpoints(folder):
-        if path != final:
-            path.unlink()
-
-
 def _set_aside(files: list[Path], folder: Path) -> Path:
     number = 1
     while (kept := folder.with_name(f"{folder.name}.kept-{number}")).exists():

@@ -29,7 +29,7 @@ from draft.scoring.guards import check_terms
 from draft.training.accelerator import make_accelerator
 from draft.training.base_adapters import FRESH, Foundation
 from draft.training.branch import FOLDER, Branch, checkpoints, update_of
-from draft.training.checkpoint import finish_checkpoints, load_checkpoint, save_checkpoint
+from draft.training.checkpoint import load_checkpoint, save_checkpoint
 from draft.training.identity import Identity, identity
 from draft.training.metrics import append_metrics, truncate_metrics
 from draft.training.resume import Continued, branch_off, go_on
@@ -87,7 +87,8 @@ def train(
         prompts: The training prompts, with columns for rewards that use them.
         terms: The rewards with their weights.
         seed: Seed of the LoRA, the prompts' order and all noise.
-        folder: Gets adapter.safetensors, metrics.jsonl, previews/, and checkpoints/ while it runs.
+        folder: Gets adapter.safetensors, metrics.jsonl, previews/ and checkpoints/. The last checkpoints stay: whoever
+            has put the results where they are safe calls `remove_superseded`.
         progress: Told what happens.
         metadata: Text written into the adapter file; must not depend on time or place.
         foundation: The adapter that the LoRA begins at, and frozen ones beneath it. The written adapter is the LoRA
@@ -149,11 +150,8 @@ def train(
             save_checkpoint(states, made, _state(run, rule, name, continued), keep=settings.checkpoint.keep)
     progress.stop()
     _save_adapter(run, folder / "adapter.safetensors", {**metadata, **continued.metadata()})
-    final = None
     if settings.checkpoint.keep_final and not ended:
-        state = _state(run, rule, name, continued)
-        final = save_checkpoint(states, settings.max_steps, state, keep=settings.checkpoint.keep)
-    finish_checkpoints(states, final=final)
+        save_checkpoint(states, settings.max_steps, _state(run, rule, name, continued), keep=settings.checkpoint.keep)
     if settings.report_to:
         accelerator.end_training()
     closing = ["loss", "reward", *(term.label for term in terms)]
