@@ -230,6 +230,7 @@ def _run_stage(
     seconds = time.monotonic() - clock
     missing = [path for path in stage.outputs.values() if not (partial / path).exists()]
     if missing:
+        os.stat(partial)  # where somebody has removed the folder, that is the reason
         raise StageError(f"stage {stage.name!r} ended without writing {', '.join(missing)}")
     record = cache.StageRecord(
         stage=stage.name,

@@ -1,9 +1,10 @@
 """Breaks a run at every change that it makes on the disk, one change at a time, and lets the same command go on.
 
-    inject.py WORK FAULT [--before RUNS] [--part K/N] WORDS...
+    inject.py WORK FAULTS [--first OVERRIDE] [--every N] WORDS...
 
-One process imports everything and forks for each run; the first run goes through and counts the changes. A run is
-`draft WORDS... --runs-dir WORK/runs`. Prints one line of JSON for each point.
+One process imports everything and forks for each run; the first one goes through and counts the changes. A run is
+`draft WORDS... --runs-dir WORK/runs`; with --first it finds what the same command with that override has left there.
+The faults, separated by commas, take turns; each run dies of one. Prints one line of JSON for each.
 """
 
 from __future__ import annotations
@@ -130,6 +131,22 @@ def command(words: list[str], outputs: Path, points: Points | None) -> int:
     return fork(run)
 
 
+def here(words: list[str]) -> None:
+    """Run `draft` in this process, so that its twins have what it imports and keeps."""
+    import torch
+
+    from draft_cli.app import main as run
+
+    torch.set_num_threads(1)
+    sys.argv = ["draft", *words]
+    with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
+        try:
+            run()
+        except SystemExit as end:
+            code = end.code
+    assert not code
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Every file of a run and its digest; "" where it holds times."""
     timed = ("stage.json", "metrics.jsonl", "begun.json")
@@ -149,36 +166,33 @@ def updates(run: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
-    parser.add_argument("fault", choices=("kill", "interrupt", "full"))
-    parser.add_argument("--before", type=Path)
-    parser.add_argument("--part", default="0/1")
+    parser.add_argument("faults")
+    parser.add_argument("--first")
+    parser.add_argument("--every", type=int, default=1)
     options, words = parser.parse_known_args()
-    part, parts = map(int, options.part.split("/"))
+    faults = options.faults.split(",")
     work: Path = options.work.resolve()
-    runs, outputs = work / "runs", work / "output"
+    runs, before, outputs = work / "runs", work / "before", work / "output"
     words += ["--runs-dir", str(runs)]
     run = runs / "small"
 
     def restore() -> None:
         shutil.rmtree(runs, ignore_errors=True)
-        if options.before:
-            shutil.copytree(options.before, runs)
+        if before.is_dir():
+            shutil.copytree(before, runs)
 
     def said(name: str) -> str:
         return (outputs / name).read_text()
 
     outputs.mkdir(parents=True, exist_ok=True)
     restore()
-    # Here and not in a twin, so that all twins have what it imports and keeps; with one thread, so that none lacks one.
-    with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent), contextlib.suppress(SystemExit):
-        import torch
-
-        torch.set_num_threads(1)
-        sys.argv = ["draft", *words]
-        from draft_cli.app import main as run_here
-
-        run_here()
-    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads has no whole twin"
+    if options.first:
+        here([*words, options.first])
+        runs.rename(before)
+        restore()
+    here(words)
+    # A twin has one thread; what waits for another one would wait for ever.
+    assert not os.path.isdir("/proc/self/task") or len(os.listdir("/proc/self/task")) == 1
     expected = contents(run)
     restore()
     seen = outputs / "seen"
@@ -186,11 +200,10 @@ def main() -> None:
         code = command(words, outputs, Points(runs, "none", -1, lambda text: print(text, file=log)))
     assert code == 0 and contents(run) == expected, said("err")
     places = seen.read_text().splitlines()
-    for number, place in enumerate(places):
-        if number % parts != part:
-            continue
+    for number in range(0, len(places), options.every):
+        place, fault = places[number], faults[number // options.every % len(faults)]
         restore()
-        code = command(words, outputs, Points(runs, options.fault, number, lambda text: None))
+        code = command(words, outputs, Points(runs, fault, number, lambda text: None))
         first = said("err")
         made = updates(run)
         again = command(words, outputs, None)
@@ -200,6 +213,7 @@ def main() -> None:
         line = {
             "point": number,
             "place": place,
+            "fault": fault,
             "code": code,
             "err": first,
             "again": again,
