@@ -19,8 +19,8 @@ def print_error(error: DraftError, stream: TextIO | None = None) -> None:
         error: What went wrong.
         stream: Where to; None: standard error.
     """
-    for each in error.errors if isinstance(error, ConfigErrors) else [error]:
-        print_line(f"error: {each}", stream)
+    for problem in error.errors if isinstance(error, ConfigErrors) else [error]:
+        print_line(f"error: {problem}", stream)
     print_notes(error, stream)
 
 

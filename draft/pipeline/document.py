@@ -101,7 +101,7 @@ def parse_document(text: str, name: str) -> tuple[Document, list[DraftError]]:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:  # before the construction, which rewrites nodes where keys are merged with <<
-            _mark(node, (), document, errors, seen=set())
+            _mark(node, (), document, errors, enclosing=set())
         data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -190,23 +190,23 @@ _NUMBERS = [pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair 
 _Dumper.add_representer(str, _text)
 
 
-def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], seen: set[int]) -> None:
-    if id(node) in seen:  # an anchor that contains itself
+def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], enclosing: set[int]) -> None:
+    if id(node) in enclosing:  # an anchor that contains itself
         return
-    seen = seen | {id(node)}
+    enclosing = enclosing | {id(node)}
     if isinstance(node, yaml.MappingNode):
-        own: set[Keys] = set()
+        defined: set[Keys] = set()
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node.start_mark)
             line = key_node.start_mark.line + 1
-            here = (*path, key)
-            if here in own:
-                first = f"the first is in line {document.lines[here]}"
+            key_path = (*path, key)
+            if key_path in defined:
+                first = f"the first is in line {document.lines[key_path]}"
                 errors.append(ConfigError(f"duplicate key {key!r}", where=f"{document.name}:{line}", hint=first))
-            own.add(here)
-            document.lines[here] = line
-            _mark(value_node, here, document, errors, seen)
+            defined.add(key_path)
+            document.lines[key_path] = line
+            _mark(value_node, key_path, document, errors, enclosing)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[(*path, index)] = item.start_mark.line + 1
-            _mark(item, (*path, index), document, errors, seen)
+            _mark(item, (*path, index), document, errors, enclosing)

@@ -106,9 +106,9 @@ def _planned(config: Any, document: Document, errors: list[DraftError]) -> Itera
                     f"{key!r} is not the full key of a value",
                     hint="one dotted key per value, e.g. stages.train.rewards.animal.queries: [cat]",
                 )
-            _known(config, parts, "")
+            _check_key(config, parts, "")
             if parts[0] == "stages":
-                _known_inside(config, parts)
+                _check_stage_key(config, parts)
         except ConfigError as error:
             error.where = document.place((REHEARSAL, key))
             errors.append(error)
@@ -127,7 +127,7 @@ def _override(config: Any, text: str, document: Document, errors: list[DraftErro
         raise ConfigError(
             f"an override must be key=value (got {text!r})", where="command line", hint="e.g. stages.train.max_steps=20"
         )
-    _known(config, parts, f"={value_text}")
+    _check_key(config, parts, f"={value_text}")
     keys = _keys(config, parts)
     _forget(document, keys)
     document.places[keys] = f"command line, {text!r}"
@@ -136,9 +136,9 @@ def _override(config: Any, text: str, document: Document, errors: list[DraftErro
 
 def _set(config: Any, keys: Keys, value: Any, document: Document, errors: list[DraftError]) -> set[Keys]:
     dotted = ".".join(map(str, keys))
-    held = hold(value, keys, document, errors)
+    hidden = hold(value, keys, document, errors)
     try:
-        OmegaConf.update(config, dotted, held, merge=False, force_add=True)
+        OmegaConf.update(config, dotted, hidden, merge=False, force_add=True)
     except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
         raise ConfigError(f"cannot set {dotted!r}: {first_line(error)}") from None
     return set(_leaves(value, keys))
@@ -163,7 +163,7 @@ def _move_lines(document: Document, source: Keys, keys: Keys) -> None:
     """Let errors of a value that is set from another place in the file name that place."""
     lines = {path[len(source) :]: line for path, line in document.lines.items() if path[: len(source)] == source}
     _forget(document, keys)
-    document.lines |= {(*keys, *rest): line for rest, line in lines.items()}
+    document.lines |= {(*keys, *inner): line for inner, line in lines.items()}
 
 
 def _plain(node: Any) -> bool:
@@ -198,7 +198,7 @@ def _through_variables(config: Any, names: set[str]) -> set[Keys]:
     }
 
 
-def _known(config: Any, parts: list[str], tail: str) -> None:
+def _check_key(config: Any, parts: list[str], tail: str) -> None:
     first, *rest = parts
     known = [key for key in keys_at(Head, (), {}) if key != REHEARSAL]
     if first not in known:
@@ -218,7 +218,7 @@ def _known(config: Any, parts: list[str], tail: str) -> None:
             raise ConfigError(f"unknown {noun} {rest[0]!r}", hint=hint)
 
 
-def _known_inside(config: Any, parts: list[str]) -> None:
+def _check_stage_key(config: Any, parts: list[str]) -> None:
     """Refuse a key that no stage of its kind has, or a label that this one has not.
 
     An override needs no such look: it is applied, and the schema finds it. What stands under `rehearsal:` is seldom
@@ -231,7 +231,7 @@ def _known_inside(config: Any, parts: list[str]) -> None:
         return
     for index, part in enumerate(parts[2:], start=2):
         keys = tuple(parts[2:index])
-        known = keys_at(kind.settings, keys, {}, others=True)
+        known = keys_at(kind.settings, keys, {}, aliases=True)
         group = value_at(stage, keys)
         if isinstance(group, dict) and is_labelled(kind.settings, keys) and index + 1 < len(parts):
             known = list(group)

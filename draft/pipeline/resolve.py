@@ -37,10 +37,10 @@ def hold(value: Any, keys: Keys, document: Document, errors: list[DraftError]) -
         return value
     if keys[:1] == ("stages",) and _is_prompt(keys[2:]):
         return value.replace("${", "\0$\0{").replace("???", "\0???")
-    held = re.sub(r"(?<!\\)\$\{out:([^{}]*)\}", "\0out:\\1\0", value)
-    if "${" in held:
+    hidden = re.sub(r"(?<!\\)\$\{out:([^{}]*)\}", "\0out:\\1\0", value)
+    if "${" in hidden:
         try:
-            OmegaConf.create({"value": held})
+            OmegaConf.create({"value": hidden})
         except OmegaConfBaseException:
             errors.append(
                 ConfigError(
@@ -50,7 +50,7 @@ def hold(value: Any, keys: Keys, document: Document, errors: list[DraftError]) -
                 )
             )
             return ""
-    return held
+    return hidden
 
 
 def plain_data(config: Any, document: Document, errors: list[DraftError]) -> tuple[dict[str, Any], list[str]]:
@@ -88,8 +88,8 @@ def environment_values(raw: Any) -> Mapping[str, str]:
     if not isinstance(raw, str) or "oc.env" not in raw:
         return {}
     names = re.findall(r"oc\.env:\s*([A-Za-z0-9_]+)\s*[,}]", raw)
-    known = names if len(names) == raw.count("oc.env") else list(os.environ)
-    return {os.environ[name]: name for name in known if os.environ.get(name)}
+    variables = names if len(names) == raw.count("oc.env") else list(os.environ)
+    return {os.environ[name]: name for name in variables if os.environ.get(name)}
 
 
 def escaped(value: Any, keys: Keys, environment: Mapping[str, str]) -> Any:
@@ -123,10 +123,10 @@ def first_line(error: Exception) -> str:
 
 
 def _united(parts: Iterable[Any]) -> Mapping[str, str]:
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in parts:
-        found |= environment_values(part)
-    return found
+        values |= environment_values(part)
+    return values
 
 
 def _is_prompt(keys: Keys) -> bool:
@@ -143,17 +143,17 @@ def _resolve(node: Any, keys: Keys, document: Document, errors: list[DraftError]
         return _release(node)
     if not OmegaConf.is_config(node):
         return node
-    found: dict[Any, Any] = {}
+    resolved: dict[Any, Any] = {}
     for key in node if OmegaConf.is_dict(node) else range(len(node)):
-        here = (*keys, key)
+        inner_keys = (*keys, key)
         try:
             value = node[key]
         except (OmegaConfBaseException, RecursionError) as error:
-            errors.append(_unresolved(error, here, node, document))
-            broken.append(".".join(map(str, here)))
+            errors.append(_unresolved(error, inner_keys, node, document))
+            broken.append(".".join(map(str, inner_keys)))
             continue
-        found[key] = _resolve(value, here, document, errors, broken)
-    return found if OmegaConf.is_dict(node) else list(found.values())
+        resolved[key] = _resolve(value, inner_keys, document, errors, broken)
+    return resolved if OmegaConf.is_dict(node) else list(resolved.values())
 
 
 def _unresolved(error: Exception, keys: Keys, node: Any, document: Document) -> ConfigError:

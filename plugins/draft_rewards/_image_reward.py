@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import draft
 from draft_rewards._blip import padded
 from draft_rewards._image_reward_published import convert
-from draft_rewards._loading import TOKENS_AND_SIZES, explained, hub_options
+from draft_rewards._loading import TOKENS_AND_SIZES, explained, hub_options, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -53,15 +53,16 @@ def load_image_reward(
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
     import torch
-    from transformers import BertTokenizer
 
-    with explained("ImageReward model", model, where=where, revision=revision):
+    others = {tokenizer: TOKENS_AND_SIZES}
+    with explained("ImageReward model", model, where=where, revision=revision, others=others):
         config, tensors = read(model, revision)
         network = assemble(config, tensors).to(device)
     source, meant = tokenizer or model, "" if tokenizer else revision
-    with explained("tokenizer", source, where=where, revision=meant, files=TOKENS_AND_SIZES):
-        # Not AutoTokenizer, to which `image_reward` is no model type.
-        encode = BertTokenizer.from_pretrained(draft.model_path(source), **hub_options(meant, source))
+    # Not AutoTokenizer, to which `image_reward` is no model type.
+    encode = load_tokenizer(
+        source, name="BertTokenizer", revision=meant, what="tokenizer", where=where, files=TOKENS_AND_SIZES
+    )
     side, padding = config["vision_config"]["image_size"], config["text_config"]["pad_token_id"]
 
     @lru_cache(maxsize=8192)
@@ -69,13 +70,13 @@ def load_image_reward(
         return encode(prompt, truncation=True, max_length=config["max_length"])["input_ids"]
 
     def score(images: Images, prompts: Sequence[str]) -> Tensor:
-        seen = network["vision"](pixel_values=preprocess(images.float(), side)).last_hidden_state
+        states = network["vision"](pixel_values=preprocess(images.float(), side)).last_hidden_state
         ids, mask = padded([tokens(prompt) for prompt in prompts], padding, images.device)
         read = network["text"](
             input_ids=ids,
             attention_mask=mask,
             position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
-            encoder_hidden_states=seen,
+            encoder_hidden_states=states,
             is_decoder=False,
         ).last_hidden_state
         return (network["head"](read[:, 0])[:, 0] - config["mean"]) / config["std"]
@@ -102,8 +103,8 @@ def read(model: str, revision: str = "") -> tuple[dict[str, Any], dict[str, Tens
 
     path, options = draft.model_path(model), hub_options(revision, model)
     if not Path(path).is_file():
-        found = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **options)
-        config = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        config_file = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **options)
+        config = json.loads(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
         if config.get("model_type") == MODEL_TYPE:
             if lacking := [key for key in KEYS if key not in config]:
                 raise ValueError(f"its config.json lacks {lacking[0]!r}")

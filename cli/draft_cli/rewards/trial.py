@@ -13,7 +13,7 @@ import typer
 from draft.authoring.stand_in import choose_reward
 from draft.errors import ConfigError
 from draft_cli.rewards.listing import columns
-from draft_cli.rewards.options import AUTO, Force, Name, Settings, StandIn, check_output, parse_settings
+from draft_cli.rewards.options import AUTO, Force, Name, Python, Set, Settings, StandIn, check_output, parse_settings
 
 if TYPE_CHECKING:
     from draft.authoring.ascent import Frame
@@ -36,7 +36,8 @@ class Start(StrEnum):
 
 def try_command(
     name: Name,
-    settings: Settings = None,
+    words: Settings = None,
+    settings: Set = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What is drawn first; again for more pictures.")
     ] = None,
@@ -52,11 +53,12 @@ def try_command(
     ] = None,
     device: Annotated[str, typer.Option(help=f"Where to run: {AUTO}")] = "auto",
     stand_in: StandIn = False,
+    python: Python = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     force: Force = False,
 ) -> None:
     """See what a reward wants: climb it with a picture's pixels and with a model's latent, and draw a strip of both."""
-    reward = choose_reward(name, parse_settings(settings or []), stand_in=stand_in)
+    reward = choose_reward(name, parse_settings([*(words or []), *(settings or [])]), stand_in=stand_in, python=python)
     file = Path(f"{reward.name}_try.png") if output is None else output.expanduser()
     check_output(file, force=force)
     if file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -82,15 +84,15 @@ def try_command(
     )
     reporter = progress(sys.stderr) if sys.stderr.isatty() else Silent()
     prompts = pictured(reward, prompt)
-    found = try_reward(reward, prompts, chosen, reporter)
+    frames_by_way = try_reward(reward, prompts, chosen, reporter)
     options = " ".join(f"{key}={value}" for key, value in reward.model_dump(mode="json", exclude_defaults=True).items())
     title = f"{reward.name} {options}{' (less)' if less else ''}".replace("  ", " ")
-    draw_frames(title, prompts, found).save(file)
+    draw_frames(title, prompts, frames_by_way).save(file)
     if as_json:
-        typer.echo(json_text(reward, prompts, found), nl=False)
+        typer.echo(json_text(reward, prompts, frames_by_way), nl=False)
         typer.echo(f"wrote {file}", err=True)
     else:
-        rows = [row for way, frames in found.items() for row in _rows(way, frames)]
+        rows = [row for way, frames in frames_by_way.items() for row in _rows(way, frames)]
         typer.echo(columns([("on", "step", "score", "change"), *rows]))
         typer.echo(f"wrote {file}")
 

@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import nn
-from transformers.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from draft.diffusion.families.pretrained import (
     check_weights,
@@ -22,7 +22,7 @@ from draft.diffusion.families.pretrained import (
     read_component,
     read_config,
     read_index,
-    reading_weights,
+    read_tokenizer,
 )
 from draft.errors import DraftError
 
@@ -75,10 +75,7 @@ def open_pretrained(model: str) -> Parts:
     check_weights(model, folder, NETWORKS)
     configs = complete({part: read_config(folder, part) for part in (*NETWORKS, "scheduler")})
     check_configs(f"model {model!r}", configs)
-    with reading_weights(model):
-        first, second = (
-            CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True) for name in _TOKENIZERS
-        )
+    first, second = (read_tokenizer(model, folder, name) for name in _TOKENIZERS)
     zeros = bool(read_index(str(folder)).get("force_zeros_for_empty_prompt", True))
     text_files = tuple(folder / name for name in (*TEXT, *_TOKENIZERS))
     return Parts(configs, (first, second), zeros, partial(_read, model, folder), text_files)
@@ -93,15 +90,15 @@ def complete(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     Returns:
         Those of all components, the scheduler's as it is.
     """
-    found: dict[str, dict[str, Any]] = {"scheduler": dict(configs["scheduler"])}
+    completed: dict[str, dict[str, Any]] = {"scheduler": dict(configs["scheduler"])}
     for part, kind in NETWORKS.items():
         if part in TEXT:
-            found[part] = CLIPTextConfig.from_dict(dict(configs[part])).to_dict()
+            completed[part] = CLIPTextConfig.from_dict(dict(configs[part])).to_dict()
         else:
             parameters = inspect.signature(kind.__init__).parameters.values()
             defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-            found[part] = defaults | dict(configs[part])
-    return found
+            completed[part] = defaults | dict(configs[part])
+    return completed
 
 
 def check_configs(what: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -137,11 +134,11 @@ def check_configs(what: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
             f"the UNet of {what} attends to text of width {unet['cross_attention_dim']}, its text encoders make {text}"
         )
     sizes, pooled = unet["addition_time_embed_dim"] or 0, configs[TEXT[1]]["projection_dim"]
-    taken = unet["projection_class_embeddings_input_dim"]
-    if unet["addition_embed_type"] != "text_time" or taken != 6 * sizes + pooled:
+    width = unet["projection_class_embeddings_input_dim"]
+    if unet["addition_embed_type"] != "text_time" or width != 6 * sizes + pooled:
         raise DraftError(
             f"the UNet of {what} must take six numbers of size and crop and the pooled text, {6 * sizes} + {pooled} "
-            f"wide (got addition_embed_type {unet['addition_embed_type']}, {taken} wide)",
+            f"wide (got addition_embed_type {unet['addition_embed_type']}, {width} wide)",
             hint="a refiner takes five and cannot be trained",
         )
 
