@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,7 +94,10 @@ def run_training(
         _tidy(folder)
         return finished
     folder.mkdir(parents=True, exist_ok=True)
-    state = read_training_record(notes) or TrainingRecord(rate=rate, seed=seed)
+    if (state := read_training_record(notes)) is None:
+        # A checkpoint goes on after evaluations that only the notes hold: without them it is worth nothing.
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        state = TrainingRecord(rate=rate, seed=seed)
     device = choose_device(config.device)
     baseline = held_memory(device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def tidy(stage: CheckedStage, runs: Path) -> None:
 def begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -> Begun:
     """Make the folder that a stage writes to, or go on in it; what is there and does not fit is moved aside."""
     final = partial.with_name(stage.name)
-    if partial.exists() and (step.action == "run" or step.carried):
+    if os.path.lexists(partial) and (step.action == "run" or step.carried or not partial.is_dir()):
         if kept := step.kept.get(partial.name):
             partial.rename(partial.with_name(kept))
             reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")

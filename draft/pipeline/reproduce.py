@@ -19,6 +19,9 @@ from draft.pipeline.kinds.kind import Kind, Recipe
 from draft.pipeline.provenance import MISSING, parsed
 from draft.pipeline.resolve import escaped
 
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}")
+"""What names and versions of distributions are made of; anything else in a header stays out of the file's comments."""
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -30,6 +33,7 @@ class Reproduction:
         target: The stage that makes the adapter.
         tables: File name to the prompts, with their columns, that a stage reads from it.
         missing: Full dotted key to what must be given there, in words.
+        packages: The distributions that its rewards came from, each with its version: `glow-plugin 1.2`.
     """
 
     name: str
@@ -37,11 +41,13 @@ class Reproduction:
     target: str
     tables: Mapping[str, str]
     missing: Mapping[str, str]
+    packages: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The pipeline as YAML."""
         stages = {name: escaped(stage, (), {}) for name, stage in self.stages.items()}
         lines = [f"# Made by draft reproduce; {self.target}.adapter is the adapter."]
+        lines += [f"# Its rewards came from: {', '.join(self.packages)}"] if self.packages else []
         lines += [f"# To be given: {key}: {what}" for key, what in self.missing.items()]
         return "\n".join(lines) + "\n" + dump_yaml({"name": self.name, "stages": stages})
 
@@ -64,6 +70,7 @@ class _Work:
     missing: dict[str, str] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    packages: set[str] = field(default_factory=set)
 
 
 def reproduce(
@@ -112,7 +119,7 @@ def reproduce(
     for digest, path in work.input_files.items():
         if digest not in work.used:
             raise StageError(f"the file is no input of this adapter (its sha256 is {digest})", where=path)
-    return Reproduction(name, work.stages, target, work.tables, work.missing)
+    return Reproduction(name, work.stages, target, work.tables, work.missing, tuple(sorted(work.packages)))
 
 
 def _is_provenance(provenance: Mapping[str, Any]) -> bool:
@@ -174,6 +181,7 @@ def _add(
         stage["model"] = _model(pipeline["model"], name, work)
     if "prompts" in pipeline:
         stage["prompts"] = _prompts(pipeline, name, work)
+    work.packages |= _packages(pipeline.get("packages"))
     work.stages[name] = stage
     for (keys, entry), source in zip(inputs, sources, strict=True):
         put(stage, keys, source)
@@ -201,6 +209,13 @@ def _want(source: str, entry: Mapping[str, Any], key: str, work: _Work) -> None:
     if source == MISSING:
         named = f"{entry['name']}, " if entry.get("name") else ""
         work.missing[key] = f"the adapter {named}sha256 {entry.get('sha256', 'unknown')} (--input FILE)"
+
+
+def _packages(recorded: Any) -> set[str]:
+    """The distributions of a stage's rewards, of those whose versions count; what cannot be a name is left out."""
+    packages = recorded.values() if isinstance(recorded, Mapping) else ()
+    named = [(package.get("name"), package.get("version")) for package in packages if isinstance(package, Mapping)]
+    return {f"{name} {version}" for name, version in named if version and _WORD.fullmatch(f"{name}{version}")}
 
 
 def _model(recorded: Mapping[str, Any], stage: str, work: _Work) -> str:

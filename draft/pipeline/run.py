@@ -85,6 +85,7 @@ def run_pipeline(
     fresh: bool = False,
     branch_from: str | None = None,
     rehearse: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
 ) -> RunResult:
@@ -102,6 +103,7 @@ def run_pipeline(
         branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
             settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
+        verify: Read all results that could be used again and compare them with their recorded sha256.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
 
@@ -124,7 +126,14 @@ def run_pipeline(
         with _placing(runs), suppress(FileNotFoundError, NotADirectoryError):
             os.stat(runs)
         return make_plan(
-            pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh, branch_from=branch_from
+            pipeline,
+            runs,
+            from_stage=from_stage,
+            only=only,
+            force=force,
+            fresh=fresh,
+            branch_from=branch_from,
+            verify=verify,
         )
 
     if dry_run:
@@ -156,7 +165,7 @@ def run_pipeline(
                 results.append(StageResult(step.name, "left out"))
                 continue
             if step.action == "reuse":
-                reporter.say(f"{label}: reused")
+                reporter.say(f"{label}: reused" + (f" ({'; '.join(step.reasons)})" if step.reasons else ""))
                 record = cache.read_record(runs / step.name)
                 results.append(StageResult(step.name, "reused", outputs(stage, runs), record.metrics if record else {}))
                 continue
@@ -198,6 +207,12 @@ def _written(stage: CheckedStage) -> dict[str, Any]:
     return written
 
 
+def _rehearsed(pipeline: Pipeline, stage: CheckedStage) -> dict[str, Any]:
+    """What a rehearsal replaced in the file, to be kept with the figures: they are not those of the file's settings."""
+    changes = {change.key: {"before": change.before, "after": change.after} for change in pipeline.replacements}
+    return {"rehearsal": escaped(changes, (), stage.environment)} if changes else {}
+
+
 def _run_stage(
     pipeline: Pipeline,
     stage: CheckedStage,
@@ -216,7 +231,7 @@ def _run_stage(
         files=files,
         progress=reporter,
         title=pipeline.name,
-        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed}),
+        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed, **_rehearsed(pipeline, stage)}),
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )
@@ -236,7 +251,7 @@ def _run_stage(
         stage=stage.name,
         fingerprint=step.fingerprint,
         identity=step.identity,
-        outputs=cache.record_outputs(partial, stage.outputs),
+        outputs=cache.record_outputs(partial, stage.outputs, {**stage.kind.extras, **stage.kind.byproducts}),
         inputs=inputs,
         metrics=metrics,
         versions=_versions(stage),

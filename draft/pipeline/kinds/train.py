@@ -195,6 +195,7 @@ TRAIN = Kind(
     settings=TrainStage,
     outputs={"adapter": "adapter.safetensors", "metrics": "metrics.jsonl"},
     run=f"{__name__}:run",
+    byproducts={"previews": "previews"},
     problems=problems,
     carries=(FOLDER, "metrics.jsonl", "previews"),
     checkpoint=find_checkpoint,
