@@ -9,6 +9,7 @@ import shutil
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 class DraftError(Exception):
@@ -56,7 +57,17 @@ class PluginWarning(DraftWarning):
 
 
 class StageError(DraftError):
-    """A stage of a pipeline could not do its work."""
+    """A stage of a pipeline could not do its work.
+
+    Attributes:
+        images: Images on which it failed, each a prompt and a tensor (3, H, W); the stage saves them in its folder.
+    """
+
+    images: tuple[tuple[str, Any], ...] = ()
+
+
+class RewardError(StageError):
+    """A reward's own code failed; `__cause__` is what it raised, where it raised something."""
 
 
 class DivergedError(StageError):
@@ -64,9 +75,11 @@ class DivergedError(StageError):
 
     Attributes:
         checkpoint: Updates before the newest checkpoint, from which it could branch; None: there is none.
+        by_reward: Whether the images were finite and a reward was not, so that smaller steps would not help.
     """
 
     checkpoint: int | None = None
+    by_reward: bool = False
 
 
 class ResourceError(StageError):

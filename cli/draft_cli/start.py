@@ -62,8 +62,13 @@ def main() -> None:
     sys.exit(_flushed(code))
 
 
-class _Stream(io.FileIO):
-    """A standard stream, which names itself where it refuses."""
+class StandardStream(io.FileIO):
+    """A standard stream, which names itself where it refuses; closing it leaves its number open.
+
+    Args:
+        number: Its number.
+        name: What it is called.
+    """
 
     def __init__(self, number: int, name: str) -> None:
         super().__init__(number, "w", closefd=False)
@@ -96,7 +101,7 @@ def _open_streams() -> None:
                 sys,
                 name,
                 io.TextIOWrapper(
-                    io.BufferedWriter(_Stream(number, f"standard {'output' if number == 1 else 'error'}")),
+                    io.BufferedWriter(StandardStream(number, f"standard {'output' if number == 1 else 'error'}")),
                     encoding=stream.encoding,
                     errors=stream.errors,
                     line_buffering=stream.line_buffering or stream.write_through,

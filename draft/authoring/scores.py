@@ -17,7 +17,9 @@ from draft.errors import ConfigError, DraftError
 from draft.progress import Progress
 from draft.prompts import load_prompts
 from draft.report.data import as_csv, as_json
+from draft.rewards.calls import load_reward
 from draft.rewards.loading import name_of
+from draft.rewards.parts import called
 from draft.rewards.reward import Reward, Term
 from draft.scoring.rewards import LoadedReward, numbers
 from draft.types import Prompts
@@ -140,7 +142,9 @@ def score_pictures(
             )
         batch_size = len(files)
     with offering_stand_in(reward):
-        loaded = LoadedReward(Term(reward.name, reward), reward.load(device), device)
+        loaded = LoadedReward(
+            Term(reward.name, reward), load_reward(reward, device, called(reward.name, reward)), device
+        )
     scores = [math.nan] * len(files)
     progress.start("score", len(files))
     for (height, width), group in by_size.items():

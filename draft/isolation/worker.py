@@ -28,6 +28,8 @@ from draft.isolation.describe import describe
 from draft.isolation.failures import encode_error
 from draft.isolation.frames import PROTOCOL, Broken, receive, send
 from draft.requirements import DISTRIBUTION
+from draft.rewards.calls import Called, where_raised
+from draft.rewards.parts import called
 from draft.rewards.reward import Score
 from draft.rewards.terms import build_reward
 from draft.types import Prompts
@@ -44,10 +46,12 @@ class Loaded:
     Args:
         score: The loaded reward; None before.
         device: Where it was loaded.
+        called: Whose code it is; None before one has been asked for.
     """
 
     score: Score | None = None
     device: str = ""
+    called: Called | None = None
 
 
 def main() -> NoReturn:
@@ -85,10 +89,13 @@ def _answer(loaded: Loaded, request: dict[str, Any], body: bytearray) -> tuple[d
         raise StageError(f"the process of a reward was asked for something unknown (got {request['ask']!r})")
     except DraftError as error:
         return {"answer": "errors", "errors": encode_error(error)}, b""
-    except (Exception, SystemExit) as error:
+    except (Ended, KeyboardInterrupt):
+        raise
+    except BaseException as error:
         # A stranger's code: whatever it raises is reported, and the next request answered.
         shown = "".join(traceback.format_exception(error)[1:])
-        details = {"type": type(error).__name__, "message": str(error), "traceback": shown}
+        place = "" if loaded.called is None else where_raised(error, loaded.called)
+        details = {"type": type(error).__name__, "message": str(error), "place": place, "traceback": shown}
         return {"answer": "raised", "device": loaded.device, **details}, b""
 
 
@@ -98,7 +105,7 @@ def _load(loaded: Loaded, request: Mapping[str, Any]) -> dict[str, Any]:
 
     # The same number of threads sums in the same order; and the other process waits while this one works.
     torch.set_num_threads(request["threads"])
-    loaded.device = request["device"]
+    loaded.device, loaded.called = request["device"], called(reward.name, reward)
     loaded.score = reward.load(_device(request["device"]))
     return {"answer": "loaded"}
 

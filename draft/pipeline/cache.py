@@ -7,11 +7,11 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from draft.digests import while_untouched
 from draft.files import sha256
 
 RECORD = "stage.json"
@@ -143,18 +143,14 @@ def damage(
             return f"output missing: {file.path}"
         try:
             read = content or state.st_mtime_ns != file.mtime_ns
-            if state.st_size != file.size or (read and _content(path, state) != file.sha256):
+            if state.st_size != file.size or (read and _content(path) != file.sha256):
                 return f"output changed: {file.path}"
         except OSError as error:
             return f"output cannot be read: {file.path} ({error.strerror or error})"
     return ""
 
 
-def _content(path: Path, state: os.stat_result) -> str:
-    return _digest(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-@cache
-def _digest(path: Path, size: int, modified: int, changed: int) -> str:
-    """The sha256 of a file, read once by each process: a plan is made twice, before and after the lock is taken."""
+@while_untouched
+def _content(path: Path) -> str:
+    """The sha256 of a file: a plan is made twice by a run, before and after the lock is taken."""
     return sha256(path)

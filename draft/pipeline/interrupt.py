@@ -50,7 +50,15 @@ def rehearse_command(file: str | Path, *, runs_dir: Path) -> str:
 
 
 @contextmanager
-def noting(resume: str, stage: str, folder: Path, *, branch: Callable[..., str], rehearsal: str = "") -> Iterator[None]:
+def noting(
+    resume: str,
+    stage: str,
+    folder: Path,
+    *,
+    branch: Callable[..., str],
+    mended: Callable[..., str] | None = None,
+    rehearsal: str = "",
+) -> Iterator[None]:
     """Add the way to go on to whatever stops a stage, where running again can help.
 
     Args:
@@ -58,6 +66,7 @@ def noting(resume: str, stage: str, folder: Path, *, branch: Callable[..., str],
         stage: The stage.
         folder: Where it writes.
         branch: Makes the command that goes on with other settings, given `branch_from`, where a training diverged.
+        mended: Makes the same with the same settings, where it was a reward that broke; None: as `branch`.
         rehearsal: The command to offer where this machine is too small for the stage; empty: none.
 
     Yields:
@@ -74,8 +83,11 @@ def noting(resume: str, stage: str, folder: Path, *, branch: Callable[..., str],
             offer = f"try the same pipeline at small scale now: {rehearsal}"
             error.hint = f"{error.hint}; or {offer}" if error.hint else offer
         if isinstance(error, DivergedError):  # the same command would only come here again
-            if error.checkpoint is not None:
-                error.add_note(f"branch: {branch(branch_from=f'{stage}:{error.checkpoint}')}")
+            point = f"{stage}:{error.checkpoint}"
+            if error.checkpoint is not None and error.by_reward:
+                error.add_note(f"branch, once the reward is mended: {(mended or branch)(branch_from=point)}")
+            elif error.checkpoint is not None:
+                error.add_note(f"branch: {branch(branch_from=point)}")
         elif _may_help(error, folder):
             error.add_note(f"resume: {resume}")
         if error is raised:
@@ -113,7 +125,7 @@ def _may_help(error: BaseException, folder: Path) -> bool:
     """Whether running the same command again can help: not where the input is wrong and nothing has been done yet."""
     if isinstance(error, ResourceError) or not isinstance(error, DraftError):
         return True
-    return isinstance(error, StageError) and holds_work(folder)
+    return isinstance(error, StageError) and not error.images and holds_work(folder)
 
 
 @contextmanager

@@ -174,7 +174,9 @@ def run_pipeline(
             rate = getattr(stage.config, "learning_rate", None)
             slower = [f"stages.{step.name}.learning_rate={rate / 2:g}"] if rate else []
             branch = functools.partial(command, [*overrides, *slower])
-            with noting(resume, step.name, runs / f"{step.name}{PARTIAL}", rehearsal=offer, branch=branch):
+            mended = functools.partial(command, overrides)
+            folder = runs / f"{step.name}{PARTIAL}"
+            with noting(resume, step.name, folder, rehearsal=offer, branch=branch, mended=mended):
                 result = _run_stage(pipeline, stage, step, runs, reporter, executors, hooks)
             reporter.say(f"{label}: done in {duration(result.seconds)}")
             results.append(result)

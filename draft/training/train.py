@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from draft.scoring.guards import check_terms
 from draft.training.accelerator import make_accelerator
 from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.branch import FOLDER, Branch, checkpoints, update_of
+from draft.training.broken import forget_images, saving_images
 from draft.training.checkpoint import load_checkpoint, save_checkpoint
 from draft.training.identity import Identity, identity
 from draft.training.metrics import MetricsLog, append_metrics, open_log
@@ -107,6 +109,7 @@ def train(
     """
     check_method(settings)
     folder.mkdir(parents=True, exist_ok=True)
+    forget_images(folder)
     check_terms(terms, gradient=settings.method.traits.reward_gradient)
     if not len(prompts):
         raise StageError("there are no training prompts")
@@ -131,7 +134,8 @@ def train(
     ended = False
     for step in range(done, settings.max_steps):
         try:
-            row = _update(run, rule, step)
+            with saving_images(folder):
+                row = _update(run, rule, step)
         except DivergedError as error:
             error.checkpoint = max(map(update_of, checkpoints(states)), default=None)
             raise
@@ -158,8 +162,10 @@ def train(
     if settings.report_to:
         accelerator.end_training()
     closing = ["loss", "reward", *(term.label for term in terms)]
-    # Lines of a training that this one branched from need not have its labels.
-    figures = {key: [row[key] for row in rows[-_CLOSING:] if key in row] for key in closing}
+    # Lines of a training that this one branched from need not have its labels, and a reward of weight 0 may have no
+    # score for some images.
+    last = rows[-_CLOSING:]
+    figures = {key: [row[key] for row in last if key in row and math.isfinite(row[key])] for key in closing}
     return {key: sum(values) / len(values) for key, values in figures.items() if values}
 
 
@@ -195,7 +201,7 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     return {
         "step": step + 1,
         "loss": other_figures.pop("loss"),
-        "reward": sum(reward.term.weight * means.scores[reward.label] for reward in run.rewards),
+        "reward": sum(reward.term.weight * means.scores[reward.label] for reward in run.rewards if reward.term.weight),
         **means.scores,
         "grad_norm": update.grad_norm,
         "lr": rate,

@@ -120,7 +120,6 @@ def load_blip(family: Any, model: str, *, revision: str = "", device: torch.devi
     Raises:
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
-    import torch
     from transformers import AutoConfig
 
     path, options = draft.model_path(model), hub_options(revision, model)
@@ -130,9 +129,7 @@ def load_blip(family: Any, model: str, *, revision: str = "", device: torch.devi
             raise ValueError(f"its model_type must be blip (got {kind!r})")
         preprocessing = read_preprocessing(path, options, kind="Blip")
     tokenizer = load_tokenizer(model, revision=revision, what=what, where=where)
-    # transformers 4 draws BLIP's embeddings before it reads them.
-    with torch.random.fork_rng(devices=[]):
-        network = load_frozen(family, model, revision=revision, device=device, what=what, where=where)
+    network = load_frozen(family, model, revision=revision, device=device, what=what, where=where)
     return Blip(network, tokenizer, preprocessing)
 
 

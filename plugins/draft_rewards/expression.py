@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import field_validator, model_validator
 
 import draft
+from draft.rewards.calls import version_of
 from draft.rewards.parts import Parts
 from draft_rewards._formula import check_names, evaluate, parse
 
@@ -78,7 +79,14 @@ class Expression(draft.Reward):
 
         def score(images: Images, prompts: Sequence[str]) -> Scores:
             dtype = torch.promote_types(images.dtype, torch.float32)
-            values = {name: one(images, prompts).to(dtype) for name, one in loaded.items()}
+            values, version = {}, version_of(images)
+            for name, one in loaded.items():
+                values[name] = one(images, prompts).to(dtype)
+                if version_of(images) != version:
+                    raise draft.DraftError(
+                        f"the reward {name!r} of an expression changed the images in place, which others score, too",
+                        hint="let it work on a copy: images.clone()",
+                    )
             return evaluate(tree, values).to(images.dtype)
 
         return score

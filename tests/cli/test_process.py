@@ -72,7 +72,9 @@ def test_no_file_gets_the_output_that_was_meant_for_a_closed_stream(pipeline: Pa
 
 @needs_shell
 @needs_full
-@pytest.mark.parametrize("command", ["check small.yaml", "run small.yaml --dry-run", "--help", "rewards list"])
+@pytest.mark.parametrize(
+    "command", ["check small.yaml", "run small.yaml --dry-run", "--help", "rewards list", "rewards list --json"]
+)
 def test_output_that_cannot_be_written_is_one_error(pipeline: Path, command: str) -> None:
     done = shell(f"draft {command} >/dev/full", pipeline.parent)
     assert done.returncode == 2

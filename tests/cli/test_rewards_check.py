@@ -14,7 +14,7 @@ def test_a_good_reward_keeps_its_contract_and_a_bad_one_breaks_it(command: Any) 
     code, out, _ = command("rewards", "check", "bright", "gain=2.5")
     assert (code, out.splitlines()[-1]) == (0, "bright: keeps its contract")
     code, out, _ = command("rewards", "check", "crowd")
-    assert (code, out.splitlines()[-1]) == (1, "crowd: breaks 1 of 13 checks")
+    assert (code, out.splitlines()[-1]) == (1, "crowd: breaks 1 of 15 checks")
     assert [line.split()[0] for line in out.splitlines() if " failed " in line] == ["batch"]
 
 

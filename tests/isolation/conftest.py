@@ -95,6 +95,8 @@ class Faulty(draft.Reward):
                 raise draft.DraftError("must be a cat (got a dog)", hint="try a cat")
             if what == "leave":
                 sys.exit(3)
+            if what == "close":
+                raise GeneratorExit
             if what == "exit":
                 print("about to go", file=sys.stderr)
                 os._exit(7)
