@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import yaml
 
@@ -20,11 +19,94 @@ Keys: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top of the file to a value."""
 
 
+DEEPEST = 40
+"""Levels of lists and mappings inside each other."""
+
+DIGITS = 400
+"""Most digits of a number; more is beyond every float."""
+
+_ROOM = 2_000_000
+"""Characters that anchors may make of a file, beyond what stands in it."""
+
+_TAG = "tag:yaml.org,2002:"
+_KINDS = {
+    "str": (yaml.ScalarNode,),
+    "int": (yaml.ScalarNode,),
+    "float": (yaml.ScalarNode,),
+    "bool": (yaml.ScalarNode,),
+    "null": (yaml.ScalarNode,),
+    "seq": (yaml.SequenceNode,),
+    "map": (yaml.MappingNode,),
+}
+"""The tags that a file may have, those of JSON, and the nodes that they may stand at."""
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema."""
+    """SafeLoader with the scalars of YAML 1.2's core schema, and with limits on depth and size."""
+
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.removeprefix(_TAG) in _KINDS
+    }
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Make a node, unless it is too deep."""
+        if self._depth > DEEPEST:
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {DEEPEST} levels inside each other", self.peek_event().start_mark
+            )
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def compose_scalar_node(self, anchor: Any) -> Any:
+        """Make a scalar of whole characters."""
+        node = super().compose_scalar_node(anchor)
+        try:
+            # JSON writes a character beyond 16 bits as a pair of halves.
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise yaml.composer.ComposerError(None, None, "half a character (U+D800 to U+DFFF)", node.start_mark) from None
+        if "\0" in node.value:
+            raise yaml.composer.ComposerError(None, None, "the character NUL", node.start_mark)
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Make a value, where the tag fits."""
+        kind = _KINDS.get(node.tag.removeprefix(_TAG))
+        if kind is None or not isinstance(node, kind):
+            shown = node.tag.replace(_TAG, "!!")
+            raise yaml.constructor.ConstructorError(None, None, f"the tag {shown} is not read here", node.start_mark)
+        return super().construct_object(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {}
+def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """A number, a boolean or null, also where it has its tag written out."""
+    text, kind = str(node.value), node.tag.removeprefix(_TAG)
+    digits = sum(character.isalnum() for character in text)
+    if kind in ("int", "float") and digits > DIGITS:
+        what = f"a number of {digits} digits, more than {DIGITS}"
+        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+    if not _PATTERNS[kind].match(text) and not (kind == "float" and _PATTERNS["int"].match(text)):
+        raise yaml.constructor.ConstructorError(None, None, f"not of the kind !!{kind}: {text!r}", node.start_mark)
+    match kind:
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":  # one with a leading zero is decimal in YAML 1.2
+            return int(text, 16) if text.startswith("0x") else int(text)
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan")) if not text.startswith("0x") else float(
+        int(text, 16)
+    )
+
+
+_PATTERNS: dict[str, re.Pattern[str]] = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -36,12 +118,23 @@ for _tag, _pattern, _first in (
         "-+0123456789.",
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
-# A number with a leading zero is decimal in YAML 1.2; SafeLoader's own constructor would read it as octal.
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda loader, node: int(text, 16) if (text := str(node.value)).startswith("0x") else int(text),
-)
+    _PATTERNS[_tag] = re.compile(rf"(?:{_pattern})\Z")
+    _Loader.add_implicit_resolver(f"{_TAG}{_tag}", _PATTERNS[_tag], list(_first))
+    if _tag != "merge":
+        _Loader.add_constructor(f"{_TAG}{_tag}", _scalar)
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A value that came from the environment, alone or as a part.
+
+    Args:
+        value: The value.
+        source: The text that makes it, with the environment variable by its name.
+    """
+
+    value: Any
+    source: str
 
 
 @dataclass
@@ -53,14 +146,14 @@ class Document:
         data: Its content: mappings, lists and scalars.
         lines: Where a key or list item is, to its line, counted from 1.
         places: Where a value is, to where it comes from instead of the file: an override of the command line.
-        environment: Values that `${oc.env:NAME}` in the file has taken from the environment, with their names.
+        environment: Where in the data something came from the environment, to what that is.
     """
 
     name: str
     data: dict[str, Any]
     lines: dict[Keys, int] = field(default_factory=dict)
     places: dict[Keys, str] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: dict[Keys, Entered] = field(default_factory=dict)
 
     def place(self, path: Keys) -> str:
         """Where a value comes from: ``"file:line"`` or ``"command line, 'k=v'"``; the nearest known parent's place."""
@@ -73,9 +166,14 @@ class Document:
 
     def move(self, old: Keys, new: Keys) -> None:
         """Let what is at one place, and inside it, come from where another place did."""
-        for table in (self.lines, self.places):
+        for table in (self.lines, self.places, self.environment):
             for path in [path for path in table if path[: len(old)] == old]:
                 table[*new, *path[len(old) :]] = table.pop(path)  # type: ignore[assignment]
+
+    def replaced(self, keys: Keys) -> None:
+        """Forget that what was at a place, and inside it, came from the environment."""
+        for path in [path for path in self.environment if path[: len(keys)] == keys]:
+            del self.environment[path]
 
     def overridden(self, path: Keys) -> bool:
         """Whether the value at `path` comes from the command line."""
@@ -101,23 +199,21 @@ def parse_document(text: str, name: str) -> tuple[Document, list[DraftError]]:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:  # before the construction, which rewrites nodes where keys are merged with <<
-            _mark(node, (), document, errors, seen=set())
+            _mark(node, (), document, errors, _Room(2 * len(text) + _ROOM))
         data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = name if mark is None else f"{name}:{mark.line + 1}"
         quote = 'text that begins with { [ * & ! | > % @ or has ": " needs quotes'
         raise ConfigError(f"not readable as YAML: {error.problem or error}", where=place, hint=quote) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"not readable as YAML: {str(error).splitlines()[0]}", where=name) from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"not readable as YAML: {what}", where=name) from None
     if node is None or data is None:
         raise ConfigError("the file is empty", where=name, hint="a pipeline has name, seed, vars and stages")
     if not isinstance(data, dict):
         raise ConfigError(f"a pipeline must be a mapping (got a {type(data).__name__})", where=f"{name}:1")
-    try:
-        document.data = _text_keys(data)
-    except RecursionError:
-        raise ConfigError("an anchor contains itself", where=name) from None
+    document.data = _text_keys(data)
     return document, errors
 
 
@@ -134,10 +230,26 @@ def parse_value(text: str) -> Any:
         ConfigError: Not YAML.
     """
     try:
-        return _text_keys(yaml.load(text, Loader=_Loader))
-    except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _mark(node, (), Document("", {}), [], _Room(2 * len(text) + _ROOM))
+        return _text_keys(loader.construct_document(node))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"not readable as YAML: {problem} (got {text!r})") from None
+
+
+def is_prompt(keys: Keys) -> bool:
+    """Whether a text at a place of a file is one of a stage's prompts, wherever it has them; options of rewards are not."""
+    inside = keys[2:]
+    return (
+        keys[:1] == ("stages",)
+        and inside[-2:-1] == ("prompts",)
+        and isinstance(inside[-1], int)
+        and "rewards" not in inside
+    )
 
 
 def value_at(data: Any, path: Keys) -> Any:
@@ -190,10 +302,31 @@ _NUMBERS = [pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair 
 _Dumper.add_representer(str, _text)
 
 
-def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], seen: set[int]) -> None:
-    if id(node) in seen:  # an anchor that contains itself
+@dataclass
+class _Room:
+    """What the values of a file may take, with each alias written out.
+
+    Args:
+        left: Characters.
+        inside: The nodes that the current one is in.
+    """
+
+    left: int
+    inside: list[yaml.Node] = field(default_factory=list)
+
+
+def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], room: _Room) -> None:
+    room.left -= 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+    problem = "anchors make too much of the file" if room.left < 0 else ""
+    if any(node is outer for outer in room.inside):
+        problem = "an anchor contains itself"
+    elif len(path) > DEEPEST:
+        problem = f"more than {DEEPEST} levels inside each other"
+    if problem:
+        raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+    if isinstance(node, yaml.ScalarNode):
         return
-    seen = seen | {id(node)}
+    room.inside.append(node)
     if isinstance(node, yaml.MappingNode):
         own: set[Keys] = set()
         for key_node, value_node in node.value:
@@ -205,8 +338,9 @@ def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftErr
                 errors.append(ConfigError(f"duplicate key {key!r}", where=f"{document.name}:{line}", hint=first))
             own.add(here)
             document.lines[here] = line
-            _mark(value_node, here, document, errors, seen)
+            _mark(value_node, here, document, errors, room)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[(*path, index)] = item.start_mark.line + 1
-            _mark(item, (*path, index), document, errors, seen)
+            _mark(item, (*path, index), document, errors, room)
+    room.inside.pop()
