@@ -95,7 +95,7 @@ class Row:
 
 def gradients(run: Run, batch: Batch, method: Method, draws: int) -> list[Tensor]:
     """The gradient of each of some draws on one batch, all LoRA weights in one vector."""
-    found = []
+    vectors = []
     reuse = draws if method.traits.reuses_rollouts else 1
     drawing = replace(run, settings=replace(run.settings, method=method, rollout_reuse=reuse))
     for _ in range(draws // reuse):
@@ -106,9 +106,9 @@ def gradients(run: Run, batch: Batch, method: Method, draws: int) -> list[Tensor
                 surrogate.latents, batch.prompts, loss=run.settings.loss, groups=surrogate.groups
             )
             surrogate.latents.backward(scored.gradient)
-            found.append(torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None]))
-            found[-1] = found[-1] / surrogate.latents.shape[0]
-    return found
+            vectors.append(torch.cat([p.grad.flatten() for p in run.parameters if p.grad is not None]))
+            vectors[-1] = vectors[-1] / surrogate.latents.shape[0]
+    return vectors
 
 
 def cosine(left: Tensor, right: Tensor) -> float:
@@ -123,8 +123,8 @@ def compare(run: Run, batches: Sequence[Batch], draws: int) -> tuple[dict[str, R
     for name, method in contenders(run.grid.steps):
         once = isinstance(method, DraftK) or (isinstance(method, FlowBPSparse) and method.k == run.grid.steps)
         drawn = [gradients(run, batch, method, 1 if once else draws) for batch in batches]
-        means = [torch.stack(each).mean(0) for each in drawn]
-        pairs = [(one, reference) for each, reference in zip(drawn, full, strict=True) for one in each]
+        means = [torch.stack(samples).mean(0) for samples in drawn]
+        pairs = [(one, reference) for samples, reference in zip(drawn, full, strict=True) for one in samples]
         rows[name] = Row(
             single=[cosine(one, reference) for one, reference in pairs],
             averaged=[cosine(one, reference) for one, reference in zip(means, full, strict=True)],

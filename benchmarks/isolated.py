@@ -47,28 +47,29 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 512], help="sides of the images in pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--calls", type=int, default=21, help="calls of each kind")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     isolation = Isolation(python=str(Path(sys.executable)))
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {given.batch}, medians of {given.calls}"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {arguments.batch}, "
+        f"medians of {arguments.calls}"
     )
     print("| reward | size | here, ms | isolated, ms | difference, ms | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for name, options in REWARDS.items():
-        there = isolated_reward(isolation, name, options, where=name)
-        with ending_processes([Term(name, there)]):
+        reward = isolated_reward(isolation, name, options, where=name)
+        with ending_processes([Term(name, reward)]):
             began = time.perf_counter()
-            scores = [build_reward(name, options).load(CPU), there.load(CPU)]
+            scores = [build_reward(name, options).load(CPU), reward.load(CPU)]
             loading = time.perf_counter() - began
-            for size in given.sizes:
+            for size in arguments.sizes:
                 generator = torch.Generator().manual_seed(size)
-                images = torch.rand(given.batch, 3, size, size, generator=generator)
-                prompts = ["a cat on a blue background"] * given.batch
+                images = torch.rand(arguments.batch, 3, size, size, generator=generator)
+                prompts = ["a cat on a blue background"] * arguments.batch
                 results = [gradient(score, images, prompts) for score in scores]
-                for here, isolated in zip(*results, strict=True):
-                    assert torch.equal(here, isolated), f"{name} at {size} px differs"
-                times = [[milliseconds(score, images, prompts) for score in scores] for _ in range(given.calls)]
-                here, isolated = map(median, zip(*times, strict=True))
-                row = f"{here:.1f} | {isolated:.1f} | {isolated - here:.1f} | {isolated / here:.2f}"
+                for direct, isolated in zip(*results, strict=True):
+                    assert torch.equal(direct, isolated), f"{name} at {size} px differs"
+                times = [[milliseconds(score, images, prompts) for score in scores] for _ in range(arguments.calls)]
+                direct, isolated = map(median, zip(*times, strict=True))
+                row = f"{direct:.1f} | {isolated:.1f} | {isolated - direct:.1f} | {isolated / direct:.2f}"
                 print(f"| `{name}` | {size} | {row} |", flush=True)
         print(f"loading `{name}` in both took {loading:.1f} s", file=sys.stderr)
 

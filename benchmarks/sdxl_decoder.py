@@ -21,7 +21,7 @@ from draft.diffusion.families.components import recompute_blocks
 from draft.diffusion.families.sdxl_single_file import PUBLISHED
 
 
-def kept(work: Callable[[], Tensor], recomputed: list[nn.Module]) -> int:
+def saved_bytes(work: Callable[[], Tensor], recomputed: list[nn.Module]) -> int:
     """Bytes that backward needs after a forward pass: what autograd saves, and what recomputed modules begin with."""
     storages = {}
 
@@ -47,14 +47,14 @@ def recomputed_bytes(block: Any, decode: Callable[[], Tensor]) -> int:
     """Bytes that backward through one block needs, while it is recomputed."""
     inputs: list[Tensor] = []
 
-    def begins(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        inputs.append(given[0])
+    def begins(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs.append(arguments[0])
 
     hook = block.register_forward_pre_hook(begins)
     decode()
     hook.remove()
     first = inputs[0].detach().requires_grad_()
-    again = kept(lambda: block(first, *[None] * isinstance(block, ResnetBlock2D)), [])
+    again = saved_bytes(lambda: block(first, *[None] * isinstance(block, ResnetBlock2D)), [])
     return again - first.untyped_storage().nbytes()  # its input is kept anyway
 
 
@@ -73,9 +73,9 @@ def main() -> None:
             *(layer for block in up for layer in (*block.resnets, *(block.upsamplers or ()))),
         ]
         decode = lambda: vae.decode(latents, return_dict=False)[0]  # noqa: E731
-        plain = kept(decode, [])
+        plain = saved_bytes(decode, [])
         recompute_blocks(vae, True)
-        less = kept(decode, blocks)
+        less = saved_bytes(decode, blocks)
         recompute_blocks(vae, False)
         largest = 0
         for block in blocks:

@@ -199,9 +199,9 @@ def cache_folder() -> Path:
     """
     if chosen := os.environ.get("DRAFT_CACHE"):
         return absolute(Path.cwd(), chosen)
-    own = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else "") or ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else "") or ".cache"
     try:
-        folder = absolute(Path.home(), own) / "draft"
+        folder = absolute(Path.home(), base) / "draft"
     except RuntimeError:  # a user without a home
         return _temporary_folder()
     return folder if _writable(folder) else _temporary_folder()

@@ -86,7 +86,7 @@ class ByKind:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
         """The schema of a discriminated union, in pydantic's own form."""
-        choices = {typing.get_args(hints(each)["kind"])[0]: handler.generate_schema(each) for each in self.classes}
+        choices = {typing.get_args(hints(cls)["kind"])[0]: handler.generate_schema(cls) for cls in self.classes}
         return {"type": "tagged-union", "choices": choices, "discriminator": "kind"}
 
 
@@ -176,8 +176,8 @@ def hints(cls: Any) -> Mapping[str, Any]:
     Returns:
         Key to type. The key is the field's name without the underscore that keeps it from being a word of Python.
     """
-    found = typing.get_type_hints(cls, include_extras=True)
-    return {field.name.rstrip("_"): found[field.name] for field in dataclasses.fields(cls)}
+    types_by_name = typing.get_type_hints(cls, include_extras=True)
+    return {field.name.rstrip("_"): types_by_name[field.name] for field in dataclasses.fields(cls)}
 
 
 def marks(hint: Any) -> tuple[Any, ...]:

@@ -85,9 +85,9 @@ class Lines:
         if not (due or overdue or self._done >= self._total):
             return
         self._last, self._shown = now, self._done
-        made = self._done - self._begun
+        advanced = self._done - self._begun
         figures = "".join(f"  {name} {value:.4g}" for name, value in (values or {}).items())
-        left = (now - self._started) / made * (self._total - self._done) if made > 0 else 0.0
+        left = (now - self._started) / advanced * (self._total - self._done) if advanced > 0 else 0.0
         eta = f"  {duration(left)} left" if 0 < self._done < self._total else f"  {duration(now - self._started)}"
         self.say(f"{self._label}: {self._done}/{self._total}{figures}{eta}")
 

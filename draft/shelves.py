@@ -76,8 +76,8 @@ class Shelf:
             self.make()
             with locked(self.folder, timeout=-1, who="run"), self._open() as index:
                 first = index.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM rows").fetchone()[0]
-                known = self.find(texts)
-                new = [(text, row) for text, row in dict(zip(texts, rows, strict=True)).items() if text not in known]
+                stored = self.find(texts)
+                new = [(text, row) for text, row in dict(zip(texts, rows, strict=True)).items() if text not in stored]
                 for name, width in self.widths.items():
                     path = self.file(name)
                     path.touch()
@@ -117,10 +117,10 @@ class Shelf:
                 row[name] = b""
         return row
 
-    def shrink(self, wanted: int) -> None:
+    def shrink(self, incoming: int) -> None:
         """Take all rows off the shelf if so many bytes more would exceed the cache's limit."""
         size = sum(self.file(name).stat().st_size for name in self.widths if self.file(name).exists())
-        if size + wanted > cache_limit():
+        if size + incoming > cache_limit():
             drop(self.folder)
 
     def used(self) -> None:
@@ -201,18 +201,18 @@ def shelves(root: Path | None = None) -> list[Stored]:
     return sorted(stored, key=lambda shelf: shelf.used, reverse=True)
 
 
-def make_room(wanted: int, *, keep: Path | None = None, root: Path | None = None) -> None:
+def make_room(incoming: int, *, keep: Path | None = None, root: Path | None = None) -> None:
     """Drop shelves, the one not used for longest first, until so many bytes more are within the limit.
 
     Args:
-        wanted: Bytes to come.
+        incoming: Bytes to come.
         keep: A shelf that stays.
         root: The folder of shelves; None: the one in the cache folder.
     """
-    there = shelves(root)
-    total, limit = sum(shelf.size for shelf in there), cache_limit()
-    for shelf in reversed(there):
-        if total + wanted <= limit:
+    existing = shelves(root)
+    total, limit = sum(shelf.size for shelf in existing), cache_limit()
+    for shelf in reversed(existing):
+        if total + incoming <= limit:
             break
         if shelf.folder != keep:
             drop(shelf.folder)

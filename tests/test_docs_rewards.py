@@ -9,7 +9,7 @@ from types import ModuleType
 
 import draft
 from draft.rewards.describe import options
-from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.discovery import DISTRIBUTION, reward_entries
 from draft.rewards.hookspecs import ExtensionHooks, RewardHooks
 from draft.rewards.loading import find_reward
 from draft.rewards.reward import RESERVED, Reward
@@ -34,7 +34,7 @@ def test_the_page_of_rewards_is_current() -> None:
 def test_every_reward_and_every_option_is_on_the_page() -> None:
     text = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
     for entry in reward_entries():
-        if entry.dist == OWN:
+        if entry.dist == DISTRIBUTION:
             assert f"\n## {entry.name}\n" in text
             assert all(f"| `{option.name}` |" in text for option in options(find_reward(entry.name)))
 

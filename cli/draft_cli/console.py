@@ -19,8 +19,8 @@ def print_error(error: DraftError, stream: TextIO | None = None) -> None:
         stream: Where to; None: standard error.
     """
     out = sys.stderr if stream is None else stream
-    for each in error.errors if isinstance(error, ConfigErrors) else [error]:
-        print(f"error: {each}", file=out)
+    for problem in error.errors if isinstance(error, ConfigErrors) else [error]:
+        print(f"error: {problem}", file=out)
     print_notes(error, out)
 
 

@@ -35,8 +35,8 @@ def convert(
 
     from draft.adapters.conversion import convert_file
 
-    found = convert_file(source, target, format=settings.format, dtype=settings.dtype, rank=rank)
-    print_conversion(found, json=json)
+    conversion = convert_file(source, target, format=settings.format, dtype=settings.dtype, rank=rank)
+    print_conversion(conversion, json=json)
 
 
 def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:
@@ -65,30 +65,30 @@ def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:
     return source, target
 
 
-def print_conversion(found: Conversion, *, json: bool) -> None:
+def print_conversion(conversion: Conversion, *, json: bool) -> None:
     """Print what was read, what was written, and how far apart they are.
 
     Args:
-        found: The conversion.
+        conversion: The conversion.
         json: Print one JSON object instead of lines.
     """
-    print(json_module.dumps(_as_json(found), indent=2) if json else "\n".join(_lines(found)))
+    print(json_module.dumps(_as_json(conversion), indent=2) if json else "\n".join(_lines(conversion)))
 
 
-def _lines(found: Conversion) -> Iterator[str]:
-    if found.before is not None:
-        yield f"read {found.before.path}  ({_told(found.before)})"
-    yield f"wrote {found.after.path}  ({_told(found.after)})"
-    if found.nearest is not None:
-        yield f"LoHa and LoKr at that rank: relative error {found.nearest:.2e}"
-    if found.predicted is not None:
-        yield f"relative error {found.predicted:.3e} as predicted, {found.read_back.total:.3e} as read back"
-        yield f"largest of a module {found.read_back.error:.2e}, {found.read_back.worst}"
+def _lines(conversion: Conversion) -> Iterator[str]:
+    if conversion.before is not None:
+        yield f"read {conversion.before.path}  ({_facts(conversion.before)})"
+    yield f"wrote {conversion.after.path}  ({_facts(conversion.after)})"
+    if conversion.nearest is not None:
+        yield f"LoHa and LoKr at that rank: relative error {conversion.nearest:.2e}"
+    if conversion.predicted is not None:
+        yield f"relative error {conversion.predicted:.3e} as predicted, {conversion.read_back.total:.3e} as read back"
+        yield f"largest of a module {conversion.read_back.error:.2e}, {conversion.read_back.worst}"
     else:
-        yield f"read back: largest relative error {found.read_back.error:.1e}"
+        yield f"read back: largest relative error {conversion.read_back.error:.1e}"
 
 
-def _told(file: Facts) -> str:
+def _facts(file: Facts) -> str:
     from draft_cli.inspect import histogram, size
 
     modules = sum(file.parts.values())
@@ -97,8 +97,8 @@ def _told(file: Facts) -> str:
     return f"{file.format}, {counted}, {ranks}, {'/'.join(file.dtypes)}, {size(file.size)}"
 
 
-def _as_json(found: Conversion) -> dict[str, Any]:
-    def told(file: Facts | None) -> dict[str, Any] | None:
+def _as_json(conversion: Conversion) -> dict[str, Any]:
+    def entry(file: Facts | None) -> dict[str, Any] | None:
         if file is None:
             return None
         return {
@@ -113,11 +113,11 @@ def _as_json(found: Conversion) -> dict[str, Any]:
         }
 
     return {
-        "input": told(found.before),
-        "output": told(found.after),
-        "nearest_error": found.nearest,
-        "predicted_error": found.predicted,
-        "error": found.read_back.total,
-        "largest_error": found.read_back.error,
-        "worst_module": found.read_back.worst,
+        "input": entry(conversion.before),
+        "output": entry(conversion.after),
+        "nearest_error": conversion.nearest,
+        "predicted_error": conversion.predicted,
+        "error": conversion.read_back.total,
+        "largest_error": conversion.read_back.error,
+        "worst_module": conversion.read_back.worst,
     }

@@ -27,27 +27,27 @@ def diff(
     from draft.adapters.files.formats import read_adapter
 
     paths = (first.expanduser(), second.expanduser())
-    found = compare_adapters(*(read_adapter(path) for path in paths))
-    print(json_module.dumps(_as_json(found, paths), indent=2) if json else _text(found, paths, all=all))
+    difference = compare_adapters(*(read_adapter(path) for path in paths))
+    print(json_module.dumps(_as_json(difference, paths), indent=2) if json else _text(difference, paths, all=all))
 
 
-def _text(found: Difference, paths: tuple[Path, Path], *, all: bool) -> str:
-    total = found.total
+def _text(difference: Difference, paths: tuple[Path, Path], *, all: bool) -> str:
+    total, only = difference.total, [len(names) for names in difference.only]
     facts = [
         ("a", f"{paths[0]}  ||a|| = {total.norms[0]:.4g}"),
         ("b", f"{paths[1]}  ||b|| = {total.norms[1]:.4g}"),
-        ("modules", f"{len(found.modules)} in both, {len(found.only[0])} only in a, {len(found.only[1])} only in b"),
+        ("modules", f"{len(difference.modules)} in both, {only[0]} only in a, {only[1]} only in b"),
         ("cosine", f"{total.cosine:+.3f}"),
         ("interference", f"{total.interference:.3f}  {_reading(total)}"),
     ]
     lines = [rows(facts)]
-    shown = list(found.modules.items())[: None if all else _SHOWN]
+    shown = list(difference.modules.items())[: None if all else _SHOWN]
     if shown:
         width = max(len(name) for name, _ in shown)
         lines.append(f"  {'':<{width}}  interference  cosine  columns  rows   ||a||     ||b||")
         lines += [f"  {name:<{width}}  {_cells(relation)}" for name, relation in shown]
-        if len(shown) < len(found.modules):
-            lines.append(f"  {len(found.modules) - len(shown)} more, which interfere less (--all)")
+        if len(shown) < len(difference.modules):
+            lines.append(f"  {len(difference.modules) - len(shown)} more, which interfere less (--all)")
     return "\n".join(lines)
 
 
@@ -70,8 +70,8 @@ def _reading(relation: Relation) -> str:
     return "they leave each other alone: mixed, each keeps its effect"
 
 
-def _as_json(found: Difference, paths: tuple[Path, Path]) -> dict[str, Any]:
-    def told(relation: Relation) -> dict[str, Any]:
+def _as_json(difference: Difference, paths: tuple[Path, Path]) -> dict[str, Any]:
+    def figures(relation: Relation) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "norms": list(relation.norms),
             "cosine": relation.cosine,
@@ -83,7 +83,7 @@ def _as_json(found: Difference, paths: tuple[Path, Path]) -> dict[str, Any]:
 
     return {
         "paths": [str(path) for path in paths],
-        "total": told(found.total),
-        "only": [list(names) for names in found.only],
-        "modules": {name: told(relation) for name, relation in found.modules.items()},
+        "total": figures(difference.total),
+        "only": [list(names) for names in difference.only],
+        "modules": {name: figures(relation) for name, relation in difference.modules.items()},
     }

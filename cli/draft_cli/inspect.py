@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from draft.adapters.inspect import Block, Inspection
 
 # What people look for in a header, and what we call it.
-_TOLD = {
+_LABELS = {
     "modelspec.title": "title",
     "modelspec.author": "author",
     "modelspec.description": "description",
@@ -43,72 +43,72 @@ def inspect(
     """Show what an adapter file holds: family, ranks, alphas, the sizes of its changes, and its header's entries."""
     from draft.adapters.inspect import inspect_adapter
 
-    found = inspect_adapter(file.expanduser())
-    print(json_module.dumps(_as_json(found), indent=2) if json else _text(found, blocks=blocks))
+    inspection = inspect_adapter(file.expanduser())
+    print(json_module.dumps(_as_json(inspection), indent=2) if json else _text(inspection, blocks=blocks))
 
 
-def _text(found: Inspection, *, blocks: bool) -> str:
-    low, median, high = found.used
-    parts = ", ".join(f"{part} {count}" for part, count in found.facts.parts.items())
+def _text(inspection: Inspection, *, blocks: bool) -> str:
+    low, median, high = inspection.used
+    parts = ", ".join(f"{part} {count}" for part, count in inspection.facts.parts.items())
     used = f"{low}" if low == high else f"{low} to {high} (median {median})"
     facts = [
-        ("model", found.model or f"unknown, of the family {found.family}"),
-        ("format", f"{found.facts.format}, {', '.join(found.facts.dtypes)}, {size(found.facts.size)}"),
-        ("modules", f"{sum(found.facts.parts.values())}  ({parts})"),
-        ("rank", histogram(found.facts.ranks)),
-        ("alpha", histogram(found.facts.alphas)),
-        ("change", f"||dW|| = {found.norm:.4g}; 99% of its energy lies within rank {used}"),
-        ("sha256", found.facts.digest),
+        ("model", inspection.model or f"unknown, of the family {inspection.family}"),
+        ("format", f"{inspection.facts.format}, {', '.join(inspection.facts.dtypes)}, {size(inspection.facts.size)}"),
+        ("modules", f"{sum(inspection.facts.parts.values())}  ({parts})"),
+        ("rank", histogram(inspection.facts.ranks)),
+        ("alpha", histogram(inspection.facts.alphas)),
+        ("change", f"||dW|| = {inspection.norm:.4g}; 99% of its energy lies within rank {used}"),
+        ("sha256", inspection.facts.digest),
     ]
-    lines = [str(found.facts.path), rows(facts), _table(found.blocks if blocks else found.groups)]
-    told = _told(found.metadata)
-    if told:
-        lines.append(rows([(label, one_line(text)) for label, text in told]))
+    lines = [str(inspection.facts.path), rows(facts), _table(inspection.blocks if blocks else inspection.groups)]
+    entries = _header_rows(inspection.metadata)
+    if entries:
+        lines.append(rows([(label, one_line(text)) for label, text in entries]))
     return "\n".join(lines)
 
 
-def _told(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+def _header_rows(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
     from draft.adapters.inspect import parsed, tag_counts
 
-    known = {*_TOLD, "ss_tag_frequency", "draft.recipe", "draft.evaluation", "lora_adapter_metadata", "format"}
-    found = [(label, metadata[key]) for key, label in _TOLD.items() if metadata.get(key)]
+    known = {*_LABELS, "ss_tag_frequency", "draft.recipe", "draft.evaluation", "lora_adapter_metadata", "format"}
+    entries = [(label, metadata[key]) for key, label in _LABELS.items() if metadata.get(key)]
     tags = tag_counts(metadata)
     if tags:
         listed = ", ".join(f"{tag} ({count})" for tag, count in list(tags.items())[:8])
-        found.append(("captions", listed + (f", {len(tags) - 8} more" if len(tags) > 8 else "")))
+        entries.append(("captions", listed + (f", {len(tags) - 8} more" if len(tags) > 8 else "")))
     recipe = parsed(metadata.get("draft.recipe", ""))
     if isinstance(recipe, dict):
-        found.append(("recipe", _recipe(recipe)))
+        entries.append(("recipe", _recipe(recipe)))
     evaluation = parsed(metadata.get("draft.evaluation", ""))
     if isinstance(evaluation, dict):
-        found += _gains(evaluation)
-    others = sum(key not in known for key in metadata)
-    if others:
-        found.append(("header", f"{others} more entr{'y' if others == 1 else 'ies'}, see --json"))
-    return found
+        entries += _gains(evaluation)
+    unlisted = sum(key not in known for key in metadata)
+    if unlisted:
+        entries.append(("header", f"{unlisted} more entr{'y' if unlisted == 1 else 'ies'}, see --json"))
+    return entries
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
     inputs = recipe.get("inputs")
-    listed = [each for each in inputs if isinstance(each, dict)] if isinstance(inputs, list) else []
+    listed = [entry for entry in inputs if isinstance(entry, dict)] if isinstance(inputs, list) else []
     named = [
-        f"{each['weight']:g} x {each.get('name', str(each.get('sha256', ''))[:12])}"
-        if isinstance(each.get("weight"), int | float)
-        else str(each.get("name", str(each.get("sha256", ""))[:12]))
-        for each in listed
+        f"{entry['weight']:g} x {entry.get('name', str(entry.get('sha256', ''))[:12])}"
+        if isinstance(entry.get("weight"), int | float)
+        else str(entry.get("name", str(entry.get("sha256", ""))[:12]))
+        for entry in listed
     ]
     return f"{recipe.get('kind', 'unknown')} of {', '.join(named)}" if named else str(recipe.get("kind", "unknown"))
 
 
 def _gains(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = [("evaluated", f"on {evaluation.get('model')} at weight {evaluation.get('weight')}")]
+    entries = [("evaluated", f"on {evaluation.get('model')} at weight {evaluation.get('weight')}")]
     rewards = evaluation.get("rewards")
-    for label, told in rewards.items() if isinstance(rewards, dict) else ():
-        gain = told.get("gain") if isinstance(told, dict) else None
+    for label, figures in rewards.items() if isinstance(rewards, dict) else ():
+        gain = figures.get("gain") if isinstance(figures, dict) else None
         if isinstance(gain, dict) and all(isinstance(gain.get(key), int | float) for key in ("mean", "low", "high")):
             spread = f"95% {gain['low']:+.4g} to {gain['high']:+.4g}"
-            found.append((f"  {label}", f"{gain['mean']:+.4g} ({spread}, {gain.get('count')} prompts)"))
-    return found
+            entries.append((f"  {label}", f"{gain['mean']:+.4g} ({spread}, {gain.get('count')} prompts)"))
+    return entries
 
 
 def _table(blocks: tuple[Block, ...]) -> str:
@@ -161,29 +161,29 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def _as_json(found: Inspection) -> dict[str, Any]:
+def _as_json(inspection: Inspection) -> dict[str, Any]:
     from draft.adapters.inspect import parsed, tag_counts
 
     def listed(blocks: tuple[Block, ...]) -> list[dict[str, Any]]:
         return [dict(vars(block)) for block in blocks]
 
     return {
-        "path": str(found.facts.path),
-        "sha256": found.facts.digest,
-        "bytes": found.facts.size,
-        "family": found.family,
-        "model": found.model or None,
-        "format": found.facts.format,
-        "parts": dict(found.facts.parts),
-        "ranks": {str(rank): count for rank, count in found.facts.ranks.items()},
-        "alphas": {f"{alpha:g}": count for alpha, count in found.facts.alphas.items()},
-        "dtypes": dict(found.facts.dtypes),
-        "norm": found.norm,
-        "rank_of_99_percent": dict(zip(("smallest", "median", "largest"), found.used, strict=True)),
-        "groups": listed(found.groups),
-        "blocks": listed(found.blocks),
-        "captions": tag_counts(found.metadata),
-        "recipe": parsed(found.metadata.get("draft.recipe", "")),
-        "evaluation": parsed(found.metadata.get("draft.evaluation", "")),
-        "metadata": dict(sorted(found.metadata.items())),
+        "path": str(inspection.facts.path),
+        "sha256": inspection.facts.digest,
+        "bytes": inspection.facts.size,
+        "family": inspection.family,
+        "model": inspection.model or None,
+        "format": inspection.facts.format,
+        "parts": dict(inspection.facts.parts),
+        "ranks": {str(rank): count for rank, count in inspection.facts.ranks.items()},
+        "alphas": {f"{alpha:g}": count for alpha, count in inspection.facts.alphas.items()},
+        "dtypes": dict(inspection.facts.dtypes),
+        "norm": inspection.norm,
+        "rank_of_99_percent": dict(zip(("smallest", "median", "largest"), inspection.used, strict=True)),
+        "groups": listed(inspection.groups),
+        "blocks": listed(inspection.blocks),
+        "captions": tag_counts(inspection.metadata),
+        "recipe": parsed(inspection.metadata.get("draft.recipe", "")),
+        "evaluation": parsed(inspection.metadata.get("draft.evaluation", "")),
+        "metadata": dict(sorted(inspection.metadata.items())),
     }

@@ -184,7 +184,7 @@ def parse_factors(texts: Sequence[str], option: str) -> dict[str, float]:
     Raises:
         ConfigError: No pattern, no finite number, or a pattern twice.
     """
-    found: dict[str, float] = {}
+    factors: dict[str, float] = {}
     for text in texts:
         pattern, _, number = text.rpartition("=")
         where = f"draft mix, --{option} {text!r}"
@@ -194,10 +194,10 @@ def parse_factors(texts: Sequence[str], option: str) -> dict[str, float]:
                 where="draft mix",
                 hint=(f"--{option} '{'text_encoder*' if option == 'component' else 'up_blocks.*'}=0.5'"),
             )
-        if pattern in found:
+        if pattern in factors:
             raise ConfigError(f"the pattern {pattern!r} is there twice", where=where)
-        found[pattern] = float(number)
-    return found
+        factors[pattern] = float(number)
+    return factors
 
 
 def parse_input(text: str) -> tuple[Path, float]:
@@ -268,9 +268,9 @@ def _plan_sweep(
 
 def _draw_sweep(stage: dict[str, Any], target: Path, *, force: bool, quiet: bool) -> None:
     stage = {**stage, "adapters": {"mix": {"from": str(target)}}}
-    made, _ = write_strip(stage, _strip_folder(target), force=force, quiet=quiet)
+    outputs, _ = write_strip(stage, _strip_folder(target), force=force, quiet=quiet)
     if not quiet:
-        print(f"strip in {made['strip']}")
+        print(f"strip in {outputs['strip']}")
 
 
 def _strip_folder(target: Path) -> Path:

@@ -41,30 +41,32 @@ def reproduce(
     metadata = read_header(adapter).metadata
     stem = output.stem if output else name_of(adapter)
     try:
-        made = reproduce(metadata, name=name_of(adapter), given=_digests(inputs or []), model=_model(model), stem=stem)
+        reproduction = reproduce(
+            metadata, name=name_of(adapter), input_files=_digests(inputs or []), model=_model(model), stem=stem
+        )
     except DraftError as error:
         error.where = error.where or str(adapter)
         raise
-    if output is None and made.tables:
+    if output is None and reproduction.tables:
         what = "the prompts have columns, which a file beside the pipeline holds"
         raise ConfigError(what, where=_WHERE, hint="name the pipeline with -o")
     if output is None:
-        typer.echo(made.text(), nl=False)
+        typer.echo(reproduction.text(), nl=False)
     else:
-        for file in write_pipeline(made, output, force=force):
+        for file in write_pipeline(reproduction, output, force=force):
             typer.echo(f"wrote {file}")
-        typer.echo(f"{made.target}.adapter is the adapter; run it with: draft run {output}")
-    for key, what in made.missing.items():
+        typer.echo(f"{reproduction.target}.adapter is the adapter; run it with: draft run {output}")
+    for key, what in reproduction.missing.items():
         typer.echo(f"to be given: {key}: {what}", err=output is None)
     if check:
-        typer.echo(f"check: {compare(made, metadata, output)}", err=output is None)
+        typer.echo(f"check: {compare(reproduction, metadata, output)}", err=output is None)
 
 
-def write_pipeline(made: Reproduction, output: Path, *, force: bool) -> list[Path]:
+def write_pipeline(reproduction: Reproduction, output: Path, *, force: bool) -> list[Path]:
     """Write a pipeline and the files next to it.
 
     Args:
-        made: The pipeline.
+        reproduction: The pipeline.
         output: Its file.
         force: Whether files that are there may be overwritten.
 
@@ -76,7 +78,7 @@ def write_pipeline(made: Reproduction, output: Path, *, force: bool) -> list[Pat
     """
     from draft.files import write_text
 
-    texts = {output.with_name(name): text for name, text in made.tables.items()} | {output: made.text()}
+    texts = {output.with_name(name): text for name, text in reproduction.tables.items()} | {output: reproduction.text()}
     for path in texts:
         if path.exists() and not force:
             hint = "add --force to overwrite it, or -o OTHER"
@@ -90,11 +92,11 @@ def write_pipeline(made: Reproduction, output: Path, *, force: bool) -> list[Pat
     return list(texts)
 
 
-def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None) -> str:
+def compare(reproduction: Reproduction, metadata: Mapping[str, str], output: Path | None) -> str:
     """Load the pipeline and compare what it would do on this machine with what the file records.
 
     Args:
-        made: The pipeline.
+        reproduction: The pipeline.
         metadata: The adapter's header.
         output: Where it was written; None: nowhere.
 
@@ -112,10 +114,10 @@ def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None
     with tempfile.TemporaryDirectory() as folder:
         file = output or Path(folder) / "pipeline.yaml"
         if output is None:
-            write_pipeline(made, file, force=True)
+            write_pipeline(reproduction, file, force=True)
         pipeline = load_pipeline(file)
         steps = {step.name: step for step in make_plan(pipeline, Path(folder) / "runs")}
-    step, stage = steps[made.target], pipeline.stages[made.target]
+    step, stage = steps[reproduction.target], pipeline.stages[reproduction.target]
     if "draft.fingerprint" not in metadata:
         return "everything that it needs is here; the file has no fingerprint to compare with"
     same = "the same fingerprint: with the same versions of the libraries a run gives the same adapter"
@@ -125,10 +127,10 @@ def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None
     recorded = recorded if isinstance(recorded, dict) else {}
     now = step.identity
     old, new = without_files(settled(recorded, stage)), without_files(now)
-    kept = {key: new.get(key) for key in old}  # the header leaves out what is large or of the machine
-    found = differences(old, without_secrets(kept))
-    if found:
-        raise StageError(f"here it would be another adapter: {'; '.join(found)}", where=_WHERE)
+    shared = {key: new.get(key) for key in old}  # the header leaves out what is large or of the machine
+    changes = differences(old, without_secrets(shared))
+    if changes:
+        raise StageError(f"here it would be another adapter: {'; '.join(changes)}", where=_WHERE)
     # Another version wrote the settings otherwise: with what the header leaves out as it is here, is it the same?
     left_out = {key: now[key] for key in ("model", "reward_models", "upstream") if key in now}
     if metadata["draft.fingerprint"] == fingerprint({**recorded, **left_out}):
@@ -142,12 +144,12 @@ def compare(made: Reproduction, metadata: Mapping[str, str], output: Path | None
 def _digests(files: Sequence[Path]) -> dict[str, str]:
     from draft.files import sha256, weights_file
 
-    found = {}
+    by_digest = {}
     for path in files:
         if not weights_file(path).is_file():
             raise ConfigError("no such adapter file", where=str(path))
-        found[sha256(weights_file(path))] = str(path.resolve())
-    return found
+        by_digest[sha256(weights_file(path))] = str(path.resolve())
+    return by_digest
 
 
 def _model(name: str) -> str:

@@ -29,9 +29,9 @@ def resize(
 ) -> None:
     """Cut an adapter to a smaller rank, the best there is, with an error that is known before writing."""
     bounds = {"rank": rank, "energy": energy, "max_error": max_error}
-    given = [name for name, value in bounds.items() if value is not None]
-    if len(given) != 1:
-        listed = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+    chosen = [name for name, value in bounds.items() if value is not None]
+    if len(chosen) != 1:
+        listed = " and ".join(f"--{name.replace('_', '-')}" for name in chosen) or "none"
         raise ConfigError(
             f"give one of --rank, --energy and --max-error (got {listed})",
             where="draft resize",
@@ -42,7 +42,7 @@ def resize(
 
     from draft.adapters.conversion import resize_file
 
-    found = resize_file(
+    conversion = resize_file(
         source, target, rank=rank, energy=energy, max_error=max_error, format=settings.format, dtype=settings.dtype
     )
-    print_conversion(found, json=json)
+    print_conversion(conversion, json=json)

@@ -81,12 +81,12 @@ def strip(
         device=device,
     )
     target = output or Path("+".join(path.stem for path in files) + "_strip")
-    made, figures = write_strip(stage, target, force=force)
+    outputs, figures = write_strip(stage, target, force=force)
     for name, value in figures.items():
         label, _, what = name.rpartition(".")
         if what == "highest_at":
             typer.echo(f"{label} is highest at {value:g}{'' if other is None else f' of {adapter.stem}'}")
-    typer.echo(f"results in {target}:\n{rows([(name, str(path)) for name, path in made.items()])}")
+    typer.echo(f"results in {target}:\n{rows([(name, str(path)) for name, path in outputs.items()])}")
 
 
 def parse_scales(text: str, *, option: str = "--scale") -> list[float]:
@@ -104,15 +104,15 @@ def parse_scales(text: str, *, option: str = "--scale") -> list[float]:
     """
     try:
         if ":" not in text:
-            found = [float(word) for word in text.split(",")]
+            scales = [float(word) for word in text.split(",")]
         else:
             first, last, count = text.split(":")
             low, high, number = float(first), float(last), int(count)
             if number < 2 or number > 1000:
                 raise ConfigError(f"{option} must have 2 to 1000 scales (got {number})", where=_WHERE)
-            found = [round(low + (high - low) * index / (number - 1), 6) for index in range(number)]
-        if all(math.isfinite(scale) for scale in found):
-            return found
+            scales = [round(low + (high - low) * index / (number - 1), 6) for index in range(number)]
+        if all(math.isfinite(scale) for scale in scales):
+            return scales
     except ValueError:
         pass
     hint = "0:1.5:7 is 0, 0.25, ... 1.5; 0,0.5,1 is a list"
@@ -152,10 +152,10 @@ def parse_rewards(texts: Sequence[str]) -> dict[str, Any]:
     """
     from draft.pipeline.document import parse_value
 
-    found: dict[str, Any] = {}
+    rewards: dict[str, Any] = {}
     for text in texts:
         name, equals, options = text.partition("=")
-        if name in found:
+        if name in rewards:
             raise ConfigError(f"reward {name!r} is given twice", where=_WHERE, hint="NAME2={use: NAME, ...}")
         value = parse_value(options) if equals else None
         if equals and not isinstance(value, Mapping):
@@ -163,8 +163,8 @@ def parse_rewards(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"the options of a reward are a mapping (got {text!r})", where=_WHERE, hint=hint)
         if isinstance(value, Mapping) and "isolated" in value:
             raise ConfigError("isolated rewards are for pipelines", where=_WHERE, hint="use a stage of kind strip")
-        found[name] = dict(value) if isinstance(value, Mapping) else None
-    return found
+        rewards[name] = dict(value) if isinstance(value, Mapping) else None
+    return rewards
 
 
 def strip_stage(
@@ -205,7 +205,7 @@ def strip_stage(
             "a strip needs a model", where="command line", hint="--model emoji; `draft models` shows names"
         )
     embedded = {"num_inference_steps": 10, "guidance_scale": 2.0} if is_embedded(model) else {}
-    given = {name: value for name, value in sampler.items() if value is not None}
+    overrides = {name: value for name, value in sampler.items() if value is not None}
     stage = {
         "kind": "strip",
         "model": model,
@@ -213,7 +213,7 @@ def strip_stage(
         "adapters": {label: {"from": str(path)} for label, path in zip(_labels(files), files, strict=True)},
         "scales": list(scales),
         "seeds": list(seeds),
-        "sampler": {**embedded, **given},
+        "sampler": {**embedded, **overrides},
         "rewards": dict(rewards),
         "device": device,
     }
@@ -313,9 +313,9 @@ def check_target(target: Path, *, force: bool) -> None:
 
 def _labels(files: Sequence[Path]) -> list[str]:
     """A label for each file out of its name; `base` is the model's own."""
-    found: list[str] = []
+    labels: list[str] = []
     for path in files:
         label = re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem).lstrip("_.-") or "adapter"
         label = "base_adapter" if label == "base" else label
-        found.append(f"{label}_{len(found) + 1}" if label in found else label)
-    return found
+        labels.append(f"{label}_{len(labels) + 1}" if label in labels else label)
+    return labels

@@ -27,43 +27,43 @@ def verify(
     """
     from draft.adapters.verification.verify import verify as check
 
-    found = check(file.expanduser())
-    print(json_module.dumps(_as_json(found), indent=2) if json else _text(found))
-    raise typer.Exit(3 if not found.known else 0 if found.right else 1)
+    report = check(file.expanduser())
+    print(json_module.dumps(_as_json(report), indent=2) if json else _text(report))
+    raise typer.Exit(3 if not report.known else 0 if report.right else 1)
 
 
-def _text(found: Verification) -> str:
-    counted = _count(found.modules)
-    lines = [f"{found.path}  ({found.base.name if found.base else 'unknown model'}, {counted})"]
-    facts = [("intact", "finite, factors agree, no module twice"), ("sha256", found.digest)]
+def _text(report: Verification) -> str:
+    counted = _count(report.modules)
+    lines = [f"{report.path}  ({report.base.name if report.base else 'unknown model'}, {counted})"]
+    facts = [("intact", "finite, factors agree, no module twice"), ("sha256", report.digest)]
     facts += [
-        (name, "is that of the tensors" if ok else "is NOT that of the tensors") for name, ok in found.hashes.items()
+        (name, "is that of the tensors" if ok else "is NOT that of the tensors") for name, ok in report.hashes.items()
     ]
-    if found.base is None:
-        facts.append(("not checked", f"no known model of the family {found.family} has these modules"))
-    if found.strange:
+    if report.base is None:
+        facts.append(("not checked", f"no known model of the family {report.family} has these modules"))
+    if report.strange:
         facts.append(
-            ("strange", f"{found.base.name if found.base else ''} has no such modules: {_some(found.strange)}")
+            ("strange", f"{report.base.name if report.base else ''} has no such modules: {_some(report.strange)}")
         )
     lines.append(rows(facts))
-    if found.verdicts:
-        lines.append(rows([(f"{each.tool} {each.version}", sentence(each)) for each in found.verdicts]))
-    if found.recipe is not None:
-        lines.append(rows([(label, one_line(text)) for label, text in _recipe(found.recipe)]))
-    lines += _hint(found)
+    if report.verdicts:
+        lines.append(rows([(f"{verdict.tool} {verdict.version}", sentence(verdict)) for verdict in report.verdicts]))
+    if report.recipe is not None:
+        lines.append(rows([(label, one_line(text)) for label, text in _recipe(report.recipe)]))
+    lines += _hint(report)
     return "\n".join(lines)
 
 
-def _hint(found: Verification) -> list[str]:
-    if not found.formats:
+def _hint(report: Verification) -> list[str]:
+    if not report.formats:
         return []
-    now = sum(verdict.right for verdict in found.verdicts)
+    now = sum(verdict.right for verdict in report.verdicts)
     # Of formats that are equally good the first, which most tools know.
-    best = max(found.formats, key=lambda format: len(found.formats[format]))
-    if len(found.formats[best]) <= now:
+    best = max(report.formats, key=lambda format: len(report.formats[format]))
+    if len(report.formats[best]) <= now:
         return ["hint: no format that draft convert writes loads in more of them"]
-    listed = ", ".join(found.formats[best])
-    return [f"hint: draft convert {found.path} -o OUT --format {best} loads whole and at its strength in {listed}"]
+    listed = ", ".join(report.formats[best])
+    return [f"hint: draft convert {report.path} -o OUT --format {best} loads whole and at its strength in {listed}"]
 
 
 def sentence(verdict: Verdict) -> str:
@@ -91,13 +91,15 @@ def sentence(verdict: Verdict) -> str:
 
 
 def _recipe(recipe: Any) -> list[tuple[str, str]]:
-    found = [("recipe", str(recipe.get("kind", "unknown")))]
+    entries = [("recipe", str(recipe.get("kind", "unknown")))]
     inputs = recipe.get("inputs")
-    for each in inputs if isinstance(inputs, list) else []:
-        if isinstance(each, dict):
-            weight = f", weight {each['weight']:g}" if isinstance(each.get("weight"), int | float) else ""
-            found.append(("  input", f"{each.get('name', 'unnamed')} sha256 {each.get('sha256', 'unknown')}{weight}"))
-    return found
+    for entry in inputs if isinstance(inputs, list) else []:
+        if isinstance(entry, dict):
+            weight = f", weight {entry['weight']:g}" if isinstance(entry.get("weight"), int | float) else ""
+            entries.append(
+                ("  input", f"{entry.get('name', 'unnamed')} sha256 {entry.get('sha256', 'unknown')}{weight}")
+            )
+    return entries
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -108,30 +110,30 @@ def _count(modules: int) -> str:
     return f"{modules} module{'' if modules == 1 else 's'}"
 
 
-def _as_json(found: Verification) -> dict[str, Any]:
+def _as_json(report: Verification) -> dict[str, Any]:
     return {
-        "path": str(found.path),
-        "sha256": found.digest,
-        "family": found.family,
-        "model": found.base.name if found.base else None,
-        "modules": found.modules,
-        "strange": list(found.strange),
-        "hashes": dict(found.hashes),
-        "recipe": found.recipe,
-        "right": found.right if found.known else None,
-        "formats": {format: list(names) for format, names in found.formats.items()},
+        "path": str(report.path),
+        "sha256": report.digest,
+        "family": report.family,
+        "model": report.base.name if report.base else None,
+        "modules": report.modules,
+        "strange": list(report.strange),
+        "hashes": dict(report.hashes),
+        "recipe": report.recipe,
+        "right": report.right if report.known else None,
+        "formats": {format: list(names) for format, names in report.formats.items()},
         "tools": [
             {
-                "tool": each.tool,
-                "version": each.version,
-                "status": each.status,
-                "loaded": each.loaded,
-                "modules": each.modules,
-                "dropped": list(each.dropped),
-                "reason": each.reason,
-                "strengths": list(each.ratios),
-                "right": each.right,
+                "tool": verdict.tool,
+                "version": verdict.version,
+                "status": verdict.status,
+                "loaded": verdict.loaded,
+                "modules": verdict.modules,
+                "dropped": list(verdict.dropped),
+                "reason": verdict.reason,
+                "strengths": list(verdict.ratios),
+                "right": verdict.right,
             }
-            for each in found.verdicts
+            for verdict in report.verdicts
         ],
     }

@@ -87,8 +87,8 @@ def convert_file(
     before = None if rank is not None else facts_of(source, adapter)
     header = _header("convert", source, adapter.metadata, changes, error=nearest)
     exact = dict.fromkeys(adapter.modules, 0.0)
-    told, after = _write(written, adapter, output, source, exact, format=format, header=header)
-    return Conversion(before, after, nearest, None, told)
+    readback, after = _write(written, adapter, output, source, exact, format=format, header=header)
+    return Conversion(before, after, nearest, None, readback)
 
 
 def resize_file(
@@ -124,8 +124,8 @@ def resize_file(
     bounds = {"rank": rank, "energy": energy, "max_error": max_error, "format": format, "dtype": dtype}
     written = _cast(smaller.adapter, dtype)
     header = _header("resize", source, adapter.metadata, bounds, error=smaller.error)
-    told, after = _write(written, adapter, output, source, smaller.errors, format=format, header=header)
-    return Conversion(facts_of(source, adapter), after, None, smaller.error, told)
+    readback, after = _write(written, adapter, output, source, smaller.errors, format=format, header=header)
+    return Conversion(facts_of(source, adapter), after, None, smaller.error, readback)
 
 
 def _write(
@@ -140,21 +140,21 @@ def _write(
 ) -> tuple[ReadBack, Facts]:
     if output.resolve() in (source.resolve(), weights_file(source).resolve()):
         raise StageError("the output is also the input", where=str(output), hint="write to another file")
-    kept = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
+    metadata = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
 
     def check(path: Path) -> tuple[ReadBack, Facts]:
-        found = read_adapter(path)
-        told = compare(
-            found.modules,
+        reread = read_adapter(path)
+        readback = compare(
+            reread.modules,
             lambda name: [(wanted.modules[name], 1.0)],
             predicted,
             dtype=_coarsest(written),
             where=str(output),
             reader="Draft",
         )
-        return told, replace(facts_of(path, found), path=output)
+        return readback, replace(facts_of(path, reread), path=output)
 
-    return write_checked(replace(written, metadata=kept), output, format=format, metadata=header, check=check)
+    return write_checked(replace(written, metadata=metadata), output, format=format, metadata=header, check=check)
 
 
 def _cast(adapter: Adapter, dtype: Dtype) -> Adapter:
@@ -169,24 +169,24 @@ def _cast(adapter: Adapter, dtype: Dtype) -> Adapter:
 
 
 def _header(
-    kind: str, source: Path, own: Mapping[str, str], changes: Mapping[str, Any], *, error: float | None
+    kind: str, source: Path, metadata: Mapping[str, str], changes: Mapping[str, Any], *, error: float | None
 ) -> dict[str, str]:
     """`draft.recipe`, with the input's own recipe inside, and of a conversion the evaluation, which still holds."""
-    told: dict[str, Any] = {"name": source.stem or source.name, "sha256": file_digest(source), "weight": 1.0}
+    entry: dict[str, Any] = {"name": source.stem or source.name, "sha256": file_digest(source), "weight": 1.0}
     for key in ("recipe", "pipeline"):
-        if text := own.get(f"draft.{key}"):
-            told[key] = _parsed(text)
+        if text := metadata.get(f"draft.{key}"):
+            entry[key] = _parsed(text)
     recipe = {
         "kind": kind,
         "draft": draft_version(),
-        "inputs": [told],
+        "inputs": [entry],
         **changes,
         # In the last digits linear algebra differs from machine to machine.
         "error": None if error is None else float(f"{error:.4g}"),
     }
     header = {"draft.recipe": json.dumps(recipe, sort_keys=True)}
-    if kind == "convert" and error is None and "draft.evaluation" in own:
-        header["draft.evaluation"] = own["draft.evaluation"]
+    if kind == "convert" and error is None and "draft.evaluation" in metadata:
+        header["draft.evaluation"] = metadata["draft.evaluation"]
     return header
 
 
@@ -204,15 +204,17 @@ def _nearest_error(source: Path, rank: int) -> float | None:
     config = read_config(source / "adapter_config.json") if source.is_dir() else None
     alphas = read_alphas(config, metadata, where=where)
     missed, size = 0.0, 0.0
-    found = False
+    any_lycoris = False
     for name, parts in sorted(grouped_tensors(tensors, metadata, where=where).items()):
         if not is_lycoris(parts):
             continue
-        found = True
-        near, whole = (module_factors(name, parts, alphas, dense_rank=each, where=where) for each in (rank, _WHOLE))
+        any_lycoris = True
+        near, whole = (
+            module_factors(name, parts, alphas, dense_rank=dense_rank, where=where) for dense_rank in (rank, _WHOLE)
+        )
         off = deviation(near, [(whole, 1.0)])
         missed, size = missed + off.missed**2, size + off.size**2
-    return None if not found else math.sqrt(missed / size) if size else 0.0
+    return None if not any_lycoris else math.sqrt(missed / size) if size else 0.0
 
 
 def _coarsest(adapter: Adapter) -> torch.dtype:

@@ -203,8 +203,8 @@ def tag_counts(metadata: Mapping[str, str]) -> dict[str, int]:
         Counts, most frequent first; empty where there are none.
     """
     counts: Counter[str] = Counter()
-    found = parsed(metadata.get("ss_tag_frequency", ""))
-    for folder in found.values() if isinstance(found, dict) else ():
+    folders = parsed(metadata.get("ss_tag_frequency", ""))
+    for folder in folders.values() if isinstance(folders, dict) else ():
         for tag, count in folder.items() if isinstance(folder, dict) else ():
             if isinstance(count, int):
                 counts[str(tag).strip()] += count
@@ -266,7 +266,7 @@ def _block(name: str, depth: int) -> str:
     """The part with the half of the network, and at depth 2 the block's number."""
     part, *path = name.split(".")
     if part.startswith("text_encoder"):
-        number = next((each for each in path if each.isdigit()), "")
+        number = next((piece for piece in path if piece.isdigit()), "")
         return part if depth == 1 or not number else f"{part}.layers.{number}"
     numbered = depth == 2 and len(path) > 2 and path[1].isdigit()
     return ".".join([part, *path[: 2 if numbered else 1]])

@@ -66,7 +66,7 @@ class MixReport:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Mix:
     """A mix before it is written, and what its file is to be held against."""
 
     adapter: Adapter
@@ -111,41 +111,45 @@ def mix_files(
     files, terms, digests = _read(inputs, settings)
     names = module_names(terms)
     factors = module_weights(names, components=settings.components, blocks=settings.blocks)
-    kept = {name: factor for name, factor in factors.items() if factor != 0}
-    if not kept:
+    nonzero = {name: factor for name, factor in factors.items() if factor != 0}
+    if not nonzero:
         raise StageError(f"nothing is left to mix: all {len(names)} modules have the factor 0")
-    made = _make(_normalized(terms) if settings.normalize else terms, digests, kept, settings, seed)
-    told = [
+    mixed = _make(_normalized(terms) if settings.normalize else terms, digests, nonzero, settings, seed)
+    entries = [
         (path.stem or path.name, digest, weight, adapter.metadata)
         for (path, weight), digest, (adapter, _) in zip(files, digests, terms, strict=True)
     ]
-    header = recipe_header(told, settings, seed=seed, error=made.error) | dict(metadata or {})
+    header = recipe_header(entries, settings, seed=seed, error=mixed.error) | dict(metadata or {})
     report = MixReport(
-        modules=len(made.adapter.modules),
+        modules=len(mixed.adapter.modules),
         inputs=tuple((p, w, len(a.modules), a.ranks) for (p, w), (a, _) in zip(files, terms, strict=True)),
-        ranks=made.adapter.ranks,
-        dtype=str(_coarsest(made.adapter)).removeprefix("torch."),
-        size=_size(made.adapter, settings.format),
-        predicted=made.error,
-        dropped=tuple(name for name in names if name not in kept),
+        ranks=mixed.adapter.ranks,
+        dtype=str(_coarsest(mixed.adapter)).removeprefix("torch."),
+        size=_size(mixed.adapter, settings.format),
+        predicted=mixed.error,
+        dropped=tuple(name for name in names if name not in nonzero),
     )
     if dry_run:
         return report
 
     def check(path: Path) -> tuple[ReadBack, ReadBack | None]:
         def against(written: Mapping[str, Factors], who: str) -> ReadBack:
-            dtype = _coarsest(made.adapter)
-            return compare(written, made.wanted, made.errors, dtype=dtype, where=str(output), reader=who)
+            dtype = _coarsest(mixed.adapter)
+            return compare(written, mixed.wanted, mixed.errors, dtype=dtype, where=str(output), reader=who)
 
-        own = against(read_adapter(path).modules, "Draft")
+        readback = against(read_adapter(path).modules, "Draft")
         if reader is None or settings.verify != "full":
-            return own, None
-        theirs = reader(path, made.adapter.family)
-        return own, against({name: Factors(*found) for name, found in theirs.items()}, "diffusers")
+            return readback, None
+        theirs = reader(path, mixed.adapter.family)
+        return readback, against({name: Factors(*pair) for name, pair in theirs.items()}, "diffusers")
 
-    own, peer = write_checked(made.adapter, output, format=settings.format, metadata=header, check=check)
+    readback, peer = write_checked(mixed.adapter, output, format=settings.format, metadata=header, check=check)
     return replace(
-        report, error=own.error, worst=own.worst, total=own.total, peer_error=None if peer is None else peer.error
+        report,
+        error=readback.error,
+        worst=readback.worst,
+        total=readback.total,
+        peer_error=None if peer is None else peer.error,
     )
 
 
@@ -159,22 +163,22 @@ def _read(
     inputs: Sequence[tuple[Path, float]], settings: MixSettings
 ) -> tuple[list[tuple[Path, float]], list[tuple[Adapter, float]], list[str]]:
     """Read every file once: paths with weights, adapters with weights, digests."""
-    found: dict[str, tuple[Path, float]] = {}
+    by_digest: dict[str, tuple[Path, float]] = {}
     for path, weight in inputs:
         if not math.isfinite(weight):
             raise StageError(f"a weight must be a finite number (got {weight})", where=str(path))
         digest = file_digest(path)
-        first, already = found.get(digest, (path, 0.0))
-        found[digest] = (first, already + weight)
-    terms = [(read_adapter(path, dense_rank=settings.rank), weight) for path, weight in found.values()]
+        first, already = by_digest.get(digest, (path, 0.0))
+        by_digest[digest] = (first, already + weight)
+    terms = [(read_adapter(path, dense_rank=settings.rank), weight) for path, weight in by_digest.values()]
     check_inputs(terms)
     versions = [adapter.metadata.get("ss_base_model_version") for adapter, _ in terms]
-    if len(known := sorted({version for version in versions if version})) > 1:
+    if len(distinct := sorted({version for version in versions if version})) > 1:
         warnings.warn(
-            DraftWarning(f"the adapters were trained for different base models, they say ({', '.join(known)})"),
+            DraftWarning(f"the adapters were trained for different base models, they say ({', '.join(distinct)})"),
             stacklevel=2,
         )
-    return list(found.values()), terms, list(found)
+    return list(by_digest.values()), terms, list(by_digest)
 
 
 def _normalized(terms: Sequence[tuple[Adapter, float]]) -> list[tuple[Adapter, float]]:
@@ -191,17 +195,17 @@ def _make(
     factors: Mapping[str, float],
     settings: MixSettings,
     seed: int,
-) -> _Made:
+) -> _Mix:
     exact = ExactSum(terms, factors)
     dtypes = {name: _DTYPES.get(settings.dtype) or exact.dtype(name) for name in exact}
     if settings.method != "exact":
         return _merged(terms, digests, factors, dtypes, settings, seed)
     bounds = {"rank": settings.rank, "energy": settings.energy, "max_error": settings.max_error}
     if all(value is None for value in bounds.values()):
-        return _Made(mix(terms, factors=factors, dtypes=dtypes), exact.terms, dict.fromkeys(exact, 0.0), None)
+        return _Mix(mix(terms, factors=factors, dtypes=dtypes), exact.terms, dict.fromkeys(exact, 0.0), None)
     header = shared_header([adapter.metadata for adapter, _ in terms])
     compressed = compress(Adapter(exact, terms[0][0].family, header), **bounds, dtypes=dtypes)
-    return _Made(compressed.adapter, exact.terms, compressed.errors, compressed.error)
+    return _Mix(compressed.adapter, exact.terms, compressed.errors, compressed.error)
 
 
 def _merged(
@@ -211,11 +215,11 @@ def _merged(
     dtypes: Mapping[str, torch.dtype],
     settings: MixSettings,
     seed: int,
-) -> _Made:
+) -> _Mix:
     if settings.rank is None or settings.density is None:
         raise StageError(f"the method {settings.method} needs a rank and a density")
     whole: dict[str, Factors] = {}
-    lost, size = 0.0, 0.0
+    missed_squared, size = 0.0, 0.0
     for name, factor in factors.items():
         inputs = [
             (adapter.modules[name], weight * factor, digest)
@@ -225,12 +229,12 @@ def _merged(
         whole[name], missed, norm = merge(
             inputs, method=settings.method, density=settings.density, rank=settings.rank, seed=seed, name=name
         )
-        lost, size = lost + missed**2, size + norm**2
+        missed_squared, size = missed_squared + missed**2, size + norm**2
     rounded = {name: Factors(f.down.to(dtypes[name]), f.up.to(dtypes[name])) for name, f in whole.items()}
     header = shared_header([adapter.metadata for adapter, _ in terms])
     adapter = Adapter(rounded, terms[0][0].family, header)
-    error = math.sqrt(lost / size) if size else 0.0
-    return _Made(adapter, lambda name: [(whole[name], 1.0)], dict.fromkeys(whole, 0.0), error)
+    error = math.sqrt(missed_squared / size) if size else 0.0
+    return _Mix(adapter, lambda name: [(whole[name], 1.0)], dict.fromkeys(whole, 0.0), error)
 
 
 def _coarsest(adapter: Adapter) -> torch.dtype:

@@ -69,25 +69,25 @@ def compare(
     hint = "the inputs are untouched and nothing was written; "
     # What only another program gets wrong is a matter of the names it knows.
     hint += "please report this" if reader == "Draft" else "another --format may suit it, or --verify factors"
-    for found, what in ((missing, "lacks"), (foreign, "has, unasked,")):
-        if found:
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            raise StageError(f"the written file, read by {reader}, {what} {found[0]}{more}", where=where, hint=hint)
+    for modules, what in ((missing, "lacks"), (foreign, "has, unasked,")):
+        if modules:
+            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+            raise StageError(f"the written file, read by {reader}, {what} {modules[0]}{more}", where=where, hint=hint)
     error, worst, missed, size = -1.0, "", 0.0, 0.0
     for name in predicted:
-        found = deviation(written[name], wanted(name))
-        missed, size = missed + found.missed**2, size + found.size**2
+        off = deviation(written[name], wanted(name))
+        missed, size = missed + off.missed**2, size + off.size**2
         # Nothing of its rank comes nearer than predicted, so only too large an error can be wrong.
-        if not found.relative <= predicted[name] + TOLERANCE[dtype]:
+        if not off.relative <= predicted[name] + TOLERANCE[dtype]:
             expected = f", not {predicted[name]:.1e}" if predicted[name] else ""
             raise StageError(
-                f"the written file, read by {reader}, is not what was asked for: {name} is off by {found.relative:.1e}"
+                f"the written file, read by {reader}, is not what was asked for: {name} is off by {off.relative:.1e}"
                 f"{expected} (relative)",
                 where=where,
                 hint=hint,
             )
-        if found.relative > error:
-            error, worst = found.relative, name
+        if off.relative > error:
+            error, worst = off.relative, name
     return ReadBack(error, worst, math.sqrt(missed / size) if size else 0.0)
 
 

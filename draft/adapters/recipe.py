@@ -47,7 +47,7 @@ def recipe_header(
     recipe = {
         "kind": "mix",
         "draft": draft_version(),
-        "inputs": [_input(*each) for each in inputs],
+        "inputs": [_input(*entry) for entry in inputs],
         **algebra,
         # In the last digits linear algebra differs from machine to machine.
         "error": None if error is None else float(f"{error:.4g}"),
@@ -55,21 +55,21 @@ def recipe_header(
     header = {
         "draft.recipe": json.dumps(recipe, sort_keys=True),
         "modelspec.title": " + ".join(f"{weight:g} {name}" for name, _, weight, _ in inputs),
-        "modelspec.merged_from": ", ".join(_title(name, own) for name, _, _, own in inputs),
+        "modelspec.merged_from": ", ".join(_title(name, metadata) for name, _, _, metadata in inputs),
     }
     for key in _UNIONS:
-        values = list(dict.fromkeys(own[key] for _, _, _, own in inputs if own.get(key)))
+        values = list(dict.fromkeys(metadata[key] for _, _, _, metadata in inputs if metadata.get(key)))
         if values:
             header[key] = ", ".join(values)
     return header
 
 
-def _input(name: str, digest: str, weight: float, own: Mapping[str, str]) -> dict[str, Any]:
-    told = {"name": name, "sha256": digest, "weight": weight}
+def _input(name: str, digest: str, weight: float, metadata: Mapping[str, str]) -> dict[str, Any]:
+    entry = {"name": name, "sha256": digest, "weight": weight}
     for key in ("recipe", "pipeline"):
-        if text := own.get(f"draft.{key}"):
-            told[key] = _parsed(text)
-    return told
+        if text := metadata.get(f"draft.{key}"):
+            entry[key] = _parsed(text)
+    return entry
 
 
 def _parsed(text: str) -> Any:
@@ -79,6 +79,6 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _title(name: str, own: Mapping[str, str]) -> str:
-    title = own.get("modelspec.title", "")
+def _title(name: str, metadata: Mapping[str, str]) -> str:
+    title = metadata.get("modelspec.title", "")
     return name if title in ("", "draft adapter") else title

@@ -57,12 +57,12 @@ def _nothing(pattern: str, kind: str, names: list[str]) -> StageError:
     if kind == "component":
         hint = did_you_mean(pattern, parts, otherwise=f"the parts are {', '.join(parts)}")
         return StageError(f"no part of the adapters matches the component {pattern!r}", hint=hint)
-    known: dict[str, None] = {}
+    blocks: dict[str, None] = {}
     for name in names:
         pieces = name.split(".")[1:]
         for length in range(1, len(pieces) + 1):
             # An index alone is no name, it belongs to what it counts.
-            known[".".join(pieces[:length])] = known[pieces[length - 1]] = None
+            blocks[".".join(pieces[:length])] = blocks[pieces[length - 1]] = None
     plain = pattern.strip("*.")
-    hint = did_you_mean(plain, [text for text in known if not text.isdigit()], otherwise=f"one module is {names[0]}")
+    hint = did_you_mean(plain, [text for text in blocks if not text.isdigit()], otherwise=f"one module is {names[0]}")
     return StageError(f"no module of the adapters matches the block {pattern!r}", hint=hint)

@@ -53,9 +53,9 @@ def check_settings(settings: MixSettings) -> None:
         StageError: Two bounds at once, a method without what it needs, or a density that nothing uses.
     """
     bounds = {"rank": settings.rank, "energy": settings.energy, "max_error": settings.max_error}
-    given = [name for name, value in bounds.items() if value is not None]
-    if len(given) > 1:
-        raise StageError(f"rank, energy and max_error exclude each other (got {' and '.join(given)})")
+    set_bounds = [name for name, value in bounds.items() if value is not None]
+    if len(set_bounds) > 1:
+        raise StageError(f"rank, energy and max_error exclude each other (got {' and '.join(set_bounds)})")
     if settings.method == "exact":
         if settings.density is not None:
             raise StageError(

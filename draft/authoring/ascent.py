@@ -100,7 +100,7 @@ def climb(
         DraftError: The scores have no gradient, or are not finite.
     """
     x = start.detach().clone().requires_grad_()
-    kept: list[Frame] = []
+    recorded: list[Frame] = []
     began = clock()
     step, due, spent = 0, 0, 0.0
     while spent < 1:
@@ -113,7 +113,7 @@ def climb(
                 hint="`draft rewards check NAME` tests a reward by itself",
             )
         if step >= due:  # more of them early, when most happens
-            kept.append(_frame(step, images, scores))
+            recorded.append(_frame(step, images, scores))
             due = max(step + 1, ceil(1.2 * step))
         (g,) = torch.autograd.grad(scores.sum(), x, materialize_grads=True)
         _check(g, step, "the gradient")
@@ -128,17 +128,17 @@ def climb(
         images = picture(x)
         scores = score(images, prompts)
     _check(scores, step, "the score")
-    return _spread_out([*kept, _frame(step, images, scores)], frames)
+    return _spread_out([*recorded, _frame(step, images, scores)], frames)
 
 
-def _spread_out(kept: Sequence[Frame], count: int) -> list[Frame]:
-    means = [sum(frame.scores) / len(frame.scores) for frame in kept]
+def _spread_out(frames: Sequence[Frame], count: int) -> list[Frame]:
+    means = [sum(frame.scores) / len(frame.scores) for frame in frames]
     chosen = [0]
     for place in range(1, count - 1):
-        wanted = means[0] + (means[-1] - means[0]) * place / (count - 1)
-        later = range(chosen[-1] + 1, len(kept) - 1)
-        chosen += [min(later, key=lambda index: abs(means[index] - wanted))] if later else []
-    return [kept[index] for index in (*chosen, -1)]
+        target = means[0] + (means[-1] - means[0]) * place / (count - 1)
+        later = range(chosen[-1] + 1, len(frames) - 1)
+        chosen += [min(later, key=lambda index: abs(means[index] - target))] if later else []
+    return [frames[index] for index in (*chosen, -1)]
 
 
 def _unit(g: Tensor) -> Tensor:
@@ -150,8 +150,8 @@ def _unit(g: Tensor) -> Tensor:
 
 def _frame(step: int, images: Images, scores: Tensor) -> Frame:
     # A copy: the images may be x itself, which the next step changes in place.
-    kept = images.detach().float().cpu().clone()
-    return Frame(step, kept, tuple((scores.detach().double() + 0.0).cpu().tolist()))  # -0 is 0
+    copied = images.detach().float().cpu().clone()
+    return Frame(step, copied, tuple((scores.detach().double() + 0.0).cpu().tolist()))  # -0 is 0
 
 
 def _report(progress: Progress, before: float, spent: float, scores: Tensor) -> None:

@@ -71,9 +71,9 @@ def check_name(name: str) -> Names:
             where="command line",
             hint=f"such as '{name}_reward'",
         )
-    if taken := [entry for entry in all_entries(REWARDS) if entry.name == name]:
+    if existing := [entry for entry in all_entries(REWARDS) if entry.name == name]:
         raise ConfigError(
-            f"there is a reward {name!r} already, from {taken[0].source}",
+            f"there is a reward {name!r} already, from {existing[0].source}",
             where="command line",
             hint="choose another name; `draft rewards list` shows those that are taken",
         )
@@ -94,9 +94,9 @@ def write_package(names: Names, folder: Path) -> list[Path]:
         ConfigError: A file is there already, or cannot be written.
     """
     files = {folder / path: text for path, text in package_files(names).items()}
-    if there := [file for file in files if file.exists() or file.is_symlink()]:
+    if existing := [file for file in files if file.exists() or file.is_symlink()]:
         raise ConfigError(
-            f"there is a file already, and nothing is overwritten (got {str(there[0])!r})",
+            f"there is a file already, and nothing is overwritten (got {str(existing[0])!r})",
             where="command line",
             hint="give another folder with -o",
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from draft.errors import ConfigError, ResourceError
 from draft.rewards.loading import find_reward
-from draft.rewards.parts import each_reward, part_options
+from draft.rewards.parts import part_options, walk_reward
 from draft.rewards.reward import MODEL_OPTIONS, Reward
 from draft.rewards.terms import build_reward
 
@@ -45,7 +45,7 @@ def offering_stand_in(reward: Reward) -> Iterator[None]:
     except ResourceError as error:
         full_size = [
             option
-            for _, part in each_reward(reward)
+            for _, part in walk_reward(reward)
             for option, value in (part.stand_in or {}).items()
             if getattr(part, option) != value
         ]
@@ -68,14 +68,14 @@ def _small(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for option in part_options(kind):
         parts = chosen.get(option)
         if isinstance(parts, Mapping):
-            chosen[option] = {label: _small_part(label, given) for label, given in parts.items()}
+            chosen[option] = {label: _small_part(label, part) for label, part in parts.items()}
     return chosen
 
 
-def _small_part(label: str, given: Any) -> Any:
-    options = {} if given is None else given
+def _small_part(label: str, part: Any) -> Any:
+    options = {} if part is None else part
     if not isinstance(options, Mapping) or not isinstance(options.get("use", label), str):
-        return given  # the option's validator reports what is wrong with it
+        return part  # the option's validator reports what is wrong with it
     use = options.get("use", label)
     return {"use": use, **_small(use, {key: value for key, value in options.items() if key != "use"})}
 

@@ -141,12 +141,12 @@ def check_triable(reward: Reward) -> None:
 def _load(settings: TrialSettings, device: torch.device) -> TextToImage:
     path = model_path(settings.model)
     if path == settings.model and not Path(path).expanduser().exists() and "/" not in path:
-        known = list(named_models())
-        otherwise = f"give a folder, a hub id such as owner/name, or one of {', '.join(known)}"
+        names = list(named_models())
+        otherwise = f"give a folder, a hub id such as owner/name, or one of {', '.join(names)}"
         raise ConfigError(
             f"no such model (got {path!r})",
             where="command line, --model",
-            hint=did_you_mean(path, known, otherwise=otherwise),
+            hint=did_you_mean(path, names, otherwise=otherwise),
         )
     path = str(Path(path).expanduser())
     require_memory(path, settings.device, torch.float32)

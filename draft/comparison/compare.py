@@ -163,7 +163,7 @@ def _measure_base(
     require_memory(inputs.model, settings.device, dtype)
     model = load_text_to_image(inputs.model, device=device, dtype=dtype)
     require_family_settings(model.family, settings.sampler, cfg_gradient=settings.cfg_gradient)
-    trained, others = (
+    trained, extra = (
         load_rewards(inputs.terms, device, check_images=True),
         load_rewards(measures, device, check_images=True),
     )
@@ -173,7 +173,7 @@ def _measure_base(
     metric_sets = [
         make_metric_set(model, shown, trained, weights=weights, settings=settings, measure=single, seed=seed),
         make_metric_set(
-            model, held_out, [*trained, *others], weights=weights, settings=settings, measure=measure, seed=seed
+            model, held_out, [*trained, *extra], weights=weights, settings=settings, measure=measure, seed=seed
         ),
     ]
     model.drop_encoders()

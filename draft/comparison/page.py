@@ -19,7 +19,7 @@ def write_page(comparison: Comparison, plot: Path, path: Path, *, config_text: s
         config_text: The pipeline's configuration, shown as text.
     """
     budget = comparison.settings.budget
-    reward, costs, *rest = tables(comparison)
+    reward, costs, *measured = tables(comparison)
     searched = search_table(comparison)
     text = render(
         "comparison/page.html.j2",
@@ -35,7 +35,7 @@ def write_page(comparison: Comparison, plot: Path, path: Path, *, config_text: s
         note=note(comparison).replace("`", ""),
         plot=png_uri(plot),
         results=[reward, costs],
-        rest=[*rest, *([searched] if searched else [])],
+        rest=[*measured, *([searched] if searched else [])],
         config=config_text,
     )
     path.write_text(text, encoding="utf-8")

@@ -104,9 +104,9 @@ def spread(method: MethodResult, axis: str, label: str) -> Spread:
 
 def spread_of(values: Sequence[float]) -> Spread:
     """Mean and standard deviation of the values that are numbers."""
-    known = [value for value in values if math.isfinite(value)]
-    mean = statistics.fmean(known) if known else float("nan")
-    return Spread(mean, statistics.stdev(known) if len(known) > 1 else float("nan"), len(known))
+    finite = [value for value in values if math.isfinite(value)]
+    mean = statistics.fmean(finite) if finite else float("nan")
+    return Spread(mean, statistics.stdev(finite) if len(finite) > 1 else float("nan"), len(finite))
 
 
 def per_update(method: MethodResult, axis: str) -> Spread:
@@ -124,8 +124,8 @@ def per_update(method: MethodResult, axis: str) -> Spread:
 
 def memory(method: MethodResult) -> int | None:
     """The most memory that a method's trainings took, bytes; None where it is unknown."""
-    known = [run.memory for run in method.completed if run.memory is not None]
-    return max(known, default=None)
+    peaks = [run.memory for run in method.completed if run.memory is not None]
+    return max(peaks, default=None)
 
 
 def remarks(method: MethodResult, settings: ComparisonSettings) -> list[str]:
@@ -142,8 +142,8 @@ def remarks(method: MethodResult, settings: ComparisonSettings) -> list[str]:
     if method.rate is None:
         reasons = dict.fromkeys(run.failure or "no finite reward" for run in method.tried.values())
         return [f"failed with every learning rate: {'; '.join(reasons)}"]
-    if lost := [f"{rate:g}" for rate, run in method.tried.items() if run.failure]:
-        clauses.append(f"learning rate {', '.join(lost)} failed in the search")
+    if failed_rates := [f"{rate:g}" for rate, run in method.tried.items() if run.failure]:
+        clauses.append(f"learning rate {', '.join(failed_rates)} failed in the search")
     if failed := [run for run in method.runs if run.failure]:
         clauses.append(f"{len(failed)} of {len(method.runs)} trainings failed: {failed[0].failure}")
     for axis in AXES:

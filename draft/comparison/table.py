@@ -33,8 +33,8 @@ def tables(comparison: Comparison) -> list[Table]:
         rate = f"{method.rate:g}" if method.rate is not None else NONE
         seconds, images = (per_update(method, axis) for axis in ("seconds", "evaluations"))
         most = memory(method)
-        held = f"{most / 2**20:.0f} MiB" if most is not None else NONE
-        costs.append([label, rate, cell(seconds), NONE if math.isnan(images.mean) else f"{images.mean:.4g}", held])
+        peak = f"{most / 2**20:.0f} MiB" if most is not None else NONE
+        costs.append([label, rate, cell(seconds), NONE if math.isnan(images.mean) else f"{images.mean:.4g}", peak])
     rewards.append(["base", *[number(comparison.base[REWARD])] * len(AXES), ""])
     shown = [
         Table(["method", *(f"at {limits[axis]}" for axis in AXES), "remarks"], rewards, "Reward"),

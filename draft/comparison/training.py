@@ -93,11 +93,11 @@ def run_training(
     folder.mkdir(parents=True, exist_ok=True)
     state = read_training_record(notes) or TrainingRecord(rate=rate, seed=seed)
     device = choose_device(config.device)
-    held = held_memory(device)
+    baseline = held_memory(device)
 
     def after(progressed: Progressed) -> bool:
         nonlocal state
-        state = replace(state, memory=_most(state.memory, peak_memory(device), held))
+        state = replace(state, memory=_most(state.memory, peak_memory(device), baseline))
         state = _evaluate(state, progressed, plan, folder)
         write_training_record(state, notes)
         share = _share(state.spending, plan)
@@ -160,7 +160,7 @@ def _own_failure(error: StageError, folder: Path) -> bool:
     return began or full
 
 
-def _most(known: int | None, peak: int | None, held: int | None) -> int | None:
-    if peak is None or held is None:
-        return known
-    return max(known or 0, peak - held)
+def _most(recorded: int | None, peak: int | None, baseline: int | None) -> int | None:
+    if peak is None or baseline is None:
+        return recorded
+    return max(recorded or 0, peak - baseline)

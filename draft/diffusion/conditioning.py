@@ -42,7 +42,7 @@ class Conditioning:
         return next(iter(self.tensors.values())).shape[0]
 
     def __getitem__(self, chosen: slice | Sequence[int] | Tensor) -> Conditioning:
-        return self._each(lambda tensor: tensor[chosen])
+        return self._map(lambda tensor: tensor[chosen])
 
     @property
     def device(self) -> torch.device:
@@ -51,13 +51,13 @@ class Conditioning:
 
     def to(self, device: torch.device | str) -> Conditioning:
         """The same on another device."""
-        return self._each(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: tensor.to(device))
 
     def repeat(self, times: int) -> Conditioning:
         """The batch `times` times in a row, (times * B, ...)."""
         if times == 1:
             return self
-        return self._each(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+        return self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
 
     def expand(self, batch: int) -> Conditioning:
         """A conditioning of length 1 (or already `batch`) as one of length `batch`, without copying.
@@ -75,7 +75,7 @@ class Conditioning:
             return self
         if len(self) != 1:
             raise DraftError(f"only a conditioning of length 1 can be expanded to {batch} (got {len(self)})")
-        return self._each(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+        return self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def with_tensor(self, name: str, tensor: Tensor) -> Conditioning:
         """The same with one more tensor, (B, ...), or another one under that name."""
@@ -115,5 +115,5 @@ class Conditioning:
             raise DraftError(f"conditionings with different tensors cannot be concatenated (got {sorted(names)})")
         return cls({name: torch.cat([part.tensors[name] for part in chosen]) for name in chosen[0].tensors})
 
-    def _each(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
         return Conditioning({name: function(tensor) for name, tensor in self.tensors.items()})

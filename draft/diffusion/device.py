@@ -20,8 +20,8 @@ def choose_device(device: str) -> torch.device:
         StageError: There is no such device, or (ResourceError) not here.
     """
     if device == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
     gone = f"device {device!r} is not available here"
     hint = "use device: auto or device: cpu"
     try:

@@ -98,14 +98,14 @@ def linear_form(grid: Grid, frozen: Frozen = "auto") -> LinearForm:
         c = alpha if slope == "epsilon" else alpha + sigma
         return c, sigma / c
 
-    here = [level(*pair) for pair in zip(grid.alpha, grid.sigma, strict=True)]
+    start = [level(*pair) for pair in zip(grid.alpha, grid.sigma, strict=True)]
     landing = [level(*pair) for pair in zip(grid.next_alpha, grid.next_sigma, strict=True)]
-    pairs = list(zip(here, landing, strict=True))
+    pairs = list(zip(start, landing, strict=True))
     return LinearForm(
         grid=grid,
         frozen=slope,
         carry=tuple(c2 / c for (c, _), (c2, _) in pairs),
         gain=tuple(c2 * (tau2 - tau) for (_, tau), (c2, tau2) in pairs),
-        scale=tuple(c for c, _ in here),
-        tau=tuple(tau for _, tau in here),
+        scale=tuple(c for c, _ in start),
+        tau=tuple(tau for _, tau in start),
     )

@@ -1,6 +1,6 @@
 """LoRA on a denoiser through peft: fresh, loaded, switched on and off, and read back as plain factors.
 
-Adapters that lie beneath others (`load_beneath`) belong to the base model from then on: no switch turns them off.
+Base adapters (`load_base_adapters`) belong to the base model from then on: no switch turns them off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from draft.family import ATTENTION
 TRAINED = "default"
 """Name of the adapter that `add_lora` makes."""
 
-_BENEATH = "beneath_"
+_BASE_PREFIX = "beneath_"
 # peft keeps adapters by name, and a layer knows the names it has: the name says which ones stay on.
 
 
@@ -98,8 +98,10 @@ def begin_lora(network: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]])
             b[:, :rank] = up.reshape(b.shape[0], rank, *b.shape[2:])
 
 
-def load_beneath(network: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple[Tensor, Tensor]], float]]) -> None:
-    """Put frozen adapters beneath whatever comes later: W x becomes W x + sum_i w_i B_i A_i x, for good.
+def load_base_adapters(
+    network: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple[Tensor, Tensor]], float]]
+) -> None:
+    """Put frozen adapters under whatever comes later: W x becomes W x + sum_i w_i B_i A_i x, for good.
 
     They stay on when the others are switched on and off, so that the base model is the model with them. They are kept
     apart from W, in float32, because a W in bfloat16 would swallow them in part.
@@ -112,7 +114,7 @@ def load_beneath(network: nn.Module, adapters: Sequence[tuple[Mapping[str, tuple
         DraftError: A module is missing in the network or has other dimensions.
     """
     for index, (factors, weight) in enumerate(adapters):
-        key = f"{_BENEATH}{index}"
+        key = f"{_BASE_PREFIX}{index}"
         load_lora(network, factors, name=key)
         for _, layer in _layers(network, key):
             layer.set_scale(key, weight)
@@ -181,12 +183,12 @@ def lora_factors(network: nn.Module, name: str = TRAINED) -> dict[str, tuple[Ten
         Factors, sorted by path.
     """
     key = _key(name)
-    found = {path: _weights(layer, key) for path, layer in _layers(network, key)}
+    weights = {path: _weights(layer, key) for path, layer in _layers(network, key)}
 
     def copied(weight: nn.Parameter) -> Tensor:
         return weight.detach().to("cpu", torch.float32, copy=True)
 
-    return {path: (copied(a), copied(b)) for path, (a, b) in sorted(found.items())}
+    return {path: (copied(a), copied(b)) for path, (a, b) in sorted(weights.items())}
 
 
 def use_lora(network: nn.Module, name: str | None, scale: float = 1.0) -> None:
@@ -232,7 +234,7 @@ def lora_off(network: nn.Module) -> Iterator[None]:
         Nothing.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer) and not layer.disable_adapters]
-    with _switched([(layer, _beneath(layer)) for layer in layers]):
+    with _switched([(layer, _base_keys(layer)) for layer in layers]):
         yield
 
 
@@ -299,14 +301,14 @@ def _inject(config: LoraConfig, network: nn.Module, key: str) -> None:
 
 
 def _activate(network: nn.Module, scales: Mapping[str, float]) -> None:
-    """Switch every layer to what lies beneath and to these adapters, by key, and to nothing else."""
+    """Switch every layer to its base adapters and to these, by key, and to nothing else."""
     required = {parameter: parameter.requires_grad for parameter in network.parameters()}
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
-            own = [key for key in scales if key in layer.lora_A]
-            for key in own:
+            requested = [key for key in scales if key in layer.lora_A]
+            for key in requested:
                 layer.set_scale(key, scales[key])
-            _set(layer, [*_beneath(layer), *own])
+            _set(layer, [*_base_keys(layer), *requested])
     for parameter, flag in required.items():  # peft switches gradients along with adapters
         parameter.requires_grad_(flag)
 
@@ -333,8 +335,8 @@ def _keys(layer: LoraLayer) -> list[str]:
     return [] if layer.disable_adapters else list(layer.active_adapters)
 
 
-def _beneath(layer: LoraLayer) -> list[str]:
-    return [key for key in layer.lora_A if key.startswith(_BENEATH)]
+def _base_keys(layer: LoraLayer) -> list[str]:
+    return [key for key in layer.lora_A if key.startswith(_BASE_PREFIX)]
 
 
 def _set(layer: LoraLayer, keys: list[str]) -> None:

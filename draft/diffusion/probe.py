@@ -36,7 +36,7 @@ def decompose_gradient(
     parameters: Sequence[Tensor],
     *,
     fresh: Sequence[Tensor] | None = None,
-    made: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Chain:
     """Backpropagate through a cached rollout, last step first, and keep the sum after each step.
 
@@ -51,7 +51,7 @@ def decompose_gradient(
         slope: lam_T = dJ/dx_T, (B, C, ...).
         parameters: theta, with P numbers in all; one without effect in a step adds nothing there.
         fresh: The rollout's noise of each step where the grid is stochastic; it does not depend on theta.
-        made: Called after each step.
+        advance: Called after each step.
 
     Returns:
         The chain.
@@ -69,7 +69,7 @@ def decompose_gradient(
         terms.insert(0, term.norm())
         norms.insert(0, lam.norm())
         sums.append(sums[-1] + term if sums else term)
-        made()
+        advance()
     return Chain(torch.stack(sums), torch.stack(terms), torch.stack(norms).cpu())
 
 

@@ -104,8 +104,8 @@ class PromptStore:
         """
         assert self._shelf is not None
         wanted = list(dict.fromkeys(texts))[: limit if limit is not None else None]
-        known = self._shelf.find(wanted)
-        new = [text for text in wanted if text not in known]
+        stored = self._shelf.find(wanted)
+        new = [text for text in wanted if text not in stored]
         for start in range(0, len(new), _CHUNK):
             chunk = new[start : start + _CHUNK]
             self._shelf.add(chunk, _rows(self._embed(chunk).to("cpu")))
@@ -115,9 +115,9 @@ class PromptStore:
     def _read(self, texts: Sequence[str]) -> dict[str, Conditioning]:
         """What is on the shelf undamaged, by text."""
         assert self._shelf is not None
-        found = self._shelf.find(dict.fromkeys(texts))
+        rows = self._shelf.find(dict.fromkeys(texts))
         read = {}
-        for text, (number, digest) in found.items():
+        for text, (number, digest) in rows.items():
             row = self._shelf.read(number)
             if checksum(row) == digest:
                 read[text] = Conditioning({name: _tensor(row[name], form) for name, form in self.forms.items()})
@@ -164,9 +164,9 @@ def open_store(
     limit = cache_limit()
     windows = kind == "auto" and len(numbers) * row > limit
     at_once = max(1, limit // 2 // row) if windows else len(numbers)
-    wanted = list(numbers)[:at_once]
+    to_embed = list(numbers)[:at_once]
     shelf = open_shelf(_about(model, size, forms), {name: form.bytes for name, form in forms.items()}, root=root)
-    make_room(len(wanted) * row, keep=shelf.folder, root=root)
+    make_room(len(to_embed) * row, keep=shelf.folder, root=root)
 
     def embed(texts: Sequence[str]) -> Conditioning:
         if model.encoders:
@@ -177,14 +177,14 @@ def open_store(
         return conditioning
 
     store = PromptStore(prompts, forms, embed, shelf=shelf, upcoming=upcoming, at_once=at_once if windows else 1)
-    new = store.fill(str(prompts[number]) for number in wanted)
+    new = store.fill(str(prompts[number]) for number in to_embed)
     if windows:
         progress.say(
             f"{len(numbers)} prompts need {len(numbers) * row / 1e9:.1f} GB of embeddings, more than the cache's limit "
             f"of {limit / 1e9:g} GB: {at_once} are embedded at a time"
         )
-    elif len(wanted) > _CHUNK:
-        progress.say(f"{len(wanted)} prompts embedded, {len(wanted) - new} of them by earlier runs")
+    elif len(to_embed) > _CHUNK:
+        progress.say(f"{len(to_embed)} prompts embedded, {len(to_embed) - new} of them by earlier runs")
     return store, False
 
 
@@ -209,7 +209,7 @@ def _code_digest(model: TextToImage) -> str:
     module = sys.modules[type(model).__module__]
     file = Path(inspect.getsourcefile(module) or "")
     files = sorted(file.parent.glob("*.py")) if module.__package__ else [file]
-    return hashlib.sha256("".join(sha256(each) for each in files if each.is_file()).encode()).hexdigest()
+    return hashlib.sha256("".join(sha256(file) for file in files if file.is_file()).encode()).hexdigest()
 
 
 def _rows(conditioning: Conditioning) -> list[dict[str, bytes]]:

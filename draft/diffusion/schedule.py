@@ -106,10 +106,10 @@ def make_grid(schedule: Schedule | FlowSchedule, settings: SamplerSettings) -> G
         trailing spacing and e.g. T = 15, diffusers lands on the first alpha in spite of `set_alpha_to_one=True`.
     """
     levels = _flow_levels if isinstance(schedule, FlowSchedule) else _diffusion_levels
-    times, here, landing = levels(schedule, settings)  # type: ignore[arg-type]
+    times, start, landing = levels(schedule, settings)  # type: ignore[arg-type]
     prediction = "flow" if isinstance(schedule, FlowSchedule) else schedule.prediction
-    std = tuple(_std(*here[i], *landing[i]) * settings.eta for i in range(len(times))) if settings.eta else ()
-    (alpha, sigma), (next_alpha, next_sigma) = zip(*here, strict=True), zip(*landing, strict=True)
+    std = tuple(_std(*start[i], *landing[i]) * settings.eta for i in range(len(times))) if settings.eta else ()
+    (alpha, sigma), (next_alpha, next_sigma) = zip(*start, strict=True), zip(*landing, strict=True)
     return Grid(times, alpha, sigma, next_alpha, next_sigma, prediction, std)
 
 
@@ -134,15 +134,15 @@ def _diffusion_levels(schedule: Schedule, settings: SamplerSettings) -> Levels:
             hint="use spacing: trailing",
         )
     squares = schedule.alphas_cumprod
-    here = [squares[int(t)] for t in times]
+    start = [squares[int(t)] for t in times]
     landing = [squares[max(int(t) - total // steps, 0)] for t in times[:-1]]
     landing.append(1.0 if settings.final == "one" else squares[0])
-    if schedule.prediction == "epsilon" and min(here) <= 0:
+    if schedule.prediction == "epsilon" and min(start) <= 0:
         raise DraftError(
             "the grid starts at alpha = 0, where an epsilon network says nothing about the image",
             hint="use spacing: leading, or a v-prediction model",
         )
-    both = [[(math.sqrt(a), math.sqrt(1 - a)) for a in squares] for squares in (here, landing)]
+    both = [[(math.sqrt(a), math.sqrt(1 - a)) for a in squares] for squares in (start, landing)]
     return tuple(int(t) for t in times), both[0], both[1]
 
 
@@ -201,12 +201,14 @@ def step_sensitivities(grid: Grid) -> tuple[float, ...]:
     Returns:
         T numbers >= 0.
     """
-    found = []
+    sensitivities = []
     for i in range(grid.steps):
         a, s, a_next = grid.alpha[i], grid.sigma[i], grid.next_alpha[i]
         s_next = noise_kept(grid, i)
-        found.append(abs(a_next * s / a - s_next) if grid.prediction == "epsilon" else abs(a_next * s - s_next * a))
-    return tuple(found)
+        sensitivities.append(
+            abs(a_next * s / a - s_next) if grid.prediction == "epsilon" else abs(a_next * s - s_next * a)
+        )
+    return tuple(sensitivities)
 
 
 def noise_kept(grid: Grid, i: int) -> float:

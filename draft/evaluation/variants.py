@@ -164,10 +164,12 @@ def _check_family(label: str, adapter: Adapter, model: TextToImage) -> None:
 
 def _report_rest(label: str, adapter: Adapter, model: TextToImage, progress: Progress) -> None:
     parts = {model.family.part, *model.family.encoders}
-    rest = sorted({name.partition(".")[0] for name in adapter.modules} - parts)
-    if rest:
-        count = sum(name.partition(".")[0] in rest for name in adapter.modules)
-        progress.say(f"adapter {label!r}: its {count} modules of {', '.join(rest)} are not applied: the model has none")
+    unapplied = sorted({name.partition(".")[0] for name in adapter.modules} - parts)
+    if unapplied:
+        count = sum(name.partition(".")[0] in unapplied for name in adapter.modules)
+        progress.say(
+            f"adapter {label!r}: its {count} modules of {', '.join(unapplied)} are not applied: the model has none"
+        )
 
 
 def _put(networks: Mapping[str, nn.Module], adapter: Adapter, key: str) -> bool:
@@ -181,12 +183,12 @@ def _put(networks: Mapping[str, nn.Module], adapter: Adapter, key: str) -> bool:
 
 def _own_paths(network: nn.Module, factors: Mapping[str, T]) -> dict[str, T]:
     """Factors by the network's own paths: transformers 4 has `text_model.` before those of CLIP, transformers 5 not."""
-    known = {name for name, _ in network.named_modules()}
-    found = {}
+    modules = {name for name, _ in network.named_modules()}
+    renamed = {}
     for path, value in factors.items():
         other = path.removeprefix(_CLIP) if path.startswith(_CLIP) else f"{_CLIP}{path}"
-        found[other if path not in known and other in known else path] = value
-    return found
+        renamed[other if path not in modules and other in modules else path] = value
+    return renamed
 
 
 def draw(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from draft import processes
 from draft.errors import ResourceError, StageError
-from draft.isolation.environment import FINISHED, environment_folder, interpreter, own_requirement, own_variables
+from draft.isolation.environment import FINISHED, child_variables, draft_requirement, environment_folder, interpreter
 from draft.isolation.failures import IsolatedError, last_lines
 from draft.isolation.settings import Isolation
 
@@ -64,20 +64,20 @@ def build_environment(isolation: Isolation, *, where: str, say: Callable[[str], 
             "--progress-bar",
             "off",
         ]
-        wanted, start = isolation.requirements, Path.cwd()
-        if isinstance(wanted, str):
+        requirements, start = isolation.requirements, Path.cwd()
+        if isinstance(requirements, str):
             # A requirements file's relative paths are meant from where it lies.
-            wanted, start = ("--requirement", wanted), Path(wanted).parent
-        _call([*pip, *own_requirement(), *(wanted or ())], start, lock, "the requirements", place)
-        made = {"requirements": isolation.requirements, "draft": own_requirement(), "python": sys.version}
-        (folder / FINISHED).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+            requirements, start = ("--requirement", requirements), Path(requirements).parent
+        _call([*pip, *draft_requirement(), *(requirements or ())], start, lock, "the requirements", place)
+        record = {"requirements": isolation.requirements, "draft": draft_requirement(), "python": sys.version}
+        (folder / FINISHED).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return python
 
 
-def _call(command: Sequence[str], start: Path, lock: int, made: str, where: str) -> None:
+def _call(command: Sequence[str], start: Path, lock: int, subject: str, where: str) -> None:
     # pip inherits the lock: should this process be killed, nobody begins anew before pip has gone, too.
     done = subprocess.run(
-        command, cwd=start, env=own_variables(), **processes.passed_on(lock),
+        command, cwd=start, env=child_variables(), **processes.passed_on(lock),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
     if done.returncode == 0:
@@ -91,7 +91,7 @@ def _call(command: Sequence[str], start: Path, lock: int, made: str, where: str)
             hint="name local wheels, set PIP_FIND_LINKS, or make an environment elsewhere and name it as 'python'",
         )
     raise IsolatedError(
-        f"{made} could not be installed (exit code {done.returncode})",
+        f"{subject} could not be installed (exit code {done.returncode})",
         wrote=done.stdout,
         where=where,
         hint="fix the requirements, or create an environment by hand and name it as 'python'",

@@ -1,4 +1,4 @@
-"""A reward told to another environment: its class as plain values, and what its options become."""
+"""A reward described to another environment: its class as plain values, and what its options become."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from draft.errors import DraftError, PluginError
-from draft.isolation.failures import told
-from draft.rewards.discovery import OWN, reward_entries
+from draft.isolation.failures import encode_error
+from draft.rewards.discovery import DISTRIBUTION, reward_entries
 from draft.rewards.extensions import named_models
 from draft.rewards.loading import find_reward
-from draft.rewards.parts import each_reward, part_options
+from draft.rewards.parts import part_options, walk_reward
 from draft.rewards.reward import Reward
 from draft.rewards.terms import build_reward, reward_source
 
@@ -37,7 +37,7 @@ def describe(use: str, options: Mapping[str, Any], *, where: str) -> dict[str, A
     reward = find_reward(use)
     entry = next(entry for entry in reward_entries() if use in (entry.name, entry.qualified))
     try:
-        found = {OWN: version(OWN), "torch": version("torch"), entry.dist: entry.version}
+        versions = {DISTRIBUTION: version(DISTRIBUTION), "torch": version("torch"), entry.dist: entry.version}
     except PackageNotFoundError as error:
         raise PluginError(f"the package {error.name!r} is not installed") from None
     described = {
@@ -49,34 +49,34 @@ def describe(use: str, options: Mapping[str, Any], *, where: str) -> dict[str, A
         "stand_in": None if reward.stand_in is None else to_jsonable_python(dict(reward.stand_in)),
         "fields": [_field(name, reward) for name in reward.model_fields],
         "parts": part_options(reward),
-        "versions": found,
+        "versions": versions,
     }
     try:
         built = build_reward(use, options, where=where)
     except DraftError as error:
-        return described | {"errors": told(error)}
+        return described | {"errors": encode_error(error)}
     plain, models = built.model_dump(mode="json"), named_models()
     return described | {
         "options": plain,
         # Of a reward made of others these depend on the options.
         "differentiable": built.differentiable,
         "per_image": built.per_image,
-        "sources": [(keys, str(reward_source(type(each)))) for keys, each in each_reward(built)],
+        "sources": [(keys, str(reward_source(type(part)))) for keys, part in walk_reward(built)],
         "models": {key: str(models[value].path) for key, value in _texts(plain, "") if value in models},
     }
 
 
 def _field(name: str, reward: type[Reward]) -> dict[str, Any]:
     field = reward.model_fields[name]
-    found = {"name": name, "description": field.description or ""}
+    entry = {"name": name, "description": field.description or ""}
     if not field.is_required():
-        found["default"] = to_jsonable_python(field.get_default(call_default_factory=True))
-    return found
+        entry["default"] = to_jsonable_python(field.get_default(call_default_factory=True))
+    return entry
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield key, value
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for part, each in inner:
-        yield from _texts(each, f"{key}.{part}" if key else str(part))
+    for part, item in inner:
+        yield from _texts(item, f"{key}.{part}" if key else str(part))

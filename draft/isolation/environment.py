@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from draft.errors import ConfigError, DraftError
 from draft.files import absolute, cache_folder
 from draft.isolation.settings import Isolation
-from draft.rewards.discovery import OWN
+from draft.rewards.discovery import DISTRIBUTION
 
 FINISHED = "draft.json"
 """The file in an environment's folder that is written last: without it the folder is half an environment."""
@@ -99,7 +99,7 @@ def environment_folder(isolation: Isolation) -> Path:
     Returns:
         A folder under `cache_folder()`.
     """
-    parts: list[str] = [sys.version, sysconfig.get_platform(), *own_requirement()]
+    parts: list[str] = [sys.version, sysconfig.get_platform(), *draft_requirement()]
     if isinstance(isolation.requirements, str):
         parts.append(_content(Path(isolation.requirements)))
     for line in isolation.requirements if isinstance(isolation.requirements, tuple) else ():
@@ -114,7 +114,7 @@ def interpreter(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def own_requirement() -> list[str]:
+def draft_requirement() -> list[str]:
     """What makes pip install this very Draft: arguments, as this one was installed (PEP 610).
 
     Returns:
@@ -124,20 +124,20 @@ def own_requirement() -> list[str]:
         DraftError: Draft is not installed, but imported from a bare source tree.
     """
     try:
-        own = distribution(OWN)
+        installed = distribution(DISTRIBUTION)
     except PackageNotFoundError:
         raise DraftError("Draft is not installed, so it cannot be installed elsewhere", hint="pip install it") from None
-    origin = json.loads(own.read_text("direct_url.json") or "{}")
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
     url = origin.get("url", "")
     if "dir_info" in origin:
         folder = unquote(urlsplit(url).path)
         return ["--editable", folder] if origin["dir_info"].get("editable") else [folder]
     if "vcs_info" in origin:
-        return [f"{OWN} @ {origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"]
-    return [f"{OWN} @ {url}"] if url else [f"{OWN}=={own.version}"]
+        return [f"{DISTRIBUTION} @ {origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"]
+    return [f"{DISTRIBUTION} @ {url}"] if url else [f"{DISTRIBUTION}=={installed.version}"]
 
 
-def own_variables() -> dict[str, str]:
+def child_variables() -> dict[str, str]:
     """The environment variables for another environment's Python: ours, without those that point at our packages."""
     return {name: value for name, value in os.environ.items() if name not in _FOREIGN}
 
@@ -163,8 +163,8 @@ def _content(path: Path) -> str:
 
 def _sources(folder: Path) -> Iterator[Path]:
     for entry in folder.iterdir():
-        made = entry.name.startswith(".") or entry.name in ("__pycache__", "build", "dist")
-        if made or entry.name.endswith(".egg-info") or (entry / "pyvenv.cfg").exists():
+        generated = entry.name.startswith(".") or entry.name in ("__pycache__", "build", "dist")
+        if generated or entry.name.endswith(".egg-info") or (entry / "pyvenv.cfg").exists():
             continue
         if entry.is_dir():
             yield from _sources(entry)

@@ -39,34 +39,34 @@ def last_lines(text: str, count: int = _SHOWN) -> list[str]:
     return [line for line in lines if line][-count:]
 
 
-def told(error: DraftError) -> list[dict[str, str]]:
-    """An error as plain values, to be told to another process; `heard` makes it an error again."""
+def encode_error(error: DraftError) -> list[dict[str, str]]:
+    """An error as plain values, to be sent to another process; `decode_error` makes it an error again."""
     if isinstance(error, ConfigErrors):
-        return [entry for each in error.errors for entry in told(each)]
+        return [entry for inner in error.errors for entry in encode_error(inner)]
     kind = next(cls.__name__ for cls in type(error).__mro__ if getattr(errors, cls.__name__, None) is cls)
     needs = {"needs": error.needs} if isinstance(error, ResourceError) else {}
     return [{"kind": kind, "what": error.what, "where": error.where, "hint": error.hint, **needs}]
 
 
-def heard(entries: list[dict[str, str]], *, where: str) -> DraftError:
-    """The error that another process told.
+def decode_error(entries: list[dict[str, str]], *, where: str) -> DraftError:
+    """The error that another process sent.
 
     Args:
-        entries: As `told` returns them.
+        entries: As `encode_error` returns them.
         where: The reward's place, for those that have none.
 
     Returns:
         One error, `ConfigErrors` for several.
     """
-    found: list[DraftError] = []
+    decoded: list[DraftError] = []
     for entry in entries:
         kinds = {kind.__name__: kind for kind in (ConfigError, PluginError, StageError)}
         place, what, hint = entry["where"] or where, entry["what"], entry["hint"]
         if "needs" in entry:
-            found.append(ResourceError(what, needs=entry["needs"], where=place, hint=hint))
+            decoded.append(ResourceError(what, needs=entry["needs"], where=place, hint=hint))
         else:
-            found.append(kinds.get(entry["kind"], DraftError)(what, where=place, hint=hint))
-    return found[0] if len(found) == 1 else ConfigErrors(found)
+            decoded.append(kinds.get(entry["kind"], DraftError)(what, where=place, hint=hint))
+    return decoded[0] if len(decoded) == 1 else ConfigErrors(decoded)
 
 
 def raised(answer: Mapping[str, Any], *, name: str, where: str) -> DraftError:
@@ -97,8 +97,8 @@ def missing(wrote: str, python: object) -> str:
     if re.search(r"No module named '?draft(\.isolation)?\b", wrote):
         way = "upgrade" if "draft.isolation" in wrote and "'draft'" not in wrote else "install"
         return f"{way} Draft there: {python} -m pip install {'-U ' if way == 'upgrade' else ''}draft-diffusion"
-    if found := re.search(r"No module named '?([\w.]+)", wrote):
-        return f"Draft in that environment lacks {found[1]!r}: {python} -m pip install {found[1].partition('.')[0]}"
+    if match := re.search(r"No module named '?([\w.]+)", wrote):
+        return f"Draft in that environment lacks {match[1]!r}: {python} -m pip install {match[1].partition('.')[0]}"
     if re.search(r"[Uu]nknown option:? -P", wrote):
         return "Draft needs Python 3.11 or newer there"
     return ""

@@ -14,8 +14,8 @@ from typing import IO, Any, Literal, TypeAlias, cast
 
 from draft import processes
 from draft.errors import PluginError
-from draft.isolation.environment import own_variables
-from draft.isolation.failures import IsolatedError, heard, missing, raised
+from draft.isolation.environment import child_variables
+from draft.isolation.failures import IsolatedError, decode_error, missing, raised
 from draft.isolation.frames import PROTOCOL, Broken, receive, send
 from draft.isolation.settings import Isolation
 
@@ -24,7 +24,7 @@ Doing: TypeAlias = Literal["starting", "checking its options", "loading", "scori
 
 _LOOK = 0.25
 """Seconds between two looks whether a process that has not answered is alive."""
-_KEPT = 32 * 1024
+_TAIL_BYTES = 32 * 1024
 """Bytes of a process's output that are kept, the newest."""
 
 
@@ -43,7 +43,7 @@ class Worker:
         self.name, self.where, self.python, self._isolation = name, where, python, isolation
         # -P: a folder `draft` where we stand must not hide the one that is installed there.
         try:
-            self._process = processes.start([str(python), "-P", "-m", MODULE], env=own_variables())
+            self._process = processes.start([str(python), "-P", "-m", MODULE], env=child_variables())
         except OSError as error:
             what = f"cannot start {str(python)!r} for reward {name!r}: {error.strerror or error}"
             raise IsolatedError(what, where=where) from None
@@ -86,7 +86,7 @@ class Worker:
         with self._turn:
             answer, payload = self._exchange(request, body, doing)
         if answer.get("answer") == "errors":
-            raise heard(answer["errors"], where=self.where)
+            raise decode_error(answer["errors"], where=self.where)
         if answer.get("answer") == "raised":
             raise raised(answer, name=self.name, where=self.where)
         return answer, payload
@@ -136,8 +136,8 @@ class Worker:
             what = f"the process of reward {name!r} was ended by {processes.signal_name(-code)} while {doing}"
             hint = "nobody sends SIGKILL but a system without memory left, or a person" if code == -9 else ""
         else:
-            said = f": {error}" if isinstance(error, Broken) else ""
-            what, hint = f"the process of reward {name!r} ended with exit code {code} while {doing}{said}", ""
+            reason = f": {error}" if isinstance(error, Broken) else ""
+            what, hint = f"the process of reward {name!r} ended with exit code {code} while {doing}{reason}", ""
         wrote = self._tail.text()
         return IsolatedError(what, wrote=wrote, where=self.where, hint=missing(wrote, self.python) or hint)
 
@@ -157,11 +157,11 @@ class _Tail:
         return bytes(self._kept).decode(errors="replace")
 
 
-def _read(stream: IO[bytes], kept: bytearray) -> None:
+def _read(stream: IO[bytes], tail: bytearray) -> None:
     with stream:
         while chunk := os.read(stream.fileno(), 4096):
-            kept += chunk
-            del kept[:-_KEPT]
+            tail += chunk
+            del tail[:-_TAIL_BYTES]
 
 
 def _talk(requests: FileIO, answers: FileIO, request: Mapping[str, Any] | None, body: bytes, box: list[Any]) -> None:

@@ -70,8 +70,8 @@ def _ask(
     columns = {name: prompts.column(name) for name in prompts.columns} if isinstance(prompts, Prompts) else None
     request = {"ask": "score", "gradient": gradient, "prompts": list(prompts), "columns": columns}
     answer, payload = worker.ask(doing, {**request, "tensors": described}, body)
-    found = unpack(answer["tensors"], payload)
-    scores, slope = found["scores"].to(images.device), found.get("gradient")
+    unpacked = unpack(answer["tensors"], payload)
+    scores, slope = unpacked["scores"].to(images.device), unpacked.get("gradient")
     if tuple(scores.shape) != (len(images),):
         raise StageError(
             f"reward {worker.name!r} must return one score per image, shape ({len(images)},) "
@@ -104,8 +104,8 @@ class _Isolated(torch.autograd.Function):
         named = ctx.reward.name, ctx.where
         factors = cotangent.to(gradient.dtype).reshape(-1, 1, 1, 1)
         if not ctx.reward.per_image and bool((cotangent != cotangent[0]).any()):
-            both = {"images": images.detach(), "cotangent": cotangent.detach()}
-            _, gradient, _ = ctx.ask("computing a gradient", both, gradient=True)
+            inputs = {"images": images.detach(), "cotangent": cotangent.detach()}
+            _, gradient, _ = ctx.ask("computing a gradient", inputs, gradient=True)
             return _Once.apply(gradient, *named, images, cotangent), None, None, None  # type: ignore[return-value]
         return _Once.apply(gradient, *named, images) * factors, None, None, None
 

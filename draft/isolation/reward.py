@@ -12,7 +12,7 @@ from pydantic import Field, create_model
 
 from draft.errors import ConfigErrors, DraftError, PluginError, StageError
 from draft.isolation.environment import ready_python
-from draft.isolation.failures import heard
+from draft.isolation.failures import decode_error
 from draft.isolation.process import Worker
 from draft.isolation.settings import Isolation
 from draft.rewards.reward import Reward, Score, Term
@@ -97,12 +97,12 @@ def isolated_reward(isolation: Isolation, use: str, options: Mapping[str, Any], 
         DraftError: The environment has no such reward or does not run, or options are wrong; all of them, each with
             its place.
     """
-    made, described = _ask(isolation, use, options, where)
+    reward_class, described = _ask(isolation, use, options, where)
     if described is None:
-        return made.model_validate({"options": dict(options)})
+        return reward_class.model_validate({"options": dict(options)})
     if "errors" in described:
-        raise heard(described["errors"], where=where)
-    return made.model_validate(described["options"])
+        raise decode_error(described["errors"], where=where)
+    return reward_class.model_validate(described["options"])
 
 
 def isolated_class(isolation: Isolation, use: str, *, where: str) -> type[Reward] | None:
@@ -116,8 +116,8 @@ def isolated_class(isolation: Isolation, use: str, *, where: str) -> type[Reward
     Returns:
         The class; None where the environment is still to be made.
     """
-    made, described = _ask(isolation, use, {}, where)
-    return None if described is None else made
+    reward_class, described = _ask(isolation, use, {}, where)
+    return None if described is None else reward_class
 
 
 @contextmanager
@@ -130,13 +130,13 @@ def ending_processes(terms: Iterable[Term]) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    found = [term.reward.isolated.workers for term in terms if isinstance(term.reward, IsolatedReward)]
-    before = [len(workers) for workers in found]
+    worker_lists = [term.reward.isolated.workers for term in terms if isinstance(term.reward, IsolatedReward)]
+    before = [len(workers) for workers in worker_lists]
     try:
         yield
     finally:
-        for workers, kept in zip(found, before, strict=True):
-            while len(workers) > kept:
+        for workers, count in zip(worker_lists, before, strict=True):
+            while len(workers) > count:
                 workers.pop().end()
 
 
@@ -146,17 +146,17 @@ def _ask(
     """The class of a reward, and what its environment says of it and of these options; None: it is not there yet."""
     python = ready_python(isolation)
     if python is None:
-        made = create_model("UnbuiltReward", __base__=UnbuiltReward, __doc__=UnbuiltReward.__doc__)
-        made.name, made.isolated = use, (isolation, f"{where}.isolated")
-        return made, None
+        reward_class = create_model("UnbuiltReward", __base__=UnbuiltReward, __doc__=UnbuiltReward.__doc__)
+        reward_class.name, reward_class.isolated = use, (isolation, f"{where}.isolated")
+        return reward_class, None
     worker = Worker(python, name=use, where=f"{where}.isolated", isolation=isolation)
     request = {"ask": "describe", "use": use, "options": dict(options), "where": where}
     try:
         described, _ = worker.ask("checking its options", request)
     except DraftError as error:
-        for each in error.errors if isinstance(error, ConfigErrors) else [error]:
-            if isinstance(each, PluginError):
-                each.what = f"{each.what}, in the environment of {python}"
+        for problem in error.errors if isinstance(error, ConfigErrors) else [error]:
+            if isinstance(problem, PluginError):
+                problem.what = f"{problem.what}, in the environment of {python}"
         raise
     finally:
         worker.end()
@@ -164,11 +164,11 @@ def _ask(
         entry["name"]: (Any, Field(entry.get("default", ...), description=entry["description"]))
         for entry in described["fields"]
     }
-    made = create_model(described["class"], __base__=IsolatedReward, __doc__=described["doc"], **fields)
+    reward_class = create_model(described["class"], __base__=IsolatedReward, __doc__=described["doc"], **fields)
     for attribute in ("name", "cite", "differentiable", "per_image", "stand_in"):
         if attribute in described:
-            setattr(made, attribute, described[attribute])
-    made.isolated = Place(
+            setattr(reward_class, attribute, described[attribute])
+    reward_class.isolated = Place(
         isolation=isolation,
         python=python,
         use=use,
@@ -178,4 +178,4 @@ def _ask(
         versions=described["versions"],
         models=described.get("models", {}),
     )
-    return made, described
+    return reward_class, described

@@ -25,9 +25,9 @@ from typing import Any, NoReturn
 from draft import processes
 from draft.errors import DraftError, StageError
 from draft.isolation.describe import describe
-from draft.isolation.failures import told
+from draft.isolation.failures import encode_error
 from draft.isolation.frames import PROTOCOL, Broken, receive, send
-from draft.rewards.discovery import OWN
+from draft.rewards.discovery import DISTRIBUTION
 from draft.rewards.reward import Score
 from draft.rewards.terms import build_reward
 from draft.types import Prompts
@@ -60,11 +60,11 @@ def main() -> NoReturn:
     faulthandler.enable()
     processes.dump_stacks(faulthandler.register)
     signal.signal(signal.SIGTERM, _stop)
-    held = Loaded()
+    loaded = Loaded()
     try:
-        send(answers, {"protocol": PROTOCOL, "draft": _version(OWN)})
+        send(answers, {"protocol": PROTOCOL, "draft": _version(DISTRIBUTION)})
         while (request := next_request()) is not None:
-            send(answers, *_answer(held, *request))
+            send(answers, *_answer(loaded, *request))
     except Ended:
         pass
     # What was registered to run at the end runs; taking PyTorch to pieces would take another second for nothing.
@@ -72,60 +72,60 @@ def main() -> NoReturn:
     os._exit(0)
 
 
-def _answer(held: Loaded, request: dict[str, Any], body: bytearray) -> tuple[dict[str, Any], bytes]:
+def _answer(loaded: Loaded, request: dict[str, Any], body: bytearray) -> tuple[dict[str, Any], bytes]:
     try:
         match request["ask"]:
             case "describe":
                 return describe(request["use"], request["options"], where=request["where"]), b""
             case "load":
-                return _load(held, request), b""
+                return _load(loaded, request), b""
             case "score":
-                return _score(held, request, body)
+                return _score(loaded, request, body)
         raise StageError(f"the process of a reward was asked for something unknown (got {request['ask']!r})")
     except DraftError as error:
-        return {"answer": "errors", "errors": told(error)}, b""
+        return {"answer": "errors", "errors": encode_error(error)}, b""
     except (Exception, SystemExit) as error:
-        # A stranger's code: whatever it raises is told, and the next request answered.
+        # A stranger's code: whatever it raises is reported, and the next request answered.
         shown = "".join(traceback.format_exception(error)[1:])
-        found = {"type": type(error).__name__, "message": str(error), "traceback": shown}
-        return {"answer": "raised", "device": held.device, **found}, b""
+        details = {"type": type(error).__name__, "message": str(error), "traceback": shown}
+        return {"answer": "raised", "device": loaded.device, **details}, b""
 
 
-def _load(held: Loaded, request: Mapping[str, Any]) -> dict[str, Any]:
+def _load(loaded: Loaded, request: Mapping[str, Any]) -> dict[str, Any]:
     reward = build_reward(request["use"], request["options"], where=request["where"])
     import torch
 
     # The same number of threads sums in the same order; and the other process waits while this one works.
     torch.set_num_threads(request["threads"])
-    held.device = request["device"]
-    held.score = reward.load(_device(request["device"]))
+    loaded.device = request["device"]
+    loaded.score = reward.load(_device(request["device"]))
     return {"answer": "loaded"}
 
 
-def _score(held: Loaded, request: Mapping[str, Any], body: bytearray) -> tuple[dict[str, Any], bytes]:
+def _score(loaded: Loaded, request: Mapping[str, Any], body: bytearray) -> tuple[dict[str, Any], bytes]:
     """Scores, and where they are wanted the gradient of their sum, or of their product with a cotangent."""
     import torch
     from torch import Tensor
 
     from draft.isolation.tensors import pack, unpack
 
-    assert held.score is not None
+    assert loaded.score is not None
     tensors = unpack(request["tensors"], body)
-    device = torch.device(held.device)
+    device = torch.device(loaded.device)
     images = tensors["images"].to(device).requires_grad_(request["gradient"])
     columns, texts = request["columns"], request["prompts"]
     prompts = texts if columns is None else Prompts(texts, columns)
     with torch.set_grad_enabled(request["gradient"]):
-        scores = held.score(images, prompts)
+        scores = loaded.score(images, prompts)
     if not isinstance(scores, Tensor):
         kind = type(scores).__name__
         raise StageError(f"must return a tensor of shape ({len(texts)},) (got {kind})")
-    found = {"scores": scores}
+    results = {"scores": scores}
     if scores.requires_grad:
         cotangent = tensors.get("cotangent", torch.ones(())).to(scores).expand(scores.shape)
         (gradient,) = torch.autograd.grad(scores, images, cotangent, allow_unused=True)
-        found |= {} if gradient is None else {"gradient": gradient}
-    described, payload = pack(found)
+        results |= {} if gradient is None else {"gradient": gradient}
+    described, payload = pack(results)
     return {"answer": "scores", "connected": scores.requires_grad, "tensors": described}, payload
 
 

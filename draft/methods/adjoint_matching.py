@@ -212,7 +212,9 @@ class Rule:
         last = -method.reward_multiplier * scored.gradient
         steps = draw_steps(method, grid, run.random.method)
         base = run.output(batch, adapted=False, guided=False, recorded=True)
-        targets = [each for each in lean_adjoint(base, grid, rollout.states, last, steps[0]) if each.step in steps]
+        targets = [
+            target for target in lean_adjoint(base, grid, rollout.states, last, steps[0]) if target.step in steps
+        ]
         targets, batch = self._maybe_unconditional(run, batch, targets, rollout.states)
         output = run.output(batch, guided=False, recorded=True)
 
@@ -222,15 +224,15 @@ class Rule:
 
         with torch.no_grad():  # once for their sizes, since a term may have to be left out
             terms = torch.stack([term(target) for target in targets])
-            kept, loss = self._kept(terms)
-            idle = torch.stack([matching_loss(each.mean, each, grid.std[each.step]) for each in targets])
+            mask, loss = self._teaching(terms)
+            idle = torch.stack([matching_loss(target.mean, target, grid.std[target.step]) for target in targets])
             growth = (targets[-1].adjoint.flatten(1).norm(dim=1) / last.flatten(1).norm(dim=1)).mean()
-            notes.append(torch.stack([terms.mean() / idle.mean(), 1 - kept.mean(), growth]))
-        for target, keep in zip(targets, kept, strict=True):
+            notes.append(torch.stack([terms.mean() / idle.mean(), 1 - mask.mean(), growth]))
+        for target, keep in zip(targets, mask, strict=True):
             ((term(target) * keep).sum() * (scale / terms.numel())).backward()
         return replace(scored.figures, loss=loss)
 
-    def _kept(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+    def _teaching(self, terms: Tensor) -> tuple[Tensor, Tensor]:
         """Which terms teach, 1 or 0, and the loss, a mean over all of them; a term that is no number is kept."""
         method = self.method
         if method.outliers == "clamp":
@@ -239,8 +241,8 @@ class Rule:
         if method.outliers == "keep":
             return torch.ones_like(terms), terms.mean()
         self.threshold = running_quantile(self.threshold, terms, method.quantile)
-        kept = (~(terms.sqrt() > self.threshold)).to(terms)
-        return kept, (terms * kept).mean()
+        mask = (~(terms.sqrt() > self.threshold)).to(terms)
+        return mask, (terms * mask).mean()
 
     def _maybe_unconditional(
         self, run: TrainingRun, batch: Batch, targets: list[Target], states: tuple[Tensor, ...]
@@ -252,5 +254,5 @@ class Rule:
         blank = replace(batch, conditioning=run.unconditional.expand(len(batch.conditioning)))
         base = run.output(blank, adapted=False, guided=False)
         with torch.no_grad():
-            means = [step_mean(base, run.grid, states[each.step], each.step) for each in targets]
-        return [replace(each, mean=mean) for each, mean in zip(targets, means, strict=True)], blank
+            means = [step_mean(base, run.grid, states[target.step], target.step) for target in targets]
+        return [replace(target, mean=mean) for target, mean in zip(targets, means, strict=True)], blank

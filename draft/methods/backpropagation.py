@@ -123,12 +123,12 @@ def _penalised(recorded: Output, base: Output, grid: Grid, sink: list[Tensor]) -
     def output(x: Tensor, i: int) -> Tensor:
         out = recorded(x, i)
         with torch.no_grad():
-            kept = base(x, i)
+            base_out = base(x, i)
         if grid.prediction != "flow":
-            out_e, kept = predict(grid, x, out, i)[1], predict(grid, x.detach(), kept, i)[1]
+            out_e, base_out = predict(grid, x, out, i)[1], predict(grid, x.detach(), base_out, i)[1]
         else:
             out_e = out
-        sink.append((out_e - kept).square().mean())
+        sink.append((out_e - base_out).square().mean())
         return out
 
     return output
@@ -147,10 +147,10 @@ def _mean(figures: list[Figures]) -> Figures:
     if len(figures) == 1:
         return figures[0]
     return Figures(
-        scores=torch.stack([each.scores for each in figures]).mean(0),
-        gradients=torch.stack([each.gradients for each in figures if each.gradients is not None]).mean(0),
-        saturated=torch.stack([each.saturated for each in figures]).mean(),
-        loss=torch.stack([each.loss for each in figures]).mean(),
-        evaluations=sum(each.evaluations for each in figures),
+        scores=torch.stack([draw.scores for draw in figures]).mean(0),
+        gradients=torch.stack([draw.gradients for draw in figures if draw.gradients is not None]).mean(0),
+        saturated=torch.stack([draw.saturated for draw in figures]).mean(),
+        loss=torch.stack([draw.loss for draw in figures]).mean(),
+        evaluations=sum(draw.evaluations for draw in figures),
         drop=mean_drop(figures),
     )

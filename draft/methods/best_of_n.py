@@ -51,17 +51,17 @@ def sample_weights(
         if selection == "weighted":
             weights[same] = len(inside) * (sharpness * inside).softmax(0)
             continue
-        kept = 1 if selection == "best" else max(1, round(share * len(inside)))
+        count = 1 if selection == "best" else max(1, round(share * len(inside)))
         ones = torch.zeros_like(inside)
-        ones[inside.topk(kept).indices] = 1
+        ones[inside.topk(count).indices] = 1
         weights[same] = ones
     return weights
 
 
 def concentration(weights: Tensor) -> float:
     """The share of samples that hold 90 % of the weight: 0.9 where all are alike, near 0 where one holds it all."""
-    held = weights.double().sort(descending=True).values.cumsum(0) / weights.double().sum()
-    return float(int((held < 0.9 - 1e-9).sum()) + 1) / len(weights)
+    cumulative = weights.double().sort(descending=True).values.cumsum(0) / weights.double().sum()
+    return float(int((cumulative < 0.9 - 1e-9).sum()) + 1) / len(weights)
 
 
 def denoising_target(grid: Grid, y: Tensor, z: Tensor, i: int) -> Tensor:
@@ -118,15 +118,17 @@ class Rule(Stateless):
             share=method.share,
             per_prompt=method.per_prompt,
         )
-        kept = torch.arange(len(collected)) if method.selection == "weighted" else weights.cpu().nonzero().squeeze(1)
+        selected = (
+            torch.arange(len(collected)) if method.selection == "weighted" else weights.cpu().nonzero().squeeze(1)
+        )
         clean = collected.rollout.states[-1]
         total, norm, steps = torch.zeros((), device=clean.device), 0.0, 0
         parts = minibatches(
-            len(kept), passes=method.inner_epochs, parts=method.minibatches, generator=run.random.method
+            len(selected), passes=method.inner_epochs, parts=method.minibatches, generator=run.random.method
         )
         for chosen in parts:
             run.optimizer.zero_grad(set_to_none=True)
-            for some in kept[chosen].split(run.settings.batch_size):
+            for some in selected[chosen].split(run.settings.batch_size):
                 # One level for these images together, as the network takes one time; the published code draws one each.
                 i = int(torch.randint(self.levels.steps, (), generator=run.random.method))
                 y = clean[some]
@@ -135,12 +137,12 @@ class Rule(Stateless):
                 out = output(renoise(self.levels, y, z, i), i)
                 losses = weights[some] * denoising_loss(self.levels, out, y, z, i)
                 (losses.sum() / len(chosen)).backward()
-                total += losses.detach().sum() / len(kept)
+                total += losses.detach().sum() / len(selected)
             norm = take_step(run, collected.figures, step)
             steps += 1
         extra = {
             "denoising_loss": float(total) / method.inner_epochs,
-            "kept": len(kept) / len(collected),
+            "kept": len(selected) / len(collected),
             "concentration": concentration(weights),
         }
         return Update(collected.figures, norm, steps, extra)

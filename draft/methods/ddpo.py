@@ -121,15 +121,15 @@ def weigh_rewards(
         (A, (N,) in float32 on the rewards' device; the memory with these rewards).
     """
     values = rewards.double().cpu()  # equal rewards have the spread 0 exactly, so that they teach nothing
-    remembered = {prompt: list(kept) for prompt, kept in memory.items()}
+    remembered = {prompt: list(newest) for prompt, newest in memory.items()}
     if buffer:
         for prompt, value in zip(prompts, values.tolist(), strict=True):
             remembered[prompt] = [*remembered.get(prompt, ()), value][-buffer:]
     advantages = torch.empty_like(values)
     for n, prompt in enumerate(prompts):
-        kept = remembered.get(prompt, ())
-        known = torch.tensor(kept, dtype=torch.float64) if buffer and len(kept) >= min_count else values
-        advantages[n] = (values[n] - known.mean()) / (known.std(correction=0) + SMALLEST_SPREAD)
+        newest = remembered.get(prompt, ())
+        reference = torch.tensor(newest, dtype=torch.float64) if buffer and len(newest) >= min_count else values
+        advantages[n] = (values[n] - reference.mean()) / (reference.std(correction=0) + SMALLEST_SPREAD)
     return advantages.clamp(-clip, clip).to(rewards.device, torch.float32), remembered
 
 
@@ -183,7 +183,7 @@ class Rule:
 
     def state(self) -> Mapping[str, Any]:
         """Each prompt's newest rewards."""
-        return {"rewards": {prompt: list(kept) for prompt, kept in self.memory.items()}}
+        return {"rewards": {prompt: list(newest) for prompt, newest in self.memory.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a state."""

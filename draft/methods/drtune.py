@@ -22,14 +22,14 @@ def plan(method: DRTune, steps: int, generator: torch.Generator) -> Plan:
     """
     window = round(method.stop * steps)
     stop = steps - uniform(1, window, generator) if window else steps - 1
-    made = stop + 1 if method.spacing == "prefix" else steps
-    k = min(method.k, made)
-    gap = made // k
+    span = stop + 1 if method.spacing == "prefix" else steps
+    k = min(method.k, span)
+    gap = span // k
     reached: set[int] = set()
     while not reached:  # ours: drawn again where no step before the stop is recorded, so nothing would learn
-        offset = uniform(0, made - 1 - (k - 1) * gap, generator)
+        offset = uniform(0, span - 1 - (k - 1) * gap, generator)
         # Counted from the clean end, as the paper counts.
-        reached = {i for i in (made - 1 - offset - j * gap for j in range(k)) if i <= stop}
+        reached = {i for i in (span - 1 - offset - j * gap for j in range(k)) if i <= stop}
     return Plan(
         recorded=at_steps(reached, steps),
         cut=(False,) * steps,

@@ -81,9 +81,9 @@ def collect(run: TrainingRun, *, samples: int = 1, path: bool = True) -> Round:
             torch.cat([batch.noise for batch in batches]),
             None,
         ),
-        Rollout(_joined([each.states for each in rollouts]), _joined([each.outs for each in rollouts])),
-        torch.cat([each.rewards for each in scored]),
-        tuple(each.figures for each in scored),
+        Rollout(_joined([rollout.states for rollout in rollouts]), _joined([rollout.outs for rollout in rollouts])),
+        torch.cat([scores.rewards for scores in scored]),
+        tuple(scores.figures for scores in scored),
     )
 
 
@@ -110,4 +110,4 @@ def _again(run: TrainingRun, batch: Batch) -> Batch:
 
 
 def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -21,5 +21,5 @@ def make_rule(method: MethodValue, run: TrainingRun) -> Rule:
     Raises:
         DraftError: The method does not fit the model's grid.
     """
-    own = getattr(mathematics(method), "Rule", None)
-    return Backpropagation(method, run) if own is None else own(method, run)
+    rule = getattr(mathematics(method), "Rule", None)
+    return Backpropagation(method, run) if rule is None else rule(method, run)

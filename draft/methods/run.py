@@ -146,7 +146,7 @@ class TrainingRun(Protocol):
 
         Args:
             batch: Whose prompts it follows.
-            adapted: Whether the adapter that learns is on; off is the base model, with the adapters beneath.
+            adapted: Whether the adapter that learns is on; off is the base model, with its base adapters.
             guided: Whether with guidance.
             gradient: What guidance does in calls that carry gradient.
             recorded: Whether calls may carry gradient; others may be compiled.

@@ -123,10 +123,10 @@ class Rule:
         norms: list[Tensor] = []
         shifts: list[Tensor] = []
         update = accumulate_and_step(run, lambda run, scale: self._accumulate(run, scale, norms, shifts), step)
-        seen, shift = torch.cat(norms), torch.stack(shifts).mean()
-        extra = {"cap": self.cap, "capped": float((seen > self.cap).float().mean()), "shift": float(shift)}
+        lengths, shift = torch.cat(norms), torch.stack(shifts).mean()
+        extra = {"cap": self.cap, "capped": float((lengths > self.cap).float().mean()), "shift": float(shift)}
         if self.method.cap_quantile is not None:
-            self.cap = float(torch.quantile(seen, self.method.cap_quantile))
+            self.cap = float(torch.quantile(lengths, self.method.cap_quantile))
         return replace(update, extra=extra)
 
     def state(self) -> Mapping[str, Any]:
@@ -167,6 +167,6 @@ class Rule:
 
 def _last(figures: list[Figures]) -> Figures:
     """The last step's figures with the mean loss of all, all evaluations and the largest gradients."""
-    gradients = torch.stack([each.gradients for each in figures if each.gradients is not None]).amax(0)
-    loss = torch.stack([each.loss for each in figures]).mean()
-    return replace(figures[-1], gradients=gradients, loss=loss, evaluations=sum(each.evaluations for each in figures))
+    gradients = torch.stack([step.gradients for step in figures if step.gradients is not None]).amax(0)
+    loss = torch.stack([step.loss for step in figures]).mean()
+    return replace(figures[-1], gradients=gradients, loss=loss, evaluations=sum(step.evaluations for step in figures))

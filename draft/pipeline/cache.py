@@ -101,16 +101,16 @@ def record_outputs(folder: Path, outputs: Mapping[str, str]) -> dict[str, tuple[
     Returns:
         Output name to file records; an output that is not there has none.
     """
-    found = {}
+    records = {}
     for name, path in outputs.items():
         target = folder / path
         files = sorted(file for file in target.rglob("*") if file.is_file()) if target.is_dir() else [target]
-        found[name] = tuple(
+        records[name] = tuple(
             FileRecord(file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns, sha256(file))
             for file in files
             if file.is_file()
         )
-    return found
+    return records
 
 
 def damage(record: StageRecord, folder: Path) -> str:

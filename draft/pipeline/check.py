@@ -95,9 +95,9 @@ def _check_stage(
     if kind is None:
         errors.append(_unknown_kind(name, data, document))
         return None
-    config, found = validate(kind.settings, data, keys, document)
+    config, schema_errors = validate(kind.settings, data, keys, document)
     before = len(errors)
-    errors += found
+    errors += schema_errors
     plain = deepcopy(data)
     inputs = find_inputs(kind.settings, plain, keys, document, partial(_base, document, folder), errors)
     if config is None:
@@ -107,13 +107,13 @@ def _check_stage(
     errors += model_problems(candidate, config)
     if len(errors) > before:
         return None
-    own = getattr(config, "seed", None)
+    stage_seed = getattr(config, "seed", None)
     return CheckedStage(
         name=name,
         kind=kind,
         config=kind.complete(with_family(config, inputs.model)),
         data=plain,
-        seed=seed if own is None else own,
+        seed=seed if stage_seed is None else stage_seed,
         inputs=inputs,
         upstream=tuple(upstream(data)),
         environment=document.environment,

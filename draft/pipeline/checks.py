@@ -55,23 +55,23 @@ def find_inputs(
         if read is not None:
             prompts[place.keys] = read
     for place in places:
-        here = (*keys, *place.keys)
+        full_keys = (*keys, *place.keys)
         match place.holds:
             case "prompts":
                 pass
             case "rewards":
-                own = prompts.get((*place.keys[:-1], "prompts"))
-                found, located = check_rewards(place.value, here, own, document, base, errors)
+                term_prompts = prompts.get((*place.keys[:-1], "prompts"))
+                checked, located = check_rewards(place.value, full_keys, term_prompts, document, base, errors)
                 put(data, place.keys, located)
-                terms[place.keys] = tuple(found)
+                terms[place.keys] = tuple(checked)
             case "model":
-                model, name = check_model(place.value, here, document, base, errors)
+                model, name = check_model(place.value, full_keys, document, base, errors)
                 put(data, place.keys, name)
-            case held:
-                source = check_file(place.value, held, here, document, base, errors)
+            case output:
+                source = check_file(place.value, output, full_keys, document, base, errors)
                 if source:
                     put(data, place.keys, source)
-                    files.append(HeldFile(place.keys, held, source))
+                    files.append(HeldFile(place.keys, output, source))
     return Inputs(model=model, prompts=prompts, terms=terms, files=tuple(files))
 
 
@@ -100,11 +100,11 @@ def check_prompts(
         return Prompts(source), source
     if not isinstance(source, Mapping) or not isinstance(source.get("file"), str) or not source["file"]:
         return None, source
-    here = (*keys, "file")
-    path = base(here) / Path(source["file"]).expanduser()
+    file_keys = (*keys, "file")
+    path = base(file_keys) / Path(source["file"]).expanduser()
     located = {**source, "file": str(path)}
     try:
-        return load_prompts(path, where=document.place(here)), located
+        return load_prompts(path, where=document.place(file_keys)), located
     except DraftError as error:
         errors.append(error)
         return None, located
@@ -131,33 +131,33 @@ def check_rewards(
         return terms, rewards  # the schema says so
     located: dict[str, Any] = dict(rewards)
     for label, options in rewards.items():
-        here = (*keys, label)
-        prefix = ".".join(map(str, here))
+        term_keys = (*keys, label)
+        prefix = ".".join(map(str, term_keys))
         if options is not None and not isinstance(options, Mapping):
             continue  # the schema says so
-        own, make = dict(options or {}), None
-        if (value := own.pop("isolated", None)) is not None:
-            isolation = read_isolation(value, (*here, "isolated"), document, base, errors)
+        reward_options, make = dict(options or {}), None
+        if (value := reward_options.pop("isolated", None)) is not None:
+            isolation = read_isolation(value, (*term_keys, "isolated"), document, base, errors)
             if isolation is None:
                 continue
-            located[label] = {**own, "isolated": written(isolation, value)}
+            located[label] = {**reward_options, "isolated": written(isolation, value)}
             make = partial(isolated_reward, isolation)
         try:
-            term = build_term(label, own, where=prefix, make=make)
+            term = build_term(label, reward_options, where=prefix, make=make)
         except DraftError as error:
-            for each in error.errors if isinstance(error, ConfigErrors) else [error]:
-                errors.append(_placed(each, prefix, here, document))
+            for problem in error.errors if isinstance(error, ConfigErrors) else [error]:
+                errors.append(_placed(problem, prefix, term_keys, document))
             continue
         terms.append(term)
         for option, value in _texts(term.reward.model_dump(mode="json"), ()):
             match = re.fullmatch(r"\{(\w+)\}", value)
             if match and prompts is not None and match[1] not in ("prompt", *prompts.columns):
-                known = ", ".join(prompts.columns) or "none"
+                columns = ", ".join(prompts.columns) or "none"
                 named = f"{prefix}.{option} names the column {match[1]!r}"
                 errors.append(
                     ConfigError(
-                        f"{named}, which the prompts do not have (columns: {known})",
-                        where=document.place((*here, *option.split("."))),
+                        f"{named}, which the prompts do not have (columns: {columns})",
+                        where=document.place((*term_keys, *option.split("."))),
                         hint="columns come from a csv or jsonl prompt file",
                     )
                 )
@@ -167,8 +167,8 @@ def check_rewards(
 def _placed(error: DraftError, prefix: str, keys: Keys, document: Document) -> DraftError:
     """An error of a reward's options, moved from its dotted key to its line."""
     where = error.where if error.where.startswith(prefix) else prefix
-    rest = where.removeprefix(prefix).strip(".")
-    indexed = tuple(int(part) if part.isdigit() else part for part in rest.split(".")) if rest else ()
+    dotted = where.removeprefix(prefix).strip(".")
+    indexed = tuple(int(part) if part.isdigit() else part for part in dotted.split(".")) if dotted else ()
     error.where = document.place((*keys, *indexed))
     if error.what.startswith("must "):
         error.what = f"{where} {error.what}"
@@ -206,10 +206,10 @@ def check_model(name: Any, keys: Keys, document: Document, base: Base, errors: l
         return "", name  # the schema or the references say so
     path = base(keys) / Path(name).expanduser()
     try:
-        found = model_place(name)
-        if found != name:
-            _check_named(name, found)
-            return found, name
+        registered = model_place(name)
+        if registered != name:
+            _check_named(name, registered)
+            return registered, name
         if path.suffix in _PICKLES and not path.is_dir():
             what = f"a model's weights must be safetensors, in a folder or a single file (got {name!r})"
             raise ConfigError(what, hint="Draft never loads pickles, which can run code; convert the file first")
@@ -246,12 +246,12 @@ def _text_to_image() -> list[str]:
     return [name for name, model in named_models().items() if model.kind == _DRAWS]
 
 
-def check_file(source: Any, held: str, keys: Keys, document: Document, base: Base, errors: list[DraftError]) -> str:
+def check_file(source: Any, output: str, keys: Keys, document: Document, base: Base, errors: list[DraftError]) -> str:
     """Find a file that a stage names, or see that it is a reference.
 
     Args:
         source: A path or a reference.
-        held: The name of the output that it is, or could be.
+        output: The name of the output that it is, or could be.
         keys: Where it is.
         document: The file, for the places of errors.
         base: The folder that a relative path at some keys starts from.
@@ -265,7 +265,7 @@ def check_file(source: Any, held: str, keys: Keys, document: Document, base: Bas
     if "${out:" in source:
         return source
     path = base(keys) / Path(source).expanduser()
-    adapter = held == "adapter"  # which may be a peft folder
+    adapter = output == "adapter"  # which may be a peft folder
     if not (path.exists() if adapter else path.is_file()):
         errors.append(ConfigError(f"no such file (got {str(path)!r})", where=document.place(keys)))
         return ""

@@ -32,11 +32,11 @@ def json_schema() -> dict[str, Any]:
     stages = inner.json_schema(by_alias=True)
     schema["$defs"] = stages.pop("$defs")
     schema["properties"]["stages"] = {**schema["properties"]["stages"], **stages}
-    known = {cls.__name__: cls for cls in [Head, *classes(stage)]}
+    by_name = {cls.__name__: cls for cls in [Head, *classes(stage)]}
     for name, definition in [(Head.__name__, schema), *schema["$defs"].items()]:
-        if name in known:
-            described = descriptions(known[name])
-            definition["description"] = headline(known[name])
+        if name in by_name:
+            described = descriptions(by_name[name])
+            definition["description"] = headline(by_name[name])
             for key, entry in definition.get("properties", {}).items():
                 entry.setdefault("description", described.get(key, ""))
                 if key == "rewards":
@@ -46,22 +46,22 @@ def json_schema() -> dict[str, Any]:
 
 def _installed_rewards() -> dict[str, Any]:
     """The options of the installed rewards; a label with `use` may have another reward's."""
-    own = {
+    term_options = {
         "use": {"type": "string", "description": "The reward's name; the label where it is left out."},
         "weight": {"type": "number", "default": 1.0, "description": "Its factor in the sum; negative asks for less."},
         "device": {"type": "string", "default": "", "description": "Where to load it; empty: where the images are."},
         "isolated": _isolated_schema(),
     }
-    found: dict[str, Any] = {}
+    schemas: dict[str, Any] = {}
     for entry in reward_entries():
         try:
             schema = find_reward(entry.name).model_json_schema()
         except DraftError:
             continue  # broken or twice there: said where it is used, and editors need the rest
         if "$defs" not in schema:
-            schema["properties"] = {**own, **schema.get("properties", {})}
-            found[entry.name] = {"anyOf": [{"type": "object", "required": ["use"]}, {"type": "null"}, schema]}
-    return found
+            schema["properties"] = {**term_options, **schema.get("properties", {})}
+            schemas[entry.name] = {"anyOf": [{"type": "object", "required": ["use"]}, {"type": "null"}, schema]}
+    return schemas
 
 
 def _isolated_schema() -> dict[str, Any]:
@@ -77,8 +77,8 @@ def key_tables() -> str:
     parts = ["### The file\n\n" + _table(Head, "")]
     for name, kind in KINDS.items():
         outputs = ", ".join(f"`{output}` ({path})" for output, path in kind.outputs.items())
-        own = kind.settings
-        parts.append(f"### `kind: {name}`\n\n{headline(own)}\n\nOutputs: {outputs}.\n\n{_table(own, '')}")
+        settings = kind.settings
+        parts.append(f"### `kind: {name}`\n\n{headline(settings)}\n\nOutputs: {outputs}.\n\n{_table(settings, '')}")
     adapter = ScheduledAdapter
     parts.append(f"### An adapter of a stage\n\n{headline(adapter)}\n\n{_table(adapter, 'adapters.LABEL.')}")
     parts.append(f"### `isolated` of a reward\n\n{headline(Isolation)}\n\n{_table(Isolation, 'isolated.')}")
@@ -96,12 +96,12 @@ def headline(cls: type[Any]) -> str:
 
 def descriptions(cls: type[Any]) -> dict[str, str]:
     """Key to description, from the `Args:` of a class and of those it extends."""
-    found: dict[str, str] = {}
+    described: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         text = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2]
         for match in re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE):
-            found[match[1].rstrip("_")] = " ".join(match[2].split())
-    return found
+            described[match[1].rstrip("_")] = " ".join(match[2].split())
+    return described
 
 
 def _table(cls: type[Any], prefix: str) -> str:

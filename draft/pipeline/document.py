@@ -25,7 +25,7 @@ DEEPEST = 40
 DIGITS = 400
 """Most digits of a number; more is beyond every float."""
 
-_ROOM = 2_000_000
+_ROOM = 400_000
 """Characters that anchors may make of a file, beyond what stands in it."""
 
 _TAG = "tag:yaml.org,2002:"
@@ -204,7 +204,8 @@ def parse_document(text: str, name: str) -> tuple[Document, list[DraftError]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = name if mark is None else f"{name}:{mark.line + 1}"
-        quote = 'text that begins with { [ * & ! | > % @ or has ": " needs quotes'
+        syntax = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        quote = 'text that begins with { [ * & ! | > % @ or has ": " needs quotes' if syntax else ""
         raise ConfigError(f"not readable as YAML: {error.problem or error}", where=place, hint=quote) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
@@ -328,17 +329,17 @@ def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftErr
         return
     room.inside.append(node)
     if isinstance(node, yaml.MappingNode):
-        own: set[Keys] = set()
+        defined: set[Keys] = set()
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node.start_mark)
             line = key_node.start_mark.line + 1
-            here = (*path, key)
-            if here in own:
-                first = f"the first is in line {document.lines[here]}"
+            key_path = (*path, key)
+            if key_path in defined:
+                first = f"the first is in line {document.lines[key_path]}"
                 errors.append(ConfigError(f"duplicate key {key!r}", where=f"{document.name}:{line}", hint=first))
-            own.add(here)
-            document.lines[here] = line
-            _mark(value_node, here, document, errors, room)
+            defined.add(key_path)
+            document.lines[key_path] = line
+            _mark(value_node, key_path, document, errors, room)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[(*path, index)] = item.start_mark.line + 1

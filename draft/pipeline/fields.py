@@ -66,8 +66,8 @@ def walk(hint: Any, value: Any, keys: Keys = ()) -> Iterator[Place]:
 
 def output_at(hint: Any, keys: Keys) -> str:
     """The name of the outputs that a type takes at a place inside it; empty where it takes none."""
-    found = (mark.what for mark in marks_at(hint, keys) if isinstance(mark, Holds))
-    return next((what for what in found if what not in INPUTS), "")
+    names = (mark.what for mark in marks_at(hint, keys) if isinstance(mark, Holds))
+    return next((what for what in names if what not in INPUTS), "")
 
 
 def marks_at(hint: Any, keys: Keys) -> tuple[Any, ...]:
@@ -80,25 +80,25 @@ def marks_at(hint: Any, keys: Keys) -> tuple[Any, ...]:
 
 def places_of_files(hint: Any, prefix: str = "") -> list[str]:
     """Where a type holds outputs of stages or files: ``["adapters.LABEL.from", "curves.LABEL"]``."""
-    found = []
+    places = []
     for key, inner in _parts(hint):
         name = f"{prefix}.{key}" if prefix else key
-        held = [mark.what for mark in marks(inner) if isinstance(mark, Holds)]
-        if not held:
-            found += places_of_files(inner, name)
-        elif held[0] not in INPUTS:
-            found.append(name)
-    return found
+        outputs = [mark.what for mark in marks(inner) if isinstance(mark, Holds)]
+        if not outputs:
+            places += places_of_files(inner, name)
+        elif outputs[0] not in INPUTS:
+            places.append(name)
+    return places
 
 
-def keys_at(kind: Any, path: Keys, data: Any, *, others: bool = False) -> list[str]:
+def keys_at(kind: Any, path: Keys, data: Any, *, aliases: bool = False) -> list[str]:
     """The keys that a type allows at a path inside it.
 
     Args:
         kind: A dataclass of the schema.
         path: Where to look, from the value that `kind` describes.
         data: That value as plain data; where there are alternatives, its `kind` keys choose among them.
-        others: Whether the fields' other names count.
+        aliases: Whether the fields' other names count.
 
     Returns:
         Keys in the schema's order; none where any label is a key.
@@ -106,11 +106,11 @@ def keys_at(kind: Any, path: Keys, data: Any, *, others: bool = False) -> list[s
     for part in path:
         kind = tuple(inside(kind, part))
         data = data.get(part) if isinstance(data, dict) else None
-    found = _dataclasses(kind)
+    options = _dataclasses(kind)
     chosen = data.get("kind") if isinstance(data, dict) else None
-    matching = [option for option in found if tag(option) in (None, chosen)] or found
-    found = {key: hint for option in matching for key, hint in hints(option).items()}
-    return [*found, *(name for hint in found.values() for name in _others(hint) if others)]
+    matching = [option for option in options if tag(option) in (None, chosen)] or options
+    by_key = {key: hint for option in matching for key, hint in hints(option).items()}
+    return [*by_key, *(name for hint in by_key.values() for name in _aliases(hint) if aliases)]
 
 
 def is_labelled(kind: Any, path: Keys) -> bool:
@@ -146,20 +146,20 @@ def completed(hint: Any, data: Any, leave_out: Callable[[Any], bool]) -> Any:
     cls = _chosen(hint, data)
     if cls is None:
         return {key: completed(tuple(inside(hint, key)), item, leave_out) for key, item in data.items()}
-    rest, found = dict(data), {}
+    unread, settings = dict(data), {}
     for key, inner in hints(cls).items():
-        named = next((name for name in (key, *_others(inner)) if name in rest), None)
-        value, default = rest.pop(named, REQUIRED) if named else REQUIRED, default_of(cls, key)
+        named = next((name for name in (key, *_aliases(inner)) if name in unread), None)
+        value, default = unread.pop(named, REQUIRED) if named else REQUIRED, default_of(cls, key)
         if any(map(leave_out, marks(inner))):
             continue
         if value is not REQUIRED:
-            found[key] = completed(inner, value, leave_out)
+            settings[key] = completed(inner, value, leave_out)
         elif default is not REQUIRED:
-            found[key] = plain(default, leave_out)
-    return found | rest
+            settings[key] = plain(default, leave_out)
+    return settings | unread
 
 
-def use_own_names(hint: Any, data: Any, keys: Keys, document: Document, errors: list[DraftError]) -> dict[Keys, Keys]:
+def rename_aliases(hint: Any, data: Any, keys: Keys, document: Document, errors: list[DraftError]) -> dict[Keys, Keys]:
     """Give the keys of plain data that are another name of a field the field's own.
 
     Args:
@@ -175,22 +175,22 @@ def use_own_names(hint: Any, data: Any, keys: Keys, document: Document, errors: 
     renamed: dict[Keys, Keys] = {}
     cls = _chosen(hint, data) if isinstance(data, dict) else None
     for key, inner in hints(cls).items() if cls is not None else ():
-        for other in _others(inner):
-            if other not in data:
+        for alias in _aliases(inner):
+            if alias not in data:
                 continue
-            old, new = (*keys, other), (*keys, key)
+            old, new = (*keys, alias), (*keys, key)
             if key in data:
                 what = f"{'.'.join(map(str, old))} is another name of {key!r}, which is there too"
                 errors.append(ConfigError(what, where=document.place(old), hint="drop one of the two"))
-                del data[other]
+                del data[alias]
                 continue
-            entries = [(key if name == other else name, value) for name, value in data.items()]
+            entries = [(key if name == alias else name, value) for name, value in data.items()]
             data.clear()
             data.update(entries)
             document.move(old, new)
             renamed[old] = new
     for key, inner, item in list(_items(hint, data)):
-        renamed |= use_own_names(inner, item, (*keys, key), document, errors)
+        renamed |= rename_aliases(inner, item, (*keys, key), document, errors)
     return renamed
 
 
@@ -235,7 +235,7 @@ def inside(hint: Any, part: str | int) -> Iterator[Any]:
     """The types of what is under a key or an index of a value."""
     for option in alternatives(hint):
         if dataclasses.is_dataclass(option):
-            yield from [inner for name, inner in hints(option).items() if part in (name, *_others(inner))]
+            yield from [inner for name, inner in hints(option).items() if part in (name, *_aliases(inner))]
         elif typing.get_origin(option) is dict:
             yield typing.get_args(option)[1]
         elif typing.get_origin(option) is tuple:
@@ -295,5 +295,5 @@ def _dataclasses(hint: Any) -> list[Any]:
     return [option for option in alternatives(hint) if dataclasses.is_dataclass(option)]
 
 
-def _others(hint: Any) -> list[str]:
+def _aliases(hint: Any) -> list[str]:
     return [mark.name for mark in marks(hint) if isinstance(mark, Also)]

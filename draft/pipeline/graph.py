@@ -37,8 +37,8 @@ def check_references(stages: Mapping[str, Any], document: Document) -> list[Draf
 def _problem(keys: Keys, text: str, name: str, stages: Mapping[str, Any]) -> ConfigError | None:
     kind = KINDS[stages[name]["kind"]]
     key = ".".join(map(str, ("stages", name, *keys)))
-    wanted = output_at(kind.settings, keys)
-    if not wanted:
+    output = output_at(kind.settings, keys)
+    if not output:
         known = ", ".join(places_of_files(kind.settings)) or "none of its keys"
         hint = f"in a stage of kind {kind.name}, references stand in {known}"
         return ConfigError(f"a reference cannot stand in {key!r} (got {text!r})", hint=hint)
@@ -73,8 +73,8 @@ def _problem(keys: Keys, text: str, name: str, stages: Mapping[str, Any]) -> Con
             f"stage {reference.stage!r} has no output {reference.output!r} (got {text!r})",
             hint=did_you_mean(reference.output, outputs, otherwise=f"its outputs are {', '.join(outputs)}"),
         )
-    if reference.output != wanted:
-        return ConfigError(f"{key} must be an output {wanted!r} (got {text!r})")
+    if reference.output != output:
+        return ConfigError(f"{key} must be an output {output!r} (got {text!r})")
     return None
 
 

@@ -37,10 +37,10 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         Its kind and version, resolved settings but for inert ones, seed, prompts, rewards with the sha256 of their
         source and digests of the models they name, the stage's model, adapter files from outside, and `upstream`.
     """
-    settings = _own(plain(stage.config, _counts_elsewhere(stage.kind)))
+    settings = _comparable(plain(stage.config, _counts_elsewhere(stage.kind)))
     for file in stage.files:
         put(settings, file.keys, _file_identity(file.source))
-    found: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "kind": stage.kind.name,
         "version": stage.kind.version,
         "settings": settings,
@@ -54,14 +54,14 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         "upstream": dict(upstream),
     }
     if "seed" in hints(type(stage.config)) and stage.kind.seeded(stage.config):
-        found["seed"] = stage.seed
-    found |= {".".join(map(str, keys)): prompts_digest(prompts) for keys, prompts in stage.inputs.prompts.items()}
+        parts["seed"] = stage.seed
+    parts |= {".".join(map(str, keys)): prompts_digest(prompts) for keys, prompts in stage.inputs.prompts.items()}
     for keys, terms in stage.inputs.terms.items():
         if keys != REWARDS:
-            found[".".join(map(str, keys))] = [term.label for term in terms]
+            parts[".".join(map(str, keys))] = [term.label for term in terms]
     if stage.model:
-        found["model"] = _model_identity(stage.model)
-    return json.loads(json.dumps(found))
+        parts["model"] = _model_identity(stage.model)
+    return json.loads(json.dumps(parts))
 
 
 def settled(recorded: Mapping[str, Any], stage: CheckedStage) -> dict[str, Any]:
@@ -77,13 +77,13 @@ def settled(recorded: Mapping[str, Any], stage: CheckedStage) -> dict[str, Any]:
     Returns:
         The identity.
     """
-    kind, given = stage.kind, recorded.get("settings")
-    if recorded.get("kind") != kind.name or not isinstance(given, Mapping):
+    kind, recorded_settings = stage.kind, recorded.get("settings")
+    if recorded.get("kind") != kind.name or not isinstance(recorded_settings, Mapping):
         return dict(recorded)
-    given = {**given, "kind": kind.name}
-    settings = _own(completed(type(stage.config), given, _counts_elsewhere(kind)))
-    found = {kind.renamed.get(part, part): value for part, value in recorded.items()} | {"settings": settings}
-    return json.loads(json.dumps(found))
+    recorded_settings = {**recorded_settings, "kind": kind.name}
+    settings = _comparable(completed(type(stage.config), recorded_settings, _counts_elsewhere(kind)))
+    parts = {kind.renamed.get(part, part): value for part, value in recorded.items()} | {"settings": settings}
+    return json.loads(json.dumps(parts))
 
 
 def lengths(before: Mapping[str, Any], after: Mapping[str, Any], stage: CheckedStage) -> dict[str, tuple[Any, Any]]:
@@ -106,14 +106,14 @@ def lengths(before: Mapping[str, Any], after: Mapping[str, Any], stage: CheckedS
     return changed if same else {}
 
 
-def fingerprint(found: Mapping[str, Any]) -> str:
+def fingerprint(parts: Mapping[str, Any]) -> str:
     """The sha256 of an identity."""
-    return _digest(found)
+    return _digest(parts)
 
 
-def without_files(found: Mapping[str, Any]) -> dict[str, Any]:
+def without_files(parts: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without the adapters that go in, which may be files here and references there."""
-    return {**found, "settings": _without_files(found.get("settings") or {}), "upstream": {}}
+    return {**parts, "settings": _without_files(parts.get("settings") or {}), "upstream": {}}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -157,7 +157,7 @@ def _counts_elsewhere(kind: Kind) -> Callable[[Any], bool]:
     return apart
 
 
-def _own(settings: dict[str, Any]) -> dict[str, Any]:
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: _with_targets(value) for key, value in settings.items() if key not in ("kind", "seed")}
 
 
@@ -165,8 +165,12 @@ def _with_targets(value: Any) -> Any:
     """Of a hub id, whose family nobody knows yet, `lora.targets` counts as what nearly all families have."""
     if not isinstance(value, Mapping):
         return value
-    found = {key: _with_targets(inner) for key, inner in value.items()}
-    return {**found, "targets": list(ATTENTION)} if "rank" in found and found.get("targets", "") is None else found
+    settings = {key: _with_targets(inner) for key, inner in value.items()}
+    return (
+        {**settings, "targets": list(ATTENTION)}
+        if "rank" in settings and settings.get("targets", "") is None
+        else settings
+    )
 
 
 def _without_files(value: Any) -> Any:
@@ -205,23 +209,23 @@ def _model_identity(path: str) -> str:
 def _reward_models(stage: CheckedStage) -> dict[str, str]:
     """The models on this machine that options of rewards name, by the option's key."""
     named = named_models() if stage.every_term else {}
-    found = {}
+    digests = {}
     for term in stage.every_term:
-        there = term.reward.isolated.models if isinstance(term.reward, IsolatedReward) else {}
+        remote_models = term.reward.isolated.models if isinstance(term.reward, IsolatedReward) else {}
         for option, value in _flat(term.reward.model_dump(mode="json")).items():
             path = named[value].path if isinstance(value, str) and value in named else value
-            path = Path(there[option]) if option in there else path
+            path = Path(remote_models[option]) if option in remote_models else path
             if isinstance(path, Path) or (isinstance(path, str) and Path(path).is_absolute()):
-                found[f"{term.label}.{option}"] = _model_identity(str(path))
-    return found
+                digests[f"{term.label}.{option}"] = _model_identity(str(path))
+    return digests
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and value:
         return {
             key: inner
-            for name, each in value.items()
-            for key, inner in _flat(each, f"{prefix}.{name}" if prefix else str(name)).items()
+            for name, item in value.items()
+            for key, inner in _flat(item, f"{prefix}.{name}" if prefix else str(name)).items()
         }
     return {prefix: value} if prefix else {}
 

@@ -16,7 +16,7 @@ from draft.pipeline.document import Document, Keys
 from draft.pipeline.explain import validate
 from draft.progress import Progress
 from draft.rewards.loading import find_reward
-from draft.rewards.parts import each_reward
+from draft.rewards.parts import walk_reward
 from draft.rewards.reward import Reward, Term
 from draft.rewards.terms import reward_source
 
@@ -36,8 +36,8 @@ def read_isolation(
     Returns:
         The settings with absolute paths; None if something is wrong.
     """
-    isolation, found = validate(Isolation, value, keys, document)
-    errors += found
+    isolation, schema_errors = validate(Isolation, value, keys, document)
+    errors += schema_errors
     if isolation is None:
         return None
     prefix = ".".join(map(str, keys))
@@ -55,7 +55,7 @@ def read_isolation(
 def written(isolation: Isolation, value: dict[str, Any]) -> dict[str, Any]:
     """A term's `isolated` as it is in the file, with absolute paths."""
     located = asdict(isolation)
-    return {key: list(found) if isinstance(found := located[key], tuple) else found for key in value}
+    return {key: list(setting) if isinstance(setting := located[key], tuple) else setting for key in value}
 
 
 def reward_class(
@@ -107,10 +107,10 @@ def build_missing(terms: Iterable[Term], progress: Progress) -> bool:
     Raises:
         DraftError: One cannot be made.
     """
-    found = unbuilt(terms)
-    for where, isolation in found.items():
+    missing = unbuilt(terms)
+    for where, isolation in missing.items():
         build_environment(isolation, where=where, say=progress.say)
-    return bool(found)
+    return bool(missing)
 
 
 def unchecked(terms: Iterable[Term]) -> list[str]:
@@ -125,7 +125,7 @@ def source_files(reward: Reward) -> dict[tuple[str, ...], Path]:
     """The files of a reward's class and of the rewards it is made of, here or there, by the keys that lead to each."""
     if isinstance(reward, IsolatedReward):
         return dict(reward.isolated.sources)
-    return {keys: reward_source(type(each)) for keys, each in each_reward(reward)}
+    return {keys: reward_source(type(part)) for keys, part in walk_reward(reward)}
 
 
 def foreign_versions(terms: Iterable[Term]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.pipeline.check import Pipeline, check_document
 from draft.pipeline.document import Document, Keys, parse_document
-from draft.pipeline.fields import use_own_names
+from draft.pipeline.fields import rename_aliases
 from draft.pipeline.kinds import kind_of
 from draft.pipeline.overrides import apply_overrides
 from draft.pipeline.rehearsal import use_stand_ins
@@ -41,14 +41,14 @@ def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: 
         raise ConfigError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
     document, errors = parse_document(text, str(file) if Path(file).is_file() else str(path))
     applied = apply_overrides(document, overrides, errors, rehearse=rehearse)
-    renamed = _use_own_names(document, errors)
+    renamed = _rename_aliases(document, errors)
     replaced = applied.replaced
     if rehearse:
         explicit = {renamed.get(keys, keys) for keys in applied.explicit}
         replaced += use_stand_ins(document, explicit, path.resolve().parent, errors)
-    pipeline, found = check_document(document, path)
+    pipeline, check_errors = check_document(document, path)
     # What could not be resolved is missing only because of that.
-    errors += [error for error in found if error.what not in {f"missing key {key!r}" for key in applied.broken}]
+    errors += [error for error in check_errors if error.what not in {f"missing key {key!r}" for key in applied.broken}]
     if errors or pipeline is None:
         errors.sort(key=lambda error: _order(error.where, document.name))
         raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
@@ -74,27 +74,27 @@ def find_pipeline(file: str | Path) -> Path:
     if str(file) in shipped:
         return shipped[str(file)]
     names = list(shipped)
-    known = f"shipped pipelines: {', '.join(names)}" if names else "give the path of a YAML file"
+    otherwise = f"shipped pipelines: {', '.join(names)}" if names else "give the path of a YAML file"
     what = "a pipeline is a file, not a folder" if path.is_dir() else "no such pipeline file"
-    hint = did_you_mean(path.stem, names, otherwise=known) if path.parent == Path() else known
+    hint = did_you_mean(path.stem, names, otherwise=otherwise) if path.parent == Path() else otherwise
     raise ConfigError(f"{what} (got {str(file)!r})", hint=hint)
 
 
-def _use_own_names(document: Document, errors: list[DraftError]) -> dict[Keys, Keys]:
+def _rename_aliases(document: Document, errors: list[DraftError]) -> dict[Keys, Keys]:
     """Give keys of stages that are another name of a field the field's own; returns old to new places."""
     stages: Any = document.data.get("stages")
     renamed: dict[Keys, Keys] = {}
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if kind := kind_of(stage):
-            renamed |= use_own_names(kind.settings, stage, ("stages", name), document, errors)
+            renamed |= rename_aliases(kind.settings, stage, ("stages", name), document, errors)
     return renamed
 
 
 def _shipped_folders() -> list[Path]:
     package = Path(str(files("draft")))
     # A wheel has them inside the package; an editable install has them in the checkout.
-    found = [folder for folder in (package / "pipelines", package.parent / "pipelines") if folder.is_dir()]
-    return found[:1]
+    folders = [folder for folder in (package / "pipelines", package.parent / "pipelines") if folder.is_dir()]
+    return folders[:1]
 
 
 def _order(where: str, name: str) -> tuple[int, int]:

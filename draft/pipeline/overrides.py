@@ -99,9 +99,9 @@ def _planned(config: Any, document: Document, errors: list[DraftError]) -> Itera
                     f"{key!r} is not the full key of a value",
                     hint="one dotted key per value, e.g. stages.train.rewards.animal.queries: [cat]",
                 )
-            _known(config, parts, "")
+            _check_key(config, parts, "")
             if parts[0] == "stages":
-                _known_inside(config, parts)
+                _check_stage_key(config, parts)
         except ConfigError as error:
             error.where = document.place((REHEARSAL, key))
             errors.append(error)
@@ -120,7 +120,7 @@ def _override(config: Any, text: str, document: Document, errors: list[DraftErro
         raise ConfigError(
             f"an override must be key=value (got {text!r})", where="command line", hint="e.g. stages.train.max_steps=20"
         )
-    _known(config, parts, f"={value_text}")
+    _check_key(config, parts, f"={value_text}")
     keys = _keys(config, parts)
     _forget(document, keys)
     document.places[keys] = f"command line, {text!r}"
@@ -173,7 +173,7 @@ def _move_lines(document: Document, source: Keys, keys: Keys) -> None:
     """Let errors of a value that is set from another place in the file name that place."""
     lines = {path[len(source) :]: line for path, line in document.lines.items() if path[: len(source)] == source}
     _forget(document, keys)
-    document.lines |= {(*keys, *rest): line for rest, line in lines.items()}
+    document.lines |= {(*keys, *inner): line for inner, line in lines.items()}
 
 
 def _leaves(value: Any, keys: Keys) -> Iterator[Keys]:
@@ -204,7 +204,7 @@ def _through_variables(config: Any, names: set[str]) -> set[Keys]:
     }
 
 
-def _known(config: Any, parts: list[str], tail: str) -> None:
+def _check_key(config: Any, parts: list[str], tail: str) -> None:
     first, *rest = parts
     known = [key for key in keys_at(Head, (), {}) if key != REHEARSAL]
     if first not in known:
@@ -225,7 +225,7 @@ def _known(config: Any, parts: list[str], tail: str) -> None:
             raise ConfigError(f"unknown {noun} {rest[0]!r}", hint=hint)
 
 
-def _known_inside(config: Any, parts: list[str]) -> None:
+def _check_stage_key(config: Any, parts: list[str]) -> None:
     """Refuse a key that no stage of its kind has, or a label that this one has not.
 
     An override needs no such look: it is applied, and the schema finds it. What stands under `rehearsal:` is seldom
@@ -237,7 +237,7 @@ def _known_inside(config: Any, parts: list[str]) -> None:
         return
     for index, part in enumerate(parts[2:], start=2):
         keys = tuple(parts[2:index])
-        known = keys_at(kind.settings, keys, {}, others=True)
+        known = keys_at(kind.settings, keys, {}, aliases=True)
         group = value_at(stage, keys)
         if isinstance(group, dict) and is_labelled(kind.settings, keys) and index + 1 < len(parts):
             known = list(group)

@@ -94,12 +94,12 @@ def kept_name(final: Path, taken: Collection[str] = ()) -> str:
 def inert_settings(stage: CheckedStage) -> dict[str, Any]:
     """The settings of a stage that decide about rounding alone, by dotted key."""
     config = stage.config
-    found = {
+    settings = {
         ".".join(map(str, place.keys)): place.value
         for place in walk(type(config), config)
         if (mark := place.mark(Inert)) and mark.rounding
     }
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(settings))
 
 
 def inert_changes(begun: Begun, stage: CheckedStage) -> tuple[str, ...]:

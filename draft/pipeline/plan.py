@@ -95,9 +95,9 @@ def make_plan(
     steps: dict[str, Step] = {}
     records: dict[str, StageRecord | None] = {}
     for name, stage in pipeline.stages.items():
-        found = identity(stage, {other: steps[other].fingerprint for other in stage.upstream})
+        current = identity(stage, {other: steps[other].fingerprint for other in stage.upstream})
         records[name] = read_record(runs / name)
-        steps[name] = _step(stage, runs, found, steps, records, forced=name in forced, fresh=fresh)
+        steps[name] = _step(stage, runs, current, steps, records, forced=name in forced, fresh=fresh)
     if only is not None:
         steps = _alone(only, pipeline, steps)
     if branch_from is not None:
@@ -109,7 +109,7 @@ def make_plan(
 def _step(
     stage: CheckedStage,
     runs: Path,
-    found: Mapping[str, Any],
+    current: Mapping[str, Any],
     steps: Mapping[str, Step],
     records: Mapping[str, StageRecord | None],
     *,
@@ -118,24 +118,27 @@ def _step(
 ) -> Step:
     folder, partial = runs / stage.name, runs / f"{stage.name}{PARTIAL}"
     record, begun = records[stage.name], read_begun(partial)
-    fits = record is not None and settled(record.identity, stage) == found
+    fits = record is not None and settled(record.identity, stage) == current
     begun_before = settled(begun.identity, stage) if begun is not None else {}
-    further = lengths(begun_before, found, stage)
+    further = lengths(begun_before, current, stage)
     # What branched goes on as a branch alone, with --branch-from.
-    begun_fits = begun is not None and not begun.branch and (begun_before == found or bool(further))
-    reasons = ["forced"] if forced else _reasons(stage, folder, found, steps, records)
+    begun_fits = begun is not None and not begun.branch and (begun_before == current or bool(further))
+    reasons = ["forced"] if forced else _reasons(stage, folder, current, steps, records)
     goes_on = begun is not None and begun_fits and not forced and not fresh
     if not goes_on and not reasons and record is not None:
         branched = ("branched from a checkpoint of other settings",) if record.branch else ()
-        return Step(stage.name, "reuse", branched, found, record.fingerprint)
-    longer = {} if forced or record is None else _longer(stage, folder, found, record, steps, records)
+        return Step(stage.name, "reuse", branched, current, record.fingerprint)
+    longer = {} if forced or record is None else _longer(stage, folder, current, record, steps, records)
     kept: dict[str, str] = {}
     if goes_on and begun is not None:
         changes = [f"{key} {old} -> {new}" for key, (old, new) in further.items()]
-        reasons = ["was interrupted", *(f"goes on with {each}" for each in (*changes, *inert_changes(begun, stage)))]
+        reasons = [
+            "was interrupted",
+            *(f"goes on with {change}" for change in (*changes, *inert_changes(begun, stage))),
+        ]
     elif not fresh and partial.is_dir() and holds_work(partial):
         kept[partial.name] = kept_name(folder)
-        why = "forced" if begun_fits else _misfit(begun, stage, found)
+        why = "forced" if begun_fits else _misfit(begun, stage, current)
         reasons.append(f"an interrupted run is kept in {kept[partial.name]} ({why})")
     if longer and not goes_on:
         changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in longer.items())
@@ -145,19 +148,19 @@ def _step(
         reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
     action: Literal["run", "continue"] = "continue" if goes_on or longer else "run"
     carried = stage.kind.carries if longer and not goes_on else ()
-    return Step(stage.name, action, tuple(reasons), found, fingerprint(found), kept, carried)
+    return Step(stage.name, action, tuple(reasons), current, fingerprint(current), kept, carried)
 
 
 def _longer(
     stage: CheckedStage,
     folder: Path,
-    found: Mapping[str, Any],
+    current: Mapping[str, Any],
     record: StageRecord,
     steps: Mapping[str, Step],
     records: Mapping[str, StageRecord | None],
 ) -> dict[str, tuple[Any, Any]]:
     """How much further a finished stage is to go, if it can go on from what it has made."""
-    changed = lengths(settled(record.identity, stage), found, stage)
+    changed = lengths(settled(record.identity, stage), current, stage)
     if not changed or any(old is None or new is None or new < old for old, new in changed.values()):
         return {}
     usable = not damage(record, folder) and not _moved(record, records) and holds_checkpoints(folder)
@@ -188,9 +191,9 @@ def _branched(stage: CheckedStage, step: Step, runs: Path, record: StageRecord |
     assert stage.kind.checkpoint is not None
     folder, partial = runs / stage.name, runs / f"{stage.name}{PARTIAL}"
     begun = read_begun(partial)
-    mine = begun is not None and begun.branch and settled(begun.identity, stage) == step.identity
+    same_branch = begun is not None and begun.branch and settled(begun.identity, stage) == step.identity
     # A run that branched has checkpoints of its own; it goes on from the one that it began at.
-    folders = [*([] if mine else [partial]), folder, *kept_folders(folder)]
+    folders = [*([] if same_branch else [partial]), folder, *kept_folders(folder)]
     checkpoint = stage.kind.checkpoint(folders, update)
     digest = sha256(checkpoint)
     if step.action == "reuse" and record is not None:
@@ -198,7 +201,7 @@ def _branched(stage: CheckedStage, step: Step, runs: Path, record: StageRecord |
             what = f"stage {stage.name!r} is finished with these settings, so there is nothing to branch for"
             raise ConfigError(what, where="command line, --branch-from", hint="change a setting, or add --force")
         return step
-    if mine and begun is not None and begun.branch == digest:
+    if same_branch and begun is not None and begun.branch == digest:
         reasons = ("was interrupted", f"branched from update {update}")
         kept = {name: new for name, new in step.kept.items() if name != partial.name}
         return replace(step, action="continue", reasons=reasons, kept=kept, branch=_moved_aside(checkpoint, runs, kept))
@@ -224,7 +227,7 @@ def _moved_aside(path: Path, runs: Path, kept: Mapping[str, str]) -> Path:
 def _reasons(
     stage: CheckedStage,
     folder: Path,
-    found: Mapping[str, Any],
+    current: Mapping[str, Any],
     steps: Mapping[str, Step],
     records: Mapping[str, StageRecord | None],
 ) -> list[str]:
@@ -234,8 +237,8 @@ def _reasons(
     again = [other for other in stage.upstream if steps[other].action != "reuse"]
     if record is None:
         reasons.append("has not run" if not folder.exists() else "no usable record")
-    elif (before := settled(record.identity, stage)) != found:
-        reasons += differences(before, found) or ["fingerprint changed"]
+    elif (before := settled(record.identity, stage)) != current:
+        reasons += differences(before, current) or ["fingerprint changed"]
     elif broken := damage(record, folder):
         reasons.append(broken)
     elif not again and (moved := _moved(record, records)):
@@ -245,11 +248,11 @@ def _reasons(
     return reasons
 
 
-def _misfit(begun: Begun | None, stage: CheckedStage, found: Mapping[str, Any]) -> str:
+def _misfit(begun: Begun | None, stage: CheckedStage, current: Mapping[str, Any]) -> str:
     """Why an interrupted run cannot be continued."""
     if begun is None or not begun.identity:
         return "there is no record of what it is a run of"
-    return "; ".join(differences(settled(begun.identity, stage), found)) or "it is a run of something else"
+    return "; ".join(differences(settled(begun.identity, stage), current)) or "it is a run of something else"
 
 
 def _moved(record: StageRecord, records: Mapping[str, StageRecord | None]) -> str:

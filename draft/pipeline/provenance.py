@@ -27,21 +27,21 @@ _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|
 _SIGNED = re.compile(r"://[^/\s]*@")  # an address with a name and a password in it
 
 
-def adapter_metadata(stage: CheckedStage, found: Mapping[str, Any], files: Mapping[Keys, Path]) -> dict[str, str]:
+def adapter_metadata(stage: CheckedStage, identity: Mapping[str, Any], files: Mapping[Keys, Path]) -> dict[str, str]:
     """The provenance in an adapter file; the same provenance gives the same text.
 
     Args:
         stage: The stage.
-        found: Its identity.
+        identity: Its identity.
         files: Where the stage has a file, to that file; references are resolved.
 
     Returns:
         Strings for the file's header.
     """
     name = stage.model_name
-    config = {key: value for key, value in found.items() if key not in ("model", "reward_models", "upstream")}
+    config = {key: value for key, value in identity.items() if key not in ("model", "reward_models", "upstream")}
     shown = without_secrets(config, stage.environment)
-    entries = {"draft.fingerprint": fingerprint(found), "draft.config": json.dumps(shown, sort_keys=True)}
+    entries = {"draft.fingerprint": fingerprint(identity), "draft.config": json.dumps(shown, sort_keys=True)}
     return {**entries, **({"draft.model": name} if name else {}), **provenance(stage, files)}
 
 
@@ -59,7 +59,7 @@ def provenance(stage: CheckedStage, files: Mapping[Keys, Path]) -> dict[str, str
         return {}
     # What decides about rounding is told too: with it the adapter comes out byte for byte.
     settings = plain(stage.config, lambda mark: isinstance(mark, Holds) or mark == Inert())
-    made: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "kind": stage.kind.name,
         "stage": stage.name,
         "draft": _version(),
@@ -68,20 +68,20 @@ def provenance(stage: CheckedStage, files: Mapping[Keys, Path]) -> dict[str, str
         ),
     }
     if "seed" in settings and stage.kind.seeded(stage.config):
-        made["seed"] = stage.seed  # the file's, where the stage has no own one
+        entries["seed"] = stage.seed  # the file's, where the stage has no own one
     if stage.model:
-        made["model"] = _model(stage)
+        entries["model"] = _model(stage)
     if stage.prompts:
-        made |= _prompts(stage)
+        entries |= _prompts(stage)
     if rewards := stage.data.get("rewards"):
-        made["rewards"] = {
+        entries["rewards"] = {
             label: without_secrets({"use": label, **(options or {})}, stage.environment)
             for label, options in rewards.items()
         }
     if files:  # a recipe holds its inputs itself, in this order
-        told = {keys: _input(path) if stage.kind.recipe is None else {} for keys, path in files.items()}
-        made["inputs"] = [{"key": list(keys), **each} for keys, each in told.items()]
-    return {"draft.pipeline": json.dumps(made, sort_keys=True)}
+        inputs = {keys: _input(path) if stage.kind.recipe is None else {} for keys, path in files.items()}
+        entries["inputs"] = [{"key": list(keys), **entry} for keys, entry in inputs.items()]
+    return {"draft.pipeline": json.dumps(entries, sort_keys=True)}
 
 
 def without_secrets(value: Any, environment: Collection[str] = (), key: str = "") -> Any:
@@ -137,10 +137,10 @@ def _model(stage: CheckedStage) -> dict[str, Any]:
 
 
 def _input(path: Path) -> dict[str, Any]:
-    """A file that went in: its digest, and its own story where it has one."""
+    """A file that went in: its digest, and its own provenance where it has one."""
     metadata = read_header(path).metadata
-    own = {name: parsed(metadata.get(f"draft.{name}")) for name in ("recipe", "pipeline")}
-    return {"sha256": sha256(weights_file(path)), **{name: value for name, value in own.items() if value}}
+    earlier = {name: parsed(metadata.get(f"draft.{name}")) for name in ("recipe", "pipeline")}
+    return {"sha256": sha256(weights_file(path)), **{name: value for name, value in earlier.items() if value}}
 
 
 def _version() -> str:

@@ -72,5 +72,5 @@ def mentions(data: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
 
 def upstream(data: Any) -> list[str]:
     """The names of the stages that a stage refers to, sorted."""
-    found = (parse_reference(text) for _, text in mentions(data))
-    return sorted({reference.stage for reference in found if reference})
+    references = (parse_reference(text) for _, text in mentions(data))
+    return sorted({reference.stage for reference in references if reference})

@@ -64,40 +64,40 @@ def use_stand_ins(
     def chosen(path: Keys) -> bool:
         return any(path[:length] in explicit for length in range(len(path) + 1))
 
-    found: list[Replacement] = []
+    replacements: list[Replacement] = []
     if isinstance(name := document.data.get("name"), str) and not name.endswith(SUFFIX):
         document.data["name"] = f"{name}{SUFFIX}"
-        found.append(Replacement("name", name, document.data["name"]))
+        replacements.append(Replacement("name", name, document.data["name"]))
     replaced_models: set[str] = set()
-    held: dict[str, list[Place]] = {}
+    holding: dict[str, list[Place]] = {}
     for name, config in _typed_stages(document).items():
         keys: Keys = ("stages", name)
         places = list(walk(type(config), config))
-        held[name] = [place for place in places if place.holds]
+        holding[name] = [place for place in places if place.holds]
         changes: dict[Keys, tuple[Any, Any]] = {}
-        for place in held[name]:
+        for place in holding[name]:
             if place.holds == "model" and not is_embedded(place.value) and not chosen((*keys, *place.keys)):
                 stand_in = _model_stand_in(place.value, (*keys, *place.keys), document, folder, errors)
                 changes[place.keys] = (place.value, stand_in)
                 replaced_models.add(name)
         for path, (before, after) in sizes(places, lambda path, keys=keys: chosen((*keys, *path))).items():
             changes[path] = (_plain(before), _plain(after))
-        for place in held[name]:
+        for place in holding[name]:
             for label, options in place.value.items() if place.holds == "rewards" else ():
-                here = (*place.keys, label)
-                changes |= _reward_stand_ins(here, options or {}, keys, chosen, document, folder, errors)
+                term_path = (*place.keys, label)
+                changes |= _reward_stand_ins(term_path, options or {}, keys, chosen, document, folder, errors)
         for path, (before, after) in changes.items():
             put(document.data, (*keys, *path), after)
-            found.append(Replacement(".".join(map(str, (*keys, *path))), before, after))
-    for name, places in held.items():
+            replacements.append(Replacement(".".join(map(str, (*keys, *path))), before, after))
+    for name, places in holding.items():
         # What has no model of its own works on what the others make.
         small = name in replaced_models if any(p.holds == "model" for p in places) else bool(replaced_models)
         for place in places if small else ():
             path = ("stages", name, *place.keys)
-            given = place.value if place.holds == "adapter" else None
-            if given and parse_reference(given) is None and not chosen(path):
-                errors.append(_foreign_adapter(path, given, document))
-    return found
+            adapter = place.value if place.holds == "adapter" else None
+            if adapter and parse_reference(adapter) is None and not chosen(path):
+                errors.append(_foreign_adapter(path, adapter, document))
+    return replacements
 
 
 def is_embedded(model: Any) -> bool:
@@ -117,10 +117,12 @@ def listing(replacements: Sequence[Replacement]) -> str:
         Lines ``key: old -> new``.
     """
     grouped: dict[str, list[tuple[str, str]]] = {}
-    for each in sorted(replacements, key=lambda each: each.key.startswith("stages.")):
-        top, _, rest = each.key.partition(".")
-        stage, _, inner = rest.partition(".") if top == "stages" else ("", "", each.key)
-        grouped.setdefault(stage, []).append((f"{inner}:", f"{_shown(each.before)} -> {_shown(each.after)}"))
+    for replacement in sorted(replacements, key=lambda replacement: replacement.key.startswith("stages.")):
+        top, _, remainder = replacement.key.partition(".")
+        stage, _, inner = remainder.partition(".") if top == "stages" else ("", "", replacement.key)
+        grouped.setdefault(stage, []).append(
+            (f"{inner}:", f"{_shown(replacement.before)} -> {_shown(replacement.after)}")
+        )
     width = max((len(key) for group in grouped.values() for key, _ in group), default=0)
     lines = ["rehearsal on the embedded models, all as in the file except:"]
     for stage, group in grouped.items():
@@ -132,12 +134,12 @@ def listing(replacements: Sequence[Replacement]) -> str:
 def _typed_stages(document: Document) -> dict[str, Any]:
     """The stages that are right as they are written; a stand-in must not hide what is wrong with the others."""
     stages = document.data.get("stages")
-    found = {}
+    typed = {}
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if kind := kind_of(stage):
             config, _ = validate(kind.settings, stage, ("stages", name), document)
-            found |= {name: config} if config is not None else {}
-    return found
+            typed |= {name: config} if config is not None else {}
+    return typed
 
 
 def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, errors: list[DraftError]) -> str:
@@ -162,7 +164,7 @@ def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, er
 
 
 def _reward_stand_ins(
-    here: Keys,
+    term_path: Keys,
     options: Mapping[str, Any],
     keys: Keys,
     chosen: Chosen,
@@ -171,41 +173,41 @@ def _reward_stand_ins(
     errors: list[DraftError],
 ) -> dict[Keys, tuple[Any, Any]]:
     """Path in the stage to its value and stand-in, for a term or for a reward that one is made of."""
-    name = options.get("use", here[-1])
-    reward = reward_class(name, options, (*keys, *here), document, folder)
+    name = options.get("use", term_path[-1])
+    reward = reward_class(name, options, (*keys, *term_path), document, folder)
     if reward is None:
         return {}  # told with the other errors of rewards, or not known before its environment is made
-    if issubclass(reward, IsolatedReward) and reward.isolated.parts and not chosen((*keys, *here)):
-        errors.append(_parts_elsewhere(name, (*keys, *here), document))
-    wanted = dict(reward.stand_in or {})
-    own = {option: options.get(option, _default(reward, option)) for option in reward.model_fields}
+    if issubclass(reward, IsolatedReward) and reward.isolated.parts and not chosen((*keys, *term_path)):
+        errors.append(_parts_elsewhere(name, (*keys, *term_path), document))
+    stand_ins = dict(reward.stand_in or {})
+    current = {option: options.get(option, _default(reward, option)) for option in reward.model_fields}
     if reward.stand_in is None:
-        named = [option for option in own if _names_model(option)]
-        given = [option for option in named if own[option]]
-        full_size = [o for o in given if not is_embedded(own[o]) and not chosen((*keys, *here, o))]
-        if named and (full_size or not given):
-            key = ".".join(map(str, (*keys, *here, (full_size or named)[0])))
+        named = [option for option in current if _names_model(option)]
+        present = [option for option in named if current[option]]
+        full_size = [o for o in present if not is_embedded(current[o]) and not chosen((*keys, *term_path, o))]
+        if named and (full_size or not present):
+            key = ".".join(map(str, (*keys, *term_path, (full_size or named)[0])))
             errors.append(
                 ConfigError(
                     f"reward {name!r} has no stand-in, so it cannot be rehearsed",
-                    where=document.place((*keys, *here)),
+                    where=document.place((*keys, *term_path)),
                     hint=f"give its class a `stand_in`, or set {key} under `rehearsal:`",
                 )
             )
     if options.get("device", "") not in ("", "auto", "cpu"):
-        wanted["device"], own["device"] = "", options["device"]
-    found = {
-        path: (_plain(own.get(option)), _plain(value))
-        for option, value in wanted.items()
-        if _plain(own.get(option)) != _plain(value) and not chosen((*keys, *(path := (*here, option))))
+        stand_ins["device"], current["device"] = "", options["device"]
+    changes = {
+        path: (_plain(current.get(option)), _plain(value))
+        for option, value in stand_ins.items()
+        if _plain(current.get(option)) != _plain(value) and not chosen((*keys, *(path := (*term_path, option))))
     }
     for option in part_options(reward):
         parts = options.get(option)
-        for label, given in parts.items() if isinstance(parts, Mapping) else ():
-            if given is None or isinstance(given, Mapping):
-                inner: Keys = (*here, option, label)
-                found |= _reward_stand_ins(inner, given or {}, keys, chosen, document, folder, errors)
-    return found
+        for label, part in parts.items() if isinstance(parts, Mapping) else ():
+            if part is None or isinstance(part, Mapping):
+                inner: Keys = (*term_path, option, label)
+                changes |= _reward_stand_ins(inner, part or {}, keys, chosen, document, folder, errors)
+    return changes
 
 
 def _names_model(option: str) -> bool:

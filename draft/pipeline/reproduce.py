@@ -51,30 +51,35 @@ class _Work:
     """A reproduction in progress.
 
     Args:
-        given: sha256 to a file that somebody has.
+        input_files: sha256 to a file that somebody has.
         stem: What files beside the pipeline are called.
         model: Stands for every model that is known by its last name alone; empty: none does.
     """
 
-    given: Mapping[str, str]
+    input_files: Mapping[str, str]
     stem: str
     model: str
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    made: dict[str, str] = field(default_factory=dict)
+    references: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
 
 def reproduce(
-    metadata: Mapping[str, str], *, name: str, given: Mapping[str, str] | None = None, model: str = "", stem: str = ""
+    metadata: Mapping[str, str],
+    *,
+    name: str,
+    input_files: Mapping[str, str] | None = None,
+    model: str = "",
+    stem: str = "",
 ) -> Reproduction:
     """Build the pipeline out of an adapter's header.
 
     Args:
         metadata: The header's entries.
         name: The pipeline's name.
-        given: sha256 to path of adapter files that need not be made again.
+        input_files: sha256 to path of adapter files that need not be made again.
         model: What to use for a model that the file knows by its last name alone; empty: `???`.
         stem: Prompts with columns go into `<stem>.<stage>.jsonl`; empty: the pipeline's name.
 
@@ -85,7 +90,7 @@ def reproduce(
         StageError: The file does not say how it was made, its training branched from a checkpoint, or a given file is
             none of its inputs.
     """
-    told = {key: parsed(metadata.get(f"draft.{key}")) for key in ("recipe", "pipeline")}
+    provenance = {key: parsed(metadata.get(f"draft.{key}")) for key in ("recipe", "pipeline")}
     continued = parsed(metadata.get("draft.continued"))
     for event in continued if isinstance(continued, list) else ():
         if isinstance(event, dict) and event.get("branch"):
@@ -94,130 +99,130 @@ def reproduce(
                 "header does not hold, so it cannot be made again from the header",
                 hint="draft inspect shows what changed there (draft.continued)",
             )
-    work = _Work(given or {}, stem or name, model)
-    if not _is_story(told):
+    work = _Work(input_files or {}, stem or name, model)
+    if not _is_provenance(provenance):
         old = "draft.config" in metadata
         what = "was written by a version of Draft that did not say enough" if old else "does not say how it was made"
         hint = "Draft's own files do: train and mix write it into the header" if not old else ""
         raise StageError(f"the file {what} (no draft.pipeline or draft.recipe in its header)", hint=hint)
     try:
-        target = _stage(told, work)
+        target = _stage(provenance, work)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StageError("what the file says of how it was made is damaged") from error
-    for digest, path in work.given.items():
+    for digest, path in work.input_files.items():
         if digest not in work.used:
             raise StageError(f"the file is no input of this adapter (its sha256 is {digest})", where=path)
     return Reproduction(name, work.stages, target, work.tables, work.missing)
 
 
-def _is_story(told: Mapping[str, Any]) -> bool:
-    return _kind(told) is not None or _recipe(told) is not None
+def _is_provenance(provenance: Mapping[str, Any]) -> bool:
+    return _kind(provenance) is not None or _recipe(provenance) is not None
 
 
-def _kind(told: Mapping[str, Any]) -> Kind | None:
+def _kind(provenance: Mapping[str, Any]) -> Kind | None:
     """The kind of stage that an adapter is of, where that needs no recipe."""
-    made = told.get("pipeline")
-    kind = kind_of(made) if isinstance(made, dict) and isinstance(made.get("settings"), dict) else None
+    pipeline = provenance.get("pipeline")
+    kind = kind_of(pipeline) if isinstance(pipeline, dict) and isinstance(pipeline.get("settings"), dict) else None
     return kind if kind is not None and kind.recipe is None else None
 
 
-def _recipe(told: Mapping[str, Any]) -> Recipe | None:
+def _recipe(provenance: Mapping[str, Any]) -> Recipe | None:
     """How an adapter's recipe becomes a stage; nothing where there is no recipe that can be read."""
-    recipe = told.get("recipe")
+    recipe = provenance.get("recipe")
     if not isinstance(recipe, dict) or not isinstance(recipe.get("inputs"), list):
         return None
-    known = [kind.recipe for kind in KINDS.values() if kind.recipe is not None]
-    return next((each for each in known if recipe.get("kind") in each.kinds), None)
+    recipes = [kind.recipe for kind in KINDS.values() if kind.recipe is not None]
+    return next((candidate for candidate in recipes if recipe.get("kind") in candidate.kinds), None)
 
 
-def _stage(told: Mapping[str, Any], work: _Work) -> str:
-    """Add the stage that a story is of, after those that it needs; returns its name."""
-    made = told["pipeline"] if isinstance(told.get("pipeline"), dict) else {}
-    if kind := _kind(told):
+def _stage(provenance: Mapping[str, Any], work: _Work) -> str:
+    """Add the stage that a provenance describes, after those that it needs; returns its name."""
+    pipeline = provenance["pipeline"] if isinstance(provenance.get("pipeline"), dict) else {}
+    if kind := _kind(provenance):
         unset = [key for key in hints(kind.settings) if default_of(kind.settings, key) == ()]
-        settings = {key: value for key, value in made["settings"].items() if value != [] or key not in unset}
-        given = {key: made[key] for key in ("seed", "rewards") if key in made}
-        stage, inputs = {"kind": kind.name, **given, **settings}, _inputs(made)
-        return _add(str(made.get("stage") or kind.name), stage, inputs, work, made)
-    recipe, follows = told["recipe"], _recipe(told)
-    stage, keys = follows.stage(recipe, made) if follows else ({}, [])
+        settings = {key: value for key, value in pipeline["settings"].items() if value != [] or key not in unset}
+        common = {key: pipeline[key] for key in ("seed", "rewards") if key in pipeline}
+        stage, inputs = {"kind": kind.name, **common, **settings}, _inputs(pipeline)
+        return _add(str(pipeline.get("stage") or kind.name), stage, inputs, work, pipeline)
+    recipe, follows = provenance["recipe"], _recipe(provenance)
+    stage, keys = follows.stage(recipe, pipeline) if follows else ({}, [])
     inputs = list(zip(keys, recipe["inputs"], strict=True))
-    return _add(str(made.get("stage") or recipe["kind"]), stage, inputs, work)
+    return _add(str(pipeline.get("stage") or recipe["kind"]), stage, inputs, work)
 
 
-def _inputs(made: Mapping[str, Any]) -> list[tuple[Keys, Mapping[str, Any]]]:
+def _inputs(pipeline: Mapping[str, Any]) -> list[tuple[Keys, Mapping[str, Any]]]:
     """Where each file went in, and what is known of it."""
-    inputs = made.get("inputs") or ()
+    inputs = pipeline.get("inputs") or ()
     if not isinstance(inputs, Mapping):
-        return [(tuple(each["key"]), each) for each in inputs]
+        return [(tuple(entry["key"]), entry) for entry in inputs]
     # Before: {"base_adapters.0": ..., "init_adapter": ...}
     parts = {name: [int(part) if part.isdigit() else part for part in name.split(".")] for name in inputs}
     return [((*keys, *(["from"] if len(keys) > 1 else [])), inputs[name]) for name, keys in parts.items()]
 
 
 def _add(
-    wanted: str,
+    proposed: str,
     stage: dict[str, Any],
     inputs: Sequence[tuple[Keys, Mapping[str, Any]]],
     work: _Work,
-    made: Mapping[str, Any] = MappingProxyType({}),
+    pipeline: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Add a stage with its files, model and prompts; returns the name that it gets."""
-    sources = [_source(told, work) for _, told in inputs]
-    name = _free(wanted, work)
-    if "model" in made:
-        stage["model"] = _model(made["model"], name, work)
-    if "prompts" in made:
-        stage["prompts"] = _prompts(made, name, work)
+    sources = [_source(entry, work) for _, entry in inputs]
+    name = _free(proposed, work)
+    if "model" in pipeline:
+        stage["model"] = _model(pipeline["model"], name, work)
+    if "prompts" in pipeline:
+        stage["prompts"] = _prompts(pipeline, name, work)
     work.stages[name] = stage
-    for (keys, told), source in zip(inputs, sources, strict=True):
+    for (keys, entry), source in zip(inputs, sources, strict=True):
         put(stage, keys, source)
-        _want(source, told, ".".join(map(str, ("stages", name, *keys))), work)
+        _want(source, entry, ".".join(map(str, ("stages", name, *keys))), work)
     _tell_missing(stage, f"stages.{name}", work)
     return name
 
 
-def _source(told: Mapping[str, Any], work: _Work) -> str:
+def _source(entry: Mapping[str, Any], work: _Work) -> str:
     """A file that somebody has, a reference to a stage that makes it again, or nothing that is known."""
-    digest = str(told.get("sha256", ""))
-    if digest in work.given:
+    digest = str(entry.get("sha256", ""))
+    if digest in work.input_files:
         work.used.add(digest)
-        return work.given[digest]
-    if digest in work.made:
-        return work.made[digest]
-    if not _is_story(told):
+        return work.input_files[digest]
+    if digest in work.references:
+        return work.references[digest]
+    if not _is_provenance(entry):
         return MISSING
-    reference = f"${{out:{_stage(told, work)}.adapter}}"
-    work.made[digest] = reference
+    reference = f"${{out:{_stage(entry, work)}.adapter}}"
+    work.references[digest] = reference
     return reference
 
 
-def _want(source: str, told: Mapping[str, Any], key: str, work: _Work) -> None:
+def _want(source: str, entry: Mapping[str, Any], key: str, work: _Work) -> None:
     if source == MISSING:
-        named = f"{told['name']}, " if told.get("name") else ""
-        work.missing[key] = f"the adapter {named}sha256 {told.get('sha256', 'unknown')} (--input FILE)"
+        named = f"{entry['name']}, " if entry.get("name") else ""
+        work.missing[key] = f"the adapter {named}sha256 {entry.get('sha256', 'unknown')} (--input FILE)"
 
 
-def _model(told: Mapping[str, Any], stage: str, work: _Work) -> str:
-    if "sha256" not in told:
-        return str(told["name"])
+def _model(recorded: Mapping[str, Any], stage: str, work: _Work) -> str:
+    if "sha256" not in recorded:
+        return str(recorded["name"])
     if not work.model:
-        work.missing[f"stages.{stage}.model"] = f"the model {told['name']} (--model MODEL)"
+        work.missing[f"stages.{stage}.model"] = f"the model {recorded['name']} (--model MODEL)"
     return work.model or MISSING
 
 
-def _prompts(told: Mapping[str, Any], stage: str, work: _Work) -> Any:
+def _prompts(recorded: Mapping[str, Any], stage: str, work: _Work) -> Any:
     """Prompts inline, or a table next to the pipeline if they have columns."""
-    if told["prompts"] == MISSING:
+    if recorded["prompts"] == MISSING:
         key = f"stages.{stage}.prompts.file"
-        work.missing[key] = f"the file of the {told.get('count', '')} prompts, too many for a header"
+        work.missing[key] = f"the file of the {recorded.get('count', '')} prompts, too many for a header"
         return {"file": MISSING}
-    columns: Mapping[str, list[str]] = told.get("columns") or {}
+    columns: Mapping[str, list[str]] = recorded.get("columns") or {}
     if not columns:
-        return list(told["prompts"])
+        return list(recorded["prompts"])
     rows = [
         {"prompt": prompt, **{column: values[index] for column, values in columns.items()}}
-        for index, prompt in enumerate(told["prompts"])
+        for index, prompt in enumerate(recorded["prompts"])
     ]
     file = f"{work.stem}.{stage}.jsonl"
     work.tables[file] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

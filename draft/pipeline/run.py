@@ -30,7 +30,7 @@ from draft.pipeline.provenance import adapter_metadata
 from draft.pipeline.rehearsal import listing
 from draft.pipeline.resolve import escaped
 from draft.progress import Progress, Silent, duration
-from draft.rewards.parts import each_reward
+from draft.rewards.parts import walk_reward
 
 
 @dataclass(frozen=True)
@@ -282,18 +282,18 @@ def _versions(stage: CheckedStage) -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
     names = {"draft-diffusion", "torch", "diffusers", "peft"}
-    rewards = [reward for term in stage.every_term for _, reward in each_reward(term.reward)]
-    here = [reward for reward in rewards if not isinstance(reward, IsolatedReward)]
-    modules = {type(reward).__module__.partition(".")[0] for reward in here}
-    known = packages_distributions() if modules else {}
-    names |= {name for module in modules for name in known.get(module, ())}
-    found = {}
+    rewards = [reward for term in stage.every_term for _, reward in walk_reward(term.reward)]
+    in_process = [reward for reward in rewards if not isinstance(reward, IsolatedReward)]
+    modules = {type(reward).__module__.partition(".")[0] for reward in in_process}
+    distributions = packages_distributions() if modules else {}
+    names |= {name for module in modules for name in distributions.get(module, ())}
+    versions = {}
     for name in sorted(names):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found | foreign_versions(stage.every_term)
+            versions[name] = "unknown"
+    return versions | foreign_versions(stage.every_term)
 
 
 def _now() -> str:

@@ -20,20 +20,20 @@ def sizes(places: Sequence[Place], chosen: Callable[[Keys], bool]) -> dict[Keys,
     Returns:
         Place to the value and the smaller one, of those that change.
     """
-    known = {place.keys: place for place in places}
-    found = {place.keys: (place.value, _small(place, known, chosen)) for place in places}
-    return {keys: (before, after) for keys, (before, after) in found.items() if before != after}
+    by_keys = {place.keys: place for place in places}
+    changes = {place.keys: (place.value, _small(place, by_keys, chosen)) for place in places}
+    return {keys: (before, after) for keys, (before, after) in changes.items() if before != after}
 
 
-def _small(place: Place, known: dict[Keys, Place], chosen: Callable[[Keys], bool]) -> Any:
+def _small(place: Place, by_keys: dict[Keys, Place], chosen: Callable[[Keys], bool]) -> Any:
     value = place.value
     if chosen(place.keys):
         return value
 
     def other(key: str) -> tuple[Any, Any]:
         """Another setting of the stage, before and in the rehearsal; None twice where there is no such setting."""
-        found = known.get(tuple(key.split(".")))
-        return (None, None) if found is None else (found.value, _small(found, known, chosen))
+        setting = by_keys.get(tuple(key.split(".")))
+        return (None, None) if setting is None else (setting.value, _small(setting, by_keys, chosen))
 
     for mark in place.marks:
         match mark:
@@ -47,7 +47,7 @@ def _small(place: Place, known: dict[Keys, Place], chosen: Callable[[Keys], bool
         match mark:
             case AtMost(limit=limit, above=above):
                 bound = limit if isinstance(limit, int | float) else other(limit)[1]
-                beside = known.get((*place.keys[:-1], above))
+                beside = by_keys.get((*place.keys[:-1], above))
                 return min(value, max(bound, len(beside.value) + 1) if beside else bound)
             case ShareOf(of=of, least=least):
                 before, after = other(of)

@@ -27,13 +27,13 @@ def source_digest(module: Path) -> str:
 
 
 def _reached(module: Path) -> list[Path]:
-    found, waiting = {module}, [module]
+    reached, waiting = {module}, [module]
     while waiting:
         for file in _neighbours(waiting.pop()):
-            if file not in found:
-                found.add(file)
+            if file not in reached:
+                reached.add(file)
                 waiting.append(file)
-    return sorted(found)
+    return sorted(reached)
 
 
 def _neighbours(module: Path) -> Iterator[Path]:
@@ -51,6 +51,6 @@ def _neighbours(module: Path) -> Iterator[Path]:
             prefix = f"{folder.name}.{base}".rstrip(".") if node.level == 1 else base
             names = [prefix, *(f"{prefix}.{alias.name}" for alias in node.names)]
         for name in names:
-            package, _, rest = name.partition(".")
-            if package == folder.name and rest and (file := folder / f"{rest.split('.')[0]}.py").is_file():
+            package, _, submodule = name.partition(".")
+            if package == folder.name and submodule and (file := folder / f"{submodule.split('.')[0]}.py").is_file():
                 yield file

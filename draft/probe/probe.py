@@ -75,7 +75,7 @@ def probe(
     draws = settings.batches * settings.batch_size
     rollouts = load_rollouts(settings, model, prompts, terms, seed, draws=draws, label="probe", progress=progress)
     rollouts.model.drop_encoders()
-    grids = [_grid(rollouts, settings.sampler), *_others(rollouts, settings)]
+    grids = [_grid(rollouts, settings.sampler), *_other_grids(rollouts, settings)]
     parameters = _load(rollouts, adapter) if adapter else _begin(rollouts, settings, seed)
     health, scores = _measure(rollouts, parameters, grids[0], settings, progress)
     probed = ProbeResult(
@@ -147,7 +147,7 @@ def _measure(
             scored.gradient / len(batch.prompts),
             parameters,
             fresh=batch.fresh,
-            made=progress.advance,
+            advance=progress.advance,
         )
         chains.append((chain.truncated.norm(dim=1), chain.terms, chain.adjoints))
         directions.append(cosines(chain.truncated))
@@ -173,7 +173,7 @@ def _grid(rollouts: Rollouts, sampler: SamplerSettings) -> GridFigures:
     return GridFigures(label, grid.times, step_sensitivities(grid))
 
 
-def _others(rollouts: Rollouts, settings: ProbeSettings) -> list[GridFigures]:
+def _other_grids(rollouts: Rollouts, settings: ProbeSettings) -> list[GridFigures]:
     grids = []
     for index, other in enumerate(settings.grids):
         try:

@@ -73,13 +73,13 @@ def facts(reward: type[Reward]) -> list[tuple[str, str]]:
     Returns:
         A name and a text for each that it says something of.
     """
-    said = (
+    entries = (
         ("source", reward.cite),
         ("typical scores", reward.typical),
         ("licence of the weights", reward.licence),
         ("memory", reward.memory),
     )
-    return [(name, text) for name, text in said if text]
+    return [(name, text) for name, text in entries if text]
 
 
 def options(reward: type[Reward]) -> list[Option]:

@@ -12,7 +12,7 @@ REWARDS = "draft"
 """The entry-point group of rewards: name = the reward's name, value = the module with `draft_rewards`."""
 EXTENSIONS = "draft.extensions"
 """The entry-point group of what a run needs besides rewards: named models and observers."""
-OWN = "draft-diffusion"
+DISTRIBUTION = "draft-diffusion"
 """Draft's own distribution, which no environment variable turns off."""
 
 
@@ -62,17 +62,17 @@ def entries(group: str, environment: Mapping[str, str] | None = None) -> list[En
 
 def all_entries(group: str) -> list[Entry]:
     """All entry points of a group, those of distributions that are turned off too, sorted by name."""
-    found = set()
+    entries = set()
     for point in metadata.entry_points(group=group):
         dist, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "?")
-        found.add(Entry(point.name, dist, version, point.value, group))
-    return sorted(found)
+        entries.add(Entry(point.name, dist, version, point.value, group))
+    return sorted(entries)
 
 
 def enabled(dist: str, environment: Mapping[str, str] | None = None) -> bool:
     """Whether a distribution's plugins may be loaded; see `entries` for the two environment variables."""
     values = os.environ if environment is None else environment
-    if _canonical(dist) == OWN:
+    if _canonical(dist) == DISTRIBUTION:
         return True
     if values.get("DRAFT_DISABLE_PLUGINS", "0") not in ("", "0"):
         return False

@@ -127,21 +127,21 @@ def named_model(name: str) -> NamedModel | None:
     Raises:
         PluginError: Two plugins do.
     """
-    found = [(dist, model) for dist, model in _offered() if name in (model.name, f"{dist}:{model.name}")]
-    if len(found) > 1:
-        ways = " or ".join(repr(f"{dist}:{model.name}") for dist, model in found)
+    matches = [(dist, model) for dist, model in _offered() if name in (model.name, f"{dist}:{model.name}")]
+    if len(matches) > 1:
+        ways = " or ".join(repr(f"{dist}:{model.name}") for dist, model in matches)
         raise PluginError(f"two plugins offer a model {name!r}", hint=f"write {ways}")
-    return found[0][1] if found else None
+    return matches[0][1] if matches else None
 
 
 def _verify(model: NamedModel) -> None:
     for file, expected in model.sha256.items():
         try:
-            found = digest(model.path / file)
+            actual = digest(model.path / file)
         except OSError:
-            found = "missing"
-        if found != expected:
-            what = "is missing" if found == "missing" else f"is damaged: its sha256 is {found}"
+            actual = "missing"
+        if actual != expected:
+            what = "is missing" if actual == "missing" else f"is damaged: its sha256 is {actual}"
             raise PluginError(
                 f"the file {file!r} of model {model.name!r} {what}, and must be {expected} (looked in {model.path})",
                 hint="install the package that brings the model again",

@@ -32,15 +32,15 @@ def find_reward(name: str) -> type[Reward]:
         PluginError: No such reward, or two of that name, or its plugin is broken.
     """
     known = reward_entries()
-    found = [entry for entry in known if name in (entry.name, entry.qualified)]
-    if not found:
+    matches = [entry for entry in known if name in (entry.name, entry.qualified)]
+    if not matches:
         hint = did_you_mean(name, [entry.name for entry in known], otherwise="`draft rewards list` shows them all")
         raise PluginError(f"unknown reward (got {name!r})", hint=hint)
-    if len(found) > 1:
-        owners = " and ".join(entry.source for entry in found)
-        ways = " or ".join(repr(entry.qualified) for entry in found)
+    if len(matches) > 1:
+        owners = " and ".join(entry.source for entry in matches)
+        ways = " or ".join(repr(entry.qualified) for entry in matches)
         raise PluginError(f"two plugins offer a reward {name!r}: {owners}", hint=f"write {ways}")
-    entry = found[0]
+    entry = matches[0]
     return next(reward for reward in load_rewards(entry) if reward.name == entry.name)
 
 
@@ -137,9 +137,9 @@ def _check_class(entry: Entry, reward: Any) -> None:
         raise fail(f"{reward.__name__} has no `name`", hint='add a class attribute: name = "..."')
     if inspect.isabstract(reward):
         raise fail(f"reward {reward.name!r} has no method `load`")
-    if taken := [field for field in reward.model_fields if field in RESERVED]:
+    if reserved := [field for field in reward.model_fields if field in RESERVED]:
         raise fail(
-            f"reward {reward.name!r} has a field {taken[0]!r}, which Draft reserves",
+            f"reward {reward.name!r} has a field {reserved[0]!r}, which Draft reserves",
             hint=f"rename it; reserved are {', '.join(RESERVED)}",
         )
     if unknown := [option for option in reward.stand_in or {} if option not in reward.model_fields]:

@@ -20,7 +20,7 @@ def part_options(reward: type[Reward]) -> list[str]:
     return [name for name, field in reward.model_fields.items() if any(mark is _PARTS for mark in field.metadata)]
 
 
-def each_reward(reward: Reward) -> Iterator[tuple[tuple[str, ...], Reward]]:
+def walk_reward(reward: Reward) -> Iterator[tuple[tuple[str, ...], Reward]]:
     """A reward and all that it is made of.
 
     Args:
@@ -32,8 +32,8 @@ def each_reward(reward: Reward) -> Iterator[tuple[tuple[str, ...], Reward]]:
     yield (), reward
     for option in part_options(type(reward)):
         for label, part in getattr(reward, option).items():
-            for keys, each in each_reward(part):
-                yield (option, label, *keys), each
+            for keys, nested in walk_reward(part):
+                yield (option, label, *keys), nested
 
 
 def without_gradient(reward: Reward) -> list[tuple[tuple[str, ...], Reward]]:
@@ -48,10 +48,10 @@ def without_gradient(reward: Reward) -> list[tuple[tuple[str, ...], Reward]]:
     if reward.differentiable:
         return []
     inner = [
-        ((option, label, *keys), each)
+        ((option, label, *keys), nested)
         for option in part_options(type(reward))
         for label, part in getattr(reward, option).items()
-        for keys, each in without_gradient(part)
+        for keys, nested in without_gradient(part)
     ]
     return inner or [((), reward)]
 
@@ -61,13 +61,15 @@ def _build(value: Any) -> dict[str, Reward]:
         raise OptionError(f"must be a mapping of names to rewards (got {value!r})", hint="e.g. {a: {use: jpeg}}")
     parts: dict[str, Reward] = {}
     wrong: list[DraftError] = []
-    for label, given in value.items():
+    for label, options in value.items():
         try:
-            parts[label] = _part(label, given)
+            parts[label] = _part(label, options)
         except ConfigErrors as errors:
             wrong += errors.errors
         except DraftError as error:
-            error.where = error.where or (f"{label}.use" if isinstance(given, Mapping) and "use" in given else label)
+            error.where = error.where or (
+                f"{label}.use" if isinstance(options, Mapping) and "use" in options else label
+            )
             wrong.append(error)
     if wrong:
         # pydantic collects them with what else is wrong, and puts the way to this option before each one's place.
@@ -83,24 +85,24 @@ def _build(value: Any) -> dict[str, Reward]:
     return parts
 
 
-def _part(label: Any, given: Any) -> Reward:
-    if isinstance(given, Reward):
-        return given
+def _part(label: Any, options: Any) -> Reward:
+    if isinstance(options, Reward):
+        return options
     if not isinstance(label, str) or not label.isidentifier():
         raise OptionError(f"a part's name must be a letter or _, then letters, digits and _ (got {label!r})")
-    if given is not None and not isinstance(given, Mapping):
-        raise OptionError(f"must be a mapping of a reward's options (got {given!r})", where=label)
-    own = dict(given or {})
-    name = own.pop("use", label)
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError(f"must be a mapping of a reward's options (got {options!r})", where=label)
+    reward_options = dict(options or {})
+    name = reward_options.pop("use", label)
     if not isinstance(name, str):
         raise OptionError(f"must be the name of a reward (got {name!r})", where=f"{label}.use")
-    if taken := [key for key in RESERVED if key in own]:
+    if reserved := [key for key in RESERVED if key in reward_options]:
         raise OptionError(
-            f"{taken[0]!r} belongs to a whole term, not to a part of one",
-            where=f"{label}.{taken[0]}",
+            f"{reserved[0]!r} belongs to a whole term, not to a part of one",
+            where=f"{label}.{reserved[0]}",
             hint="drop it; the reward that contains it decides how it counts",
         )
-    return build_reward(name, own, where=label)
+    return build_reward(name, reward_options, where=label)
 
 
 def _dump(parts: Mapping[str, Reward]) -> dict[str, Any]:

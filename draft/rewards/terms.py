@@ -46,11 +46,15 @@ def build_term(label: str, options: Mapping[str, Any], *, where: str = "", make:
         ConfigErrors: Options are wrong; all of them, each with its place.
     """
     place = where or f"rewards.{label}"
-    own = dict(options)
+    reward_options = dict(options)
     errors: list[DraftError] = []
-    name, weight, device = own.pop("use", label), own.pop("weight", 1.0), own.pop("device", "")
+    name, weight, device = (
+        reward_options.pop("use", label),
+        reward_options.pop("weight", 1.0),
+        reward_options.pop("device", ""),
+    )
     for key, (why, hint) in _REFUSED.items():
-        if own.pop(key, None) is not None:
+        if reward_options.pop(key, None) is not None:
             errors.append(ConfigError(f"{key!r} {why}", where=f"{place}.{key}", hint=hint))
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         errors.append(ConfigError(f"must be a finite number (got {weight!r})", where=f"{place}.weight"))
@@ -61,7 +65,7 @@ def build_term(label: str, options: Mapping[str, Any], *, where: str = "", make:
         errors.append(ConfigError(f"must be the name of a reward (got {name!r})", where=f"{place}.use"))
     else:
         try:
-            reward = (make or build_reward)(name, own, where=place)
+            reward = (make or build_reward)(name, reward_options, where=place)
         except ConfigErrors as error:
             errors += error.errors
         except DraftError as error:
@@ -116,9 +120,9 @@ def _explain(detail: Any, reward: type[Reward], where: str) -> DraftError:
     field = ".".join(str(part) for part in detail["loc"])
     place = ".".join(part for part in (where, field) if part)
     got = detail["input"]
-    if isinstance(told := detail.get("ctx", {}).get("error"), DraftError):
-        told.where = place
-        return told
+    if isinstance(cause := detail.get("ctx", {}).get("error"), DraftError):
+        cause.where = place
+        return cause
     if detail["type"] in UNKNOWN:
         known = list(reward.model_fields)
         listed = f"it has {', '.join(known)}" if known else "it has no options"

@@ -115,15 +115,15 @@ def score_batches(
     """
     scores: dict[str, list[float]] = {reward.label: [] for reward in rewards}
     together = [reward for reward in rewards if not reward.term.reward.per_image]
-    kept: list[Images] = []
+    all_images: list[Images] = []
     for batch, images in batches:
         for reward in rewards:
             if reward not in together:
                 scores[reward.label] += numbers(reward.scores(images, batch))
         if together:
-            kept.append(images)
-    if kept:
-        images = torch.cat(kept)
+            all_images.append(images)
+    if all_images:
+        images = torch.cat(all_images)
         for reward in together:
             scores[reward.label] += numbers(reward.scores(images, prompts))
     return scores

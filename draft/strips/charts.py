@@ -92,8 +92,8 @@ def grid_means(strip: Strip, label: str) -> list[list[tuple[float, float]]]:
         Mean, and where it lies between the lowest (0) and the highest (1) mean; 0 for a mean that does not exist.
     """
     means = [point.mean for point in curve(strip, label)]
-    there = [mean for mean in means if math.isfinite(mean)]
-    low, high = (min(there), max(there)) if there else (0.0, 0.0)
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     shares = [(mean - low) / (high - low) if high > low and math.isfinite(mean) else 0.0 for mean in means]
     wide = len(strip.settings.scales)
     pairs = list(zip(means, shares, strict=True))

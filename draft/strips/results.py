@@ -77,9 +77,9 @@ def curve(strip: Strip, label: str) -> list[Point]:
     """
     points = []
     for scores in strip.scores[label]:
-        there = [score for score in scores if math.isfinite(score)]
-        if there:
-            points.append(Point(statistics.fmean(there), statistics.pstdev(there), min(there), max(there)))
+        finite = [score for score in scores if math.isfinite(score)]
+        if finite:
+            points.append(Point(statistics.fmean(finite), statistics.pstdev(finite), min(finite), max(finite)))
         else:
             points.append(Point(*[math.nan] * 4))
     return points
@@ -96,10 +96,10 @@ def highest(strip: Strip, label: str) -> tuple[int, int] | None:
         Number of the cell and number of rows; None without any score. Of equal cells the first.
     """
     means = [point.mean for point in curve(strip, label)]
-    there = [index for index, mean in enumerate(means) if math.isfinite(mean)]
-    if not there:
+    finite = [index for index, mean in enumerate(means) if math.isfinite(mean)]
+    if not finite:
         return None
-    best = max(there, key=lambda index: means[index])
+    best = max(finite, key=lambda index: means[index])
     rows = zip(*strip.scores[label], strict=True)
     return best, sum(_first_highest(row) == best for row in rows)
 
@@ -158,5 +158,5 @@ def csv_text(strip: Strip) -> str:
 
 
 def _first_highest(scores: Sequence[float]) -> int:
-    there = [index for index, score in enumerate(scores) if math.isfinite(score)]
-    return max(there, key=lambda index: scores[index]) if there else -1
+    finite = [index for index, score in enumerate(scores) if math.isfinite(score)]
+    return max(finite, key=lambda index: scores[index]) if finite else -1

@@ -40,10 +40,10 @@ def check_shape(subject: Subject) -> str:
     # A plain list has no columns, so a reward that asks for one cannot do with it.
     forms = [subject.prompts, subject.prompts[:1]]
     forms += [] if subject.prompts.columns else [list(subject.prompts), list(subject.prompts[:1])]
-    for given in forms:
-        scores = subject.score(images[: len(given)], given)
+    for prompts in forms:
+        scores = subject.score(images[: len(prompts)], prompts)
         require(isinstance(scores, Tensor), f"returned {type(scores).__name__}, not a tensor")
-        require(scores.shape == (len(given),), f"shape {tuple(scores.shape)} for {len(given)} images")
+        require(scores.shape == (len(prompts),), f"shape {tuple(scores.shape)} for {len(prompts)} images")
         require(scores.is_floating_point(), f"scores are {scores.dtype}")
         require(scores.device == images.device, f"scores are on {scores.device}, images on {images.device}")
     return ""
@@ -217,8 +217,8 @@ def _works_in_double(subject: Subject) -> bool:
 def _random_states() -> dict[str, Any]:
     states: dict[str, Any] = {"torch": torch.get_rng_state().numpy().tobytes(), "random": random.getstate()}
     if "numpy" in sys.modules:
-        _, words, *rest = sys.modules["numpy"].random.get_state()
-        states["numpy"] = (words.tobytes(), *rest)
+        _, words, *counters = sys.modules["numpy"].random.get_state()
+        states["numpy"] = (words.tobytes(), *counters)
     return states
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from draft.isolation.reward import IsolatedReward
-from draft.rewards.parts import each_reward
+from draft.rewards.parts import walk_reward
 from draft.rewards.reward import Score
 from draft.testing.pretended import pretended_accelerator
 from draft.testing.pretended.pretence import DeviceMismatch
@@ -19,15 +19,15 @@ def check_another_device(subject: Subject) -> str:
     """Loaded onto a GPU, which is pretended, it scores images there as on the CPU, and their gradient is the same."""
     if subject.device != "cpu":
         raise CheckSkipped(f"every check ran on {subject.device} itself")
-    if any(isinstance(each, IsolatedReward) for _, each in each_reward(subject.reward)):
+    if any(isinstance(reward, IsolatedReward) for _, reward in walk_reward(subject.reward)):
         raise CheckSkipped("it runs in a process of its own, where no accelerator is pretended")
     images = subject.images()
     wanted, wanted_slope = _with_slope(subject, subject.score, images)
     try:
         with pretended_accelerator() as counts:
-            score, there = subject.reward.load(DEVICE), images.to(DEVICE)
+            score, moved = subject.reward.load(DEVICE), images.to(DEVICE)
             loaded = counts.copy()
-            scores, slope = _with_slope(subject, score, there)
+            scores, slope = _with_slope(subject, score, moved)
             waits = (counts - loaded).reads
             require(scores.device == DEVICE, f"scores are on {scores.device}, images on {DEVICE}")
             scores, slope = scores.cpu(), None if slope is None else slope.cpu()

@@ -1,4 +1,4 @@
-"""What a training stands on besides the model: the adapter it begins at, and frozen ones beneath it."""
+"""The adapters a training uses: the one that its LoRA begins at, and the frozen base adapters under it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from draft.adapters.files.formats import Adapter, Factors, denoiser_factors, read_adapter
 from draft.diffusion.families import TextToImage
-from draft.diffusion.lora import add_lora, begin_lora, load_beneath
+from draft.diffusion.lora import add_lora, begin_lora, load_base_adapters
 from draft.diffusion.settings import LoraSettings
 from draft.errors import DraftError, StageError
 from draft.family import ATTENTION
@@ -19,47 +19,48 @@ from draft.progress import Progress
 
 
 @dataclass(frozen=True)
-class Foundation:
-    """Adapter files that a training is built on.
+class AdapterFiles:
+    """The adapter files that a training uses.
 
     Args:
         init: What the LoRA that learns begins at; None: a fresh one, dW = 0.
-        beneath: Adapters that stay as they are, beneath the one that learns, each with its weight.
+        base: Adapters that stay as they are, under the one that learns, each with its weight.
     """
 
     init: Path | None = None
-    beneath: tuple[tuple[Path, float], ...] = ()
+    base: tuple[tuple[Path, float], ...] = ()
 
     def identity(self) -> list[list[str | float]]:
         """What each file is for, its content's sha256 and its weight; nothing where there are no files."""
         init: list[list[str | float]] = [["init", sha256(self.init)]] if self.init else []
-        return init + [["beneath", sha256(path), weight] for path, weight in self.beneath]
+        # Not "base": the checkpoints of earlier trainings hold this word.
+        return init + [["beneath", sha256(path), weight] for path, weight in self.base]
 
 
-FRESH = Foundation()
+FRESH = AdapterFiles()
 """A fresh LoRA on the bare model."""
 
 
 @dataclass(frozen=True)
-class Footing:
-    """The files of a foundation, read: factors (A, B) in float64 by module path within the denoiser.
+class AdapterFactors:
+    """The adapter files, read: factors (A, B) in float64 by module path within the denoiser.
 
     Args:
         init: Those that the LoRA begins at; None: a fresh one.
-        beneath: Those of each adapter beneath, with its weight.
+        base: Those of each base adapter, with its weight.
         families: File to the family it is of.
     """
 
     init: Mapping[str, tuple[Tensor, Tensor]] | None
-    beneath: tuple[tuple[Mapping[str, tuple[Tensor, Tensor]], float], ...]
+    base: tuple[tuple[Mapping[str, tuple[Tensor, Tensor]], float], ...]
     families: Mapping[Path, str]
 
 
-def read_foundation(foundation: Foundation, lora: LoraSettings, progress: Progress) -> Footing:
+def read_factors(adapters: AdapterFiles, lora: LoraSettings, progress: Progress) -> AdapterFactors:
     """Read the files and see whether the LoRA that is to learn can begin at the first.
 
     Args:
-        foundation: The files.
+        adapters: The files.
         lora: Rank and targets of the LoRA that learns.
         progress: Told about parts of an adapter that cannot be applied.
 
@@ -76,27 +77,27 @@ def read_foundation(foundation: Foundation, lora: LoraSettings, progress: Progre
         adapter = read_adapter(path)
         families[path] = adapter.family
         try:
-            found = denoiser_factors(_double(adapter))
+            factors = denoiser_factors(_double(adapter))
         except DraftError as error:
             error.where = error.where or str(path)
             raise
-        if others := len(adapter.modules) - len(found):
-            progress.say(f"adapter {path}: its {others} text-encoder modules are not applied, only the UNet's are")
-        return found
+        if skipped := len(adapter.modules) - len(factors):
+            progress.say(f"adapter {path}: its {skipped} text-encoder modules are not applied, only the UNet's are")
+        return factors
 
-    beneath = tuple((read(path), weight) for path, weight in foundation.beneath)
-    if foundation.init is None:
-        return Footing(None, beneath, families)
-    init = read(foundation.init)
-    _check_init(init, lora, foundation.init)
-    return Footing(init, beneath, families)
+    base = tuple((read(path), weight) for path, weight in adapters.base)
+    if adapters.init is None:
+        return AdapterFactors(None, base, families)
+    init = read(adapters.init)
+    _check_init(init, lora, adapters.init)
+    return AdapterFactors(init, base, families)
 
 
-def lay_foundation(footing: Footing, model: TextToImage, lora: LoraSettings, *, seed: int) -> None:
-    """Put the adapters beneath on the model, and on top the LoRA that learns, which begins at its `init`.
+def apply_adapters(factors: AdapterFactors, model: TextToImage, lora: LoraSettings, *, seed: int) -> None:
+    """Put the base adapters on the model, and on top the LoRA that learns, which begins at its `init`.
 
     Args:
-        footing: What was read.
+        factors: What was read.
         model: The model, changed in place.
         lora: Rank and targets of the LoRA that learns.
         seed: Seed of what is random in it.
@@ -104,16 +105,16 @@ def lay_foundation(footing: Footing, model: TextToImage, lora: LoraSettings, *, 
     Raises:
         DraftError: An adapter is for another model.
     """
-    for path, family in footing.families.items():
+    for path, family in factors.families.items():
         if family != model.family.name:
             raise StageError(
                 f"the adapter is for another family of models, {family}; this model is {model.family.name}",
                 where=str(path),
             )
-    load_beneath(model.network, footing.beneath)
+    load_base_adapters(model.network, factors.base)
     add_lora(model.network, lora, seed=seed)
-    if footing.init is not None:
-        begin_lora(model.network, footing.init)
+    if factors.init is not None:
+        begin_lora(model.network, factors.init)
 
 
 def _check_init(init: Mapping[str, tuple[Tensor, Tensor]], lora: LoraSettings, path: Path) -> None:

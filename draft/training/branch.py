@@ -63,8 +63,10 @@ def find_checkpoint(folders: Iterable[Path], update: int) -> Path:
     for path in files:
         if update_of(path) == update:
             return path
-    known = sorted({update_of(path) for path in files})
+    updates = sorted({update_of(path) for path in files})
     raise StageError(
         f"there is no checkpoint after update {update}",
-        hint=f"there are some after {', '.join(map(str, known))}" if known else "set checkpoint.every in the training",
+        hint=f"there are some after {', '.join(map(str, updates))}"
+        if updates
+        else "set checkpoint.every in the training",
     )

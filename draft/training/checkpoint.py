@@ -76,7 +76,7 @@ def load_checkpoint(folder: Path, *, identity: Identity, max_steps: int) -> Chec
         The checkpoint, or None. Intact ones of another training, or after more updates, are then in `FOLDER.kept-N`
         next to the folder, and a warning names it.
     """
-    fitting, others = None, []
+    fitting, unfit = None, []
     for path in reversed(checkpoints(folder)):
         state = read_checkpoint(path)
         if state is None:
@@ -84,14 +84,14 @@ def load_checkpoint(folder: Path, *, identity: Identity, max_steps: int) -> Chec
             continue
         saved = Identity.restored(state.get("identity"))
         if saved is None or saved.decisive != identity.decisive or state["step"] > max_steps:
-            others.append(path)
+            unfit.append(path)
         elif fitting is None:
             changes = differences(saved.rounding, identity.rounding) | differences(saved.extends, identity.extends)
             fitting = Checkpoint(path, int(state["step"]), state, changes)
-    if others:
-        kept = _set_aside(others, folder)
+    if unfit:
+        aside = _set_aside(unfit, folder)
         warnings.warn(
-            f"checkpoints of other settings, or after more updates than max_steps, are kept in {kept}",
+            f"checkpoints of other settings, or after more updates than max_steps, are kept in {aside}",
             DraftWarning,
             stacklevel=2,
         )
@@ -132,12 +132,12 @@ def finish_checkpoints(folder: Path, *, final: Path | None) -> None:
 
 def _set_aside(files: list[Path], folder: Path) -> Path:
     number = 1
-    while (kept := folder.with_name(f"{folder.name}.kept-{number}")).exists():
+    while (aside := folder.with_name(f"{folder.name}.kept-{number}")).exists():
         number += 1
-    kept.mkdir()
+    aside.mkdir()
     for path in files:
-        path.rename(kept / path.name)
+        path.rename(aside / path.name)
     metrics = folder.with_name("metrics.jsonl")
     if metrics.is_file():  # its later lines go when the training goes on from an earlier update
-        shutil.copy(metrics, kept / metrics.name)
-    return kept
+        shutil.copy(metrics, aside / metrics.name)
+    return aside

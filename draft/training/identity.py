@@ -10,7 +10,7 @@ from typing import Any
 from draft.marks import Extends, Holds, Inert, leaves
 from draft.prompts import prompts_digest
 from draft.rewards.reward import Term
-from draft.training.base_adapters import FRESH, Foundation
+from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.settings import TrainSettings
 from draft.types import Prompts
 
@@ -56,7 +56,7 @@ def identity(
     prompts: Prompts,
     terms: Sequence[Term],
     seed: int,
-    foundation: Foundation = FRESH,
+    adapters: AdapterFiles = FRESH,
     branch: str = "",
 ) -> Identity:
     """Collect everything that decides a training's result, so that no checkpoint of another one is continued.
@@ -69,7 +69,7 @@ def identity(
         prompts: Its prompts with their columns.
         terms: Its rewards.
         seed: Its seed.
-        foundation: The adapter files it is built on.
+        adapters: The adapter files it is built on.
         branch: The digest of the checkpoint of another training that this one began from; empty: none.
 
     Returns:
@@ -88,7 +88,7 @@ def identity(
     for term in terms:
         reward = json.loads(term.reward.model_dump_json())
         decisive[f"rewards.{term.label}"] = {"use": term.reward.name, "weight": term.weight, **reward}
-    decisive |= {f"adapters.{index}": entry for index, entry in enumerate(foundation.identity())}
+    decisive |= {f"adapters.{index}": entry for index, entry in enumerate(adapters.identity())}
     return Identity(*({key: _text(value) for key, value in part.items()} for part in (decisive, extends, rounding)))
 
 

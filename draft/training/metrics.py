@@ -19,7 +19,7 @@ def truncate_metrics(path: Path, step: int) -> list[dict[str, float]]:
     Returns:
         The kept lines.
     """
-    kept: list[dict[str, float]] = []
+    rows: list[dict[str, float]] = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
@@ -28,9 +28,9 @@ def truncate_metrics(path: Path, step: int) -> list[dict[str, float]]:
                 break
             if row["step"] > step:
                 break
-            kept.append(row)
-    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-    return kept
+            rows.append(row)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def append_metrics(path: Path, row: Mapping[str, float]) -> None:

@@ -130,8 +130,8 @@ def _restore_optimizer(run: Run, state: Mapping[str, Any]) -> None:
     """The moments of the checkpoint with this training's own settings: rates, decay, and how a step is computed."""
     saved = state["optimizer"]
     groups = zip(run.optimizer.param_groups, saved["param_groups"], strict=True)
-    own = [{**theirs, **{k: v for k, v in ours.items() if k != "params"}} for ours, theirs in groups]
-    run.optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+    merged = [{**theirs, **{k: v for k, v in ours.items() if k != "params"}} for ours, theirs in groups]
+    run.optimizer.load_state_dict({"state": saved["state"], "param_groups": merged})
 
 
 def _rate_depends_on_length(settings: TrainSettings, step: int) -> bool:

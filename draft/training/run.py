@@ -16,7 +16,7 @@ from draft.diffusion.lora import lora_parameters
 from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.objective import LinearLoss, PenaltySettings, RobustSettings
-from draft.training.base_adapters import FRESH, Foundation, lay_foundation, read_foundation
+from draft.training.base_adapters import FRESH, AdapterFiles, apply_adapters, read_factors
 from draft.training.rollouts import Rollouts, load_rollouts
 from draft.training.settings import TrainSettings
 from draft.types import Prompts
@@ -53,7 +53,7 @@ def prepare(
     terms: Sequence[Term],
     seed: int,
     progress: Progress,
-    foundation: Foundation = FRESH,
+    adapters: AdapterFiles = FRESH,
 ) -> Run:
     """Load everything, embed what will be drawn, drop the text encoders, and put the LoRA that learns on the model.
 
@@ -64,7 +64,7 @@ def prepare(
         terms: The rewards.
         seed: The training's seed.
         progress: The reporter.
-        foundation: The adapter that the LoRA begins at, and those beneath it.
+        adapters: The adapter that the LoRA begins at, and the base adapters under it.
 
     Returns:
         The run before its first update.
@@ -85,7 +85,7 @@ def prepare(
     )
     loaded_model = rollouts.model
     lora = replace(settings.lora, targets=settings.lora.targets or loaded_model.family.targets)
-    footing = read_foundation(foundation, lora, progress)
+    factors = read_factors(adapters, lora, progress)
     preview = None
     if settings.preview.every:
         shown = settings.preview.prompts or tuple(prompts[: settings.preview.count])
@@ -94,7 +94,7 @@ def prepare(
         preview = (loaded_model.encode(shown, rollouts.size), noise)
     if not rollouts.keeps_encoders:
         loaded_model.drop_encoders()  # before the denoiser is read, so that there is room for the larger of them alone
-    lay_foundation(footing, loaded_model, lora, seed=seed)
+    apply_adapters(factors, loaded_model, lora, seed=seed)
     recomputes_blocks = settings.gradient_checkpointing is True and loaded_model.checkpoint_blocks(True)
     parameters = lora_parameters(loaded_model.network)
     optimizer = torch.optim.AdamW(

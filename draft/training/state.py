@@ -53,7 +53,7 @@ class Randomness:
 
     def state(self) -> dict[str, Any]:
         """The generators' states and the prompts still to come."""
-        generators = {name: each.get_state() for name, each in self._generators().items()}
+        generators = {name: generator.get_state() for name, generator in self._generators().items()}
         return {"queue": self._queue.clone()} | generators
 
     def restore(self, state: Mapping[str, Any], *, order: bool = True) -> None:

@@ -27,7 +27,7 @@ from draft.rewards.reward import Term
 from draft.scoring.figures import mean_figures
 from draft.scoring.guards import check_terms
 from draft.training.accelerator import make_accelerator
-from draft.training.base_adapters import FRESH, Foundation
+from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.branch import FOLDER, Branch, checkpoints, update_of
 from draft.training.checkpoint import finish_checkpoints, load_checkpoint, save_checkpoint
 from draft.training.identity import Identity, identity
@@ -71,7 +71,7 @@ def train(
     folder: Path,
     progress: Progress,
     metadata: Mapping[str, str] = {},
-    foundation: Foundation = FRESH,
+    adapters: AdapterFiles = FRESH,
     branch: Branch | None = None,
     after: Callable[[Progressed], bool] | None = None,
 ) -> dict[str, float]:
@@ -90,8 +90,8 @@ def train(
         folder: Gets adapter.safetensors, metrics.jsonl, previews/, and checkpoints/ while it runs.
         progress: Told what happens.
         metadata: Text written into the adapter file; must not depend on time or place.
-        foundation: The adapter that the LoRA begins at, and frozen ones beneath it. The written adapter is the LoRA
-            alone: what it began at with what it learned, and nothing of what lies beneath.
+        adapters: The adapter that the LoRA begins at, and frozen ones under it. The written adapter is the LoRA
+            alone: what it began at with what it learned, and nothing of the frozen ones.
         branch: A checkpoint of another training to begin at, where `folder` has none of this one; written into the
             adapter's header with what differs.
         after: Called after each update; its time does not count. The training ends there if it returns True.
@@ -109,10 +109,10 @@ def train(
     if not len(prompts):
         raise StageError("there are no training prompts")
     accelerator = make_accelerator(settings.device, report_to=settings.report_to, folder=folder)
-    run = prepare(settings, model, prompts, terms, seed, progress, foundation)
+    run = prepare(settings, model, prompts, terms, seed, progress, adapters)
     rule = make_rule(settings.method, run)
     name = identity(
-        settings, model=model, prompts=prompts, terms=terms, seed=seed, foundation=foundation,
+        settings, model=model, prompts=prompts, terms=terms, seed=seed, adapters=adapters,
         branch=branch.digest() if branch else "",
     )  # fmt: skip
     states, metrics = folder / FOLDER, folder / "metrics.jsonl"
@@ -137,16 +137,16 @@ def train(
         totals = {"updates": step + 1.0} | {key: totals[key] + row[key] for key in _BUDGETS}
         _log(accelerator, row, settings)
         progress.advance(1, {"reward": row["reward"], "grad_norm": row["grad_norm"]})
-        made = step + 1
-        if settings.preview.every and made % settings.preview.every == 0:
-            _save_preview(run, folder, made)
+        updates = step + 1
+        if settings.preview.every and updates % settings.preview.every == 0:
+            _save_preview(run, folder, updates)
         if after is not None and after(
-            Progressed(made, row, totals, run.model, lambda path: _save_adapter(run, path, metadata))
+            Progressed(updates, row, totals, run.model, lambda path: _save_adapter(run, path, metadata))
         ):
             ended = True
             break
-        if settings.checkpoint.every and made % settings.checkpoint.every == 0 and made < settings.max_steps:
-            save_checkpoint(states, made, _state(run, rule, name, continued), keep=settings.checkpoint.keep)
+        if settings.checkpoint.every and updates % settings.checkpoint.every == 0 and updates < settings.max_steps:
+            save_checkpoint(states, updates, _state(run, rule, name, continued), keep=settings.checkpoint.keep)
     progress.stop()
     _save_adapter(run, folder / "adapter.safetensors", {**metadata, **continued.metadata()})
     final = None
@@ -184,20 +184,20 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     )
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    made = rule.update(run, step)
-    means = mean_figures(run.rewards, made.figures)
-    others = dict(means.others)
+    update = rule.update(run, step)
+    means = mean_figures(run.rewards, update.figures)
+    other_figures = dict(means.others)
     return {
         "step": step + 1,
-        "loss": others.pop("loss"),
+        "loss": other_figures.pop("loss"),
         "reward": sum(reward.term.weight * means.scores[reward.label] for reward in run.rewards),
         **means.scores,
-        "grad_norm": made.grad_norm,
+        "grad_norm": update.grad_norm,
         "lr": rate,
-        **others,
-        "evaluations": sum(figures.evaluations for figures in made.figures),
-        "optimizer_steps": made.optimizer_steps,
-        **made.extra,
+        **other_figures,
+        "evaluations": sum(figures.evaluations for figures in update.figures),
+        "optimizer_steps": update.optimizer_steps,
+        **update.extra,
         "seconds": time.perf_counter() - began,
     }
 

@@ -73,17 +73,19 @@ class EmojiJudge(draft.Reward):
 
         @torch.no_grad()
         def score(images: Images, prompts: Sequence[str]) -> Scores:
-            wanted = [self._concepts(text, named) for text, named in zip(prompts, self._named(prompts), strict=True)]
+            concept_names = [
+                self._concepts(text, named) for text, named in zip(prompts, self._named(prompts), strict=True)
+            ]
             pixels = interpolate(images.float(), size=64, mode="bicubic", antialias=True).clamp(0, 1)
             logits = judge(pixel_values=pixels * 2 - 1).logits
             # Place of each concept in the classifier's ranking, 0 for its first answer.
             places = logits.argsort(dim=-1, descending=True).argsort(dim=-1)
             shares = []
-            for row, names in enumerate(wanted):
+            for row, names in enumerate(concept_names):
                 columns = [index[name] for name in names]
                 sure = logits[row, columns].sigmoid() > self.threshold
-                found = sure if self.threshold else places[row, columns] < self.top * len(names)
-                shares.append(found.float().mean())
+                hits = sure if self.threshold else places[row, columns] < self.top * len(names)
+                shares.append(hits.float().mean())
             return torch.stack(shares)
 
         return score

@@ -64,13 +64,13 @@ def outside(prompts: Sequence[str]) -> str:
     words = unknown_words(prompts)
     if not words:
         return ""
-    said = []
+    listed = []
     for word in words[:3]:
         close = nearest(word)
-        said.append(f"{word!r} (nearest: {', '.join(close)})" if close else f"{word!r}")
+        listed.append(f"{word!r} (nearest: {', '.join(close)})" if close else f"{word!r}")
     more = f" and {len(words) - 3} more words" if len(words) > 3 else ""
     return (
-        f"the emoji model does not know {', '.join(said)}{more} in these prompts; "
+        f"the emoji model does not know {', '.join(listed)}{more} in these prompts; "
         f"it draws {len(concepts())} things, such as {', '.join(concepts()[:3])}"
     )
 

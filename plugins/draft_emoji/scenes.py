@@ -117,15 +117,15 @@ class Composer:
 
     def caption(self, rng: np.random.Generator, scene: Scene) -> str:
         """Say what a scene shows, from a drawn template with drawn synonyms; the colour is not always named."""
-        said = []
+        forms = []
         for label in scene.labels:
             entry = self.concepts[label]
             # The name itself is said in most captions; synonyms share the rest.
             word = entry.name if rng.random() < 0.7 else entry.words[rng.integers(len(entry.words))]
-            said.append((word, entry.phrase(word)))
-        templates = TEMPLATES_ONE if len(said) == 1 else TEMPLATES_TWO
+            forms.append((word, entry.phrase(word)))
+        templates = TEMPLATES_ONE if len(forms) == 1 else TEMPLATES_TWO
         template = templates[rng.integers(len(templates))]
-        return template.format(word=said[0][0], a=said[0][1], b=said[-1][1], colour=scene.background)
+        return template.format(word=forms[0][0], a=forms[0][1], b=forms[-1][1], colour=scene.background)
 
 
 def names_colour(caption: str) -> bool:

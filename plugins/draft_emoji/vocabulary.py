@@ -114,14 +114,14 @@ def _plurals(term: str) -> list[str]:
 @cache
 def _terms() -> dict[tuple[str, ...], str]:
     """Every form of every concept as a tuple of words, and the concept it means."""
-    found: dict[tuple[str, ...], str] = {}
+    terms: dict[tuple[str, ...], str] = {}
     for entry in entries():
         for word in entry.words:
             for form in (word, *_plurals(word)):
-                found.setdefault(tuple(form.split()), entry.name)
+                terms.setdefault(tuple(form.split()), entry.name)
         for form in entry.other_forms:
-            found.setdefault(tuple(form.split()), entry.name)
-    return found
+            terms.setdefault(tuple(form.split()), entry.name)
+    return terms
 
 
 def find_concepts(prompt: str) -> list[str]:
@@ -138,20 +138,20 @@ def find_concepts(prompt: str) -> list[str]:
     words = re.findall(r"[a-z]+", prompt.lower())
     terms = _terms()
     longest = max(len(term) for term in terms)
-    found: list[str] = []
+    mentioned: list[str] = []
     place = 0
     while place < len(words):
         for length in range(min(longest, len(words) - place), 0, -1):
             name = terms.get(tuple(words[place : place + length]))
             after = words[place + length] if place + length < len(words) else ""
             if name is not None and not (name == "orange" and after == "background"):
-                if name not in found:
-                    found.append(name)
+                if name not in mentioned:
+                    mentioned.append(name)
                 place += length
                 break
         else:
             place += 1
-    return found
+    return mentioned
 
 
 def unknown_words(prompts: Iterable[str]) -> list[str]:
@@ -164,8 +164,8 @@ def unknown_words(prompts: Iterable[str]) -> list[str]:
         Words in lower case.
     """
     known = {word for term in _terms() for word in term} | {*colours(), *OTHER_WORDS, "photo", "emoji"}
-    said = (word for prompt in prompts for word in re.findall(r"[a-z]+", prompt.lower()))
-    return list(dict.fromkeys(word for word in said if word not in known))
+    words = (word for prompt in prompts for word in re.findall(r"[a-z]+", prompt.lower()))
+    return list(dict.fromkeys(word for word in words if word not in known))
 
 
 def nearest(word: str, count: int = 3) -> list[str]:

@@ -67,13 +67,13 @@ def _find(head: str, revision: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        found = sorted(file for kind in ("*.safetensors", "*.pth") for file in path.glob(kind))
-        preferred = [file for file in found if file.name == "model.safetensors"] or found
+        files = sorted(file for kind in ("*.safetensors", "*.pth") for file in path.glob(kind))
+        preferred = [file for file in files if file.name == "model.safetensors"] or files
         if len(preferred) != 1:
-            raise ValueError(f"the folder must hold one .safetensors or .pth file (got {len(found)})")
+            raise ValueError(f"the folder must hold one .safetensors or .pth file (got {len(files)})")
         return preferred[0]
-    owner, _, rest = head.partition("/")
-    name, _, file = rest.partition("/")
+    owner, _, name_and_file = head.partition("/")
+    name, _, file = name_and_file.partition("/")
     if path.is_absolute() or not (owner.strip(".") and name):
         raise ValueError("there is no such file or folder")
     return Path(str(cached_file(f"{owner}/{name}", file or "model.safetensors", **hub_options(revision, head))))

@@ -25,16 +25,16 @@ class Line:
 
     Args:
         ids: Its tokens with the one that starts it and the one that ends it.
-        given: How many of the first ones, at least 1, are told to the decoder and not asked of it.
+        prefix_length: How many of the first ones, at least 1, are given to the decoder and not predicted by it.
     """
 
     ids: tuple[int, ...]
-    given: int
+    prefix_length: int
 
     @property
     def counted(self) -> int:
         """How many tokens the decoder has to find."""
-        return len(self.ids) - self.given
+        return len(self.ids) - self.prefix_length
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Blip:
         """
         config = self.model.config.text_config
         start = [config.bos_token_id, *self.words(before)]
-        kept = self.words(text)[: max(config.max_position_embeddings - len(start) - 1, 0)]
-        return Line((*start, *kept, config.sep_token_id), len(start))
+        words = self.words(text)[: max(config.max_position_embeddings - len(start) - 1, 0)]
+        return Line((*start, *words, config.sep_token_id), len(start))
 
     def log_likelihood(self, lines: Sequence[Line], states: Tensor) -> Tensor:
         """Sum of log p(token | the tokens before it, states) over the tokens of each line that count.
@@ -97,10 +97,10 @@ class Blip:
         logits = self.model.text_decoder(
             input_ids=ids, attention_mask=real, encoder_hidden_states=states, use_cache=False
         ).logits
-        said = logits[:, :-1].float().log_softmax(dim=-1).gather(2, ids[:, 1:, None])[..., 0]
-        given = torch.tensor([line.given for line in lines], device=ids.device)
-        counted = (torch.arange(1, ids.shape[1], device=ids.device) >= given[:, None]) & (real[:, 1:] == 1)
-        return said.where(counted, 0).sum(dim=1)
+        log_probabilities = logits[:, :-1].float().log_softmax(dim=-1).gather(2, ids[:, 1:, None])[..., 0]
+        prefix_lengths = torch.tensor([line.prefix_length for line in lines], device=ids.device)
+        counted = (torch.arange(1, ids.shape[1], device=ids.device) >= prefix_lengths[:, None]) & (real[:, 1:] == 1)
+        return log_probabilities.where(counted, 0).sum(dim=1)
 
 
 def load_blip(family: Any, model: str, *, revision: str = "", device: torch.device, what: str, where: str) -> Blip:
@@ -162,22 +162,22 @@ def load_blip_answers(model: str, *, revision: str, device: torch.device, where:
 
     @lru_cache(maxsize=8192)
     def question_ids(question: str) -> tuple[int, ...]:
-        kept = blip.words(question)[: config.max_position_embeddings - 2]
-        return (start, *kept, tokenizer.sep_token_id)
+        words = blip.words(question)[: config.max_position_embeddings - 2]
+        return (start, *words, tokenizer.sep_token_id)
 
     def answers(images: Images, questions: Sequence[str], wanted: Sequence[str]) -> Tensor:
-        seen, rows = blip.image_states(images), [question_ids(question) for question in questions]
-        lines, total = [answer_line(answer) for answer in wanted], seen.new_zeros(len(questions))
+        states, rows = blip.image_states(images), [question_ids(question) for question in questions]
+        lines, total = [answer_line(answer) for answer in wanted], states.new_zeros(len(questions))
         # One length after the other, so that nothing is padded: transformers 5.23 takes the mask of what a decoder
         # looks at and does not use it, and answers would depend on how long the other questions are.
         for length in sorted({len(row) for row in rows}):
             places = [place for place, row in enumerate(rows) if len(row) == length]
-            ids = torch.tensor([rows[place] for place in places], device=seen.device)
+            ids = torch.tensor([rows[place] for place in places], device=states.device)
             read = blip.model.text_encoder(
-                input_ids=ids, encoder_hidden_states=seen[places], is_decoder=False
+                input_ids=ids, encoder_hidden_states=states[places], is_decoder=False
             ).last_hidden_state
-            found = blip.log_likelihood([lines[place] for place in places], read)
-            total = total.index_put((torch.tensor(places, device=seen.device),), found)
+            likelihoods = blip.log_likelihood([lines[place] for place in places], read)
+            total = total.index_put((torch.tensor(places, device=states.device),), likelihoods)
         return total
 
     return answers
@@ -196,11 +196,11 @@ def question_start(tokenizer: Any, config: Any) -> int:
     Returns:
         The token's id.
     """
-    own = len(tokenizer)
+    size = len(tokenizer)
     if "[ENC]" in tokenizer.get_vocab():
         return tokenizer.convert_tokens_to_ids("[ENC]")
-    if config.bos_token_id == own and config.vocab_size >= own + 2:
-        return own + 1
+    if config.bos_token_id == size and config.vocab_size >= size + 2:
+        return size + 1
     return tokenizer.cls_token_id
 
 

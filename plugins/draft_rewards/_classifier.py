@@ -151,18 +151,18 @@ def find_class(labels: Sequence[str], wanted: str, *, where: str = "") -> int:
     key = _plain(wanted)
     names = [[_plain(name) for name in label.split(",")] for label in labels]
     whole = [index for index, label in enumerate(labels) if _plain(label) == key]
-    found = whole or [index for index, several in enumerate(names) if key in several]
-    if not found:
+    matches = whole or [index for index, several in enumerate(names) if key in several]
+    if not matches:
         close = get_close_matches(key, sorted({name for several in names for name in several}), n=1, cutoff=0.6)
         few = ", ".join(label.split(",")[0] for label in labels[:5])
         hint = f"did you mean {close[0]!r}?" if close else f"it knows {len(labels)} classes, such as {few}"
         raise draft.DraftError(f"unknown class (got {wanted!r})", where=where, hint=hint)
-    if len(found) > 1:
-        several = " and ".join(f"{index} ({labels[index]})" for index in found)
+    if len(matches) > 1:
+        several = " and ".join(f"{index} ({labels[index]})" for index in matches)
         raise draft.DraftError(
-            f"{len(found)} classes have this name (got {wanted!r}): {several}", where=where, hint="give the index"
+            f"{len(matches)} classes have this name (got {wanted!r}): {several}", where=where, hint="give the index"
         )
-    return found[0]
+    return matches[0]
 
 
 def _plain(name: str) -> str:

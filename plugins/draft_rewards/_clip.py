@@ -105,7 +105,7 @@ def cosines(clip: Clip, text: str) -> Callable[[Images, Sequence[str]], Tensor]:
     vector = lru_cache(maxsize=8192)(clip.text_features)
 
     def compare(images: Images, prompts: Sequence[str]) -> Tensor:
-        wanted = torch.stack([vector(one) for one in draft.per_prompt(text, prompts)])
-        return (clip.image_features(images) * wanted).sum(dim=-1)
+        text_vectors = torch.stack([vector(one) for one in draft.per_prompt(text, prompts)])
+        return (clip.image_features(images) * text_vectors).sum(dim=-1)
 
     return compare

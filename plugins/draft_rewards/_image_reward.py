@@ -69,13 +69,13 @@ def load_image_reward(
         return encode(prompt, truncation=True, max_length=config["max_length"])["input_ids"]
 
     def score(images: Images, prompts: Sequence[str]) -> Tensor:
-        seen = network["vision"](pixel_values=preprocess(images.float(), side)).last_hidden_state
+        states = network["vision"](pixel_values=preprocess(images.float(), side)).last_hidden_state
         ids, mask = padded([tokens(prompt) for prompt in prompts], padding, images.device)
         read = network["text"](
             input_ids=ids,
             attention_mask=mask,
             position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
-            encoder_hidden_states=seen,
+            encoder_hidden_states=states,
             is_decoder=False,
         ).last_hidden_state
         return (network["head"](read[:, 0])[:, 0] - config["mean"]) / config["std"]
@@ -102,8 +102,8 @@ def read(model: str, revision: str = "") -> tuple[dict[str, Any], dict[str, Tens
 
     path, options = draft.model_path(model), hub_options(revision, model)
     if not Path(path).is_file():
-        found = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **options)
-        config = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        config_file = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **options)
+        config = json.loads(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
         if config.get("model_type") == MODEL_TYPE:
             if lacking := [key for key in KEYS if key not in config]:
                 raise ValueError(f"its config.json lacks {lacking[0]!r}")

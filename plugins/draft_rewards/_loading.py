@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
 from draft.errors import ResourceError
-from draft_rewards._weights import download_command, known, revision_of
+from draft_rewards._weights import download_command, published_weights, revision_of
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ def explained(what: str, model: str, *, where: str, revision: str = "", files: S
         if not isinstance(error, OSError) or Path(path).exists() or not _HUB_ID.fullmatch(path):
             raise draft.DraftError(f"cannot load the {what} {model!r}: {reason}", where=where, hint=ways) from error
         reason, hint = _out_of_reach(model, reason, download_command(model, revision, files))
-        entry = known(model)
+        entry = published_weights(model)
         facts = f" ({entry.megabytes} MB, licence: {entry.licence})" if entry and not files else ""
         raise ResourceError(
             f"cannot load the {what} {model!r}: {reason}",
@@ -124,14 +124,14 @@ def explained(what: str, model: str, *, where: str, revision: str = "", files: S
 
 def _out_of_reach(model: str, reason: str, command: str) -> tuple[str, str]:
     """Why a model of the hub is not here, and what to do about it."""
-    entry, first = known(model), ""
+    entry, first = published_weights(model), ""
     if entry and entry.gated:
         first = f"accept its licence at https://huggingface.co/{model}, log in with `hf auth login`, then "
     for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         # As the hub's own library reads them.
         if os.environ.get(switch, "").upper() in ("1", "ON", "YES", "TRUE"):
-            there = f"{first}run `{command}` where there is a network and bring the hub's cache here"
-            return f"it is not on this machine, and {switch} is set", f"unset {switch}, or {there}"
+            fetching = f"{first}run `{command}` where there is a network and bring the hub's cache here"
+            return f"it is not on this machine, and {switch} is set", f"unset {switch}, or {fetching}"
     return reason, f"{first}fetch it with `{command}`"
 
 

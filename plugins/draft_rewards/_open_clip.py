@@ -86,10 +86,10 @@ def load_open_clip(file: Path, *, what: str, device: torch.device, where: str) -
         with torch.device("meta"):
             model = CLIPModel(CLIPConfig(**VIT_H_14))
         for name, wanted in model.state_dict().items():
-            found = tuple(source[name].shape) if name in source else "nothing"
-            if found != tuple(wanted.shape):
+            shape = tuple(source[name].shape) if name in source else "nothing"
+            if shape != tuple(wanted.shape):
                 raise ValueError(
-                    f"it must be a ViT-H-14, whose {name} has the shape {tuple(wanted.shape)} (got {found})"
+                    f"it must be a ViT-H-14, whose {name} has the shape {tuple(wanted.shape)} (got {shape})"
                 )
         if unknown := sorted(source.keys() - model.state_dict().keys()):
             raise ValueError(f"it must be a ViT-H-14, which has no {unknown[0]}")

@@ -61,33 +61,35 @@ def load_paligemma(model: str, *, revision: str, device: torch.device, where: st
         return tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
 
     def answers(images: Images, questions: Sequence[str], wanted: Sequence[str]) -> Tensor:
-        asked, said = [prefix(question) for question in questions], [suffix(answer) for answer in wanted]
-        rows = [[*before, *after] for before, after in zip(asked, said, strict=True)]
+        prefixes, suffixes = [prefix(question) for question in questions], [suffix(answer) for answer in wanted]
+        rows = [[*before, *after] for before, after in zip(prefixes, suffixes, strict=True)]
         ids, real = padded(rows, tokenizer.pad_token_id, images.device)
-        given = torch.tensor([len(before) for before in asked], device=ids.device)
+        prefix_lengths = torch.tensor([len(before) for before in prefixes], device=ids.device)
         # Only the answers' logits, of a quarter of a million words each.
-        kept = ids.shape[1] - min(len(before) for before in asked) + 1
+        logit_count = ids.shape[1] - min(len(before) for before in prefixes) + 1
         logits = network(
             input_ids=ids,
             pixel_values=preprocessing(images.float()),
-            attention_mask=prefix_mask(given, real),
-            logits_to_keep=kept,
+            attention_mask=prefix_mask(prefix_lengths, real),
+            logits_to_keep=logit_count,
             use_cache=False,
         ).logits
-        found = logits[:, :-1].float().log_softmax(dim=-1).gather(2, ids[:, 1 - kept :, None])[..., 0]
-        counted = (torch.arange(ids.shape[1], device=ids.device) >= given[:, None]) & (real == 1)
-        return found.where(counted[:, 1 - kept :], 0).sum(dim=1)
+        log_probabilities = (
+            logits[:, :-1].float().log_softmax(dim=-1).gather(2, ids[:, 1 - logit_count :, None])[..., 0]
+        )
+        counted = (torch.arange(ids.shape[1], device=ids.device) >= prefix_lengths[:, None]) & (real == 1)
+        return log_probabilities.where(counted[:, 1 - logit_count :], 0).sum(dim=1)
 
     return answers
 
 
-def prefix_mask(given: Tensor, real: Tensor) -> Tensor:
+def prefix_mask(prefix_lengths: Tensor, real: Tensor) -> Tensor:
     """Which token sees which: all see the prefix, the others what is before them too, and nobody sees padding.
 
     It is made here because transformers' own way of asking for it has changed from version to version.
 
     Args:
-        given: Lengths of the prefixes, int64 (B,).
+        prefix_lengths: Lengths of the prefixes, int64 (B,).
         real: 1 for tokens and 0 for padding, which is at the end, int64 (B, L).
 
     Returns:
@@ -97,6 +99,6 @@ def prefix_mask(given: Tensor, real: Tensor) -> Tensor:
 
     place = torch.arange(real.shape[1], device=real.device)
     before = place[None, :] <= place[:, None]
-    seen = (before | (place < given[:, None, None])) & (real[:, None, :] == 1)
+    visible = (before | (place < prefix_lengths[:, None, None])) & (real[:, None, :] == 1)
     lowest = torch.finfo(torch.float32).min
-    return torch.zeros(seen.shape, device=real.device).masked_fill(~seen, lowest)[:, None]
+    return torch.zeros(visible.shape, device=real.device).masked_fill(~visible, lowest)[:, None]

@@ -144,8 +144,8 @@ def parse_preprocessing(config: Mapping[str, Any], *, kind: str = "") -> Preproc
     if kind not in _PROCESSORS:
         known = ", ".join(sorted(_PROCESSORS))
         raise ValueError(f"its image processor must be one of {known} (got {named or 'none'!r})")
-    given = {key: value for key, value in config.items() if value is not None}
-    full = {"do_resize": True, "do_normalize": True, "do_center_crop": False, **_PROCESSORS[kind], **given}
+    configured = {key: value for key, value in config.items() if value is not None}
+    full = {"do_resize": True, "do_normalize": True, "do_center_crop": False, **_PROCESSORS[kind], **configured}
     if full["resample"] not in _MODES:
         raise ValueError(f"resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic) (got {full['resample']!r})")
     scale = full.get("rescale_factor", 1 / 255)

@@ -28,9 +28,9 @@ def vendi(vectors: Tensor) -> Tensor:
     # A small matrix, many eigenvalues near 0: double precision, which some accelerators do not have.
     features = vectors.cpu().double()
     count = len(features)
-    own = entropy(features @ features.T / count).diagonal()
-    total = own.sum()
-    return (total.exp() * (1 + count * own - total)).to(vectors)
+    diagonal = entropy(features @ features.T / count).diagonal()
+    total = diagonal.sum()
+    return (total.exp() * (1 + count * diagonal - total)).to(vectors)
 
 
 def entropy(rho: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ WEIGHTS = {
 """Hub id to what is known of it. A model that is not here works as well, in its newest revision."""
 
 
-def known(model: str) -> Weights | None:
+def published_weights(model: str) -> Weights | None:
     """What is known of a model of the hub.
 
     Args:
@@ -110,7 +110,7 @@ def revision_of(model: str, revision: str) -> str:
         >>> revision_of("microsoft/resnet-50", "main"), revision_of("me/mine", "")
         ('main', '')
     """
-    entry = known(model)
+    entry = published_weights(model)
     return revision or (entry.revision if entry else "")
 
 
@@ -125,7 +125,7 @@ def download_command(model: str, revision: str, files: Sequence[str] = ()) -> st
     Returns:
         A line for a shell.
     """
-    entry, meant = known(model), revision_of(model, revision)
+    entry, meant = published_weights(model), revision_of(model, revision)
     owner, name, file = [*model.split("/", 2), "", ""][:3]
     words = ["hf", "download", f"{owner}/{name}" if name else owner, *([file] if file else [])]
     if meant:

@@ -64,8 +64,8 @@ class Adversarial(draft.Reward):
         sign = 1.0 if self.mode == "targeted" else -1.0
 
         def score(images: Images, prompts: Sequence[str]) -> Scores:
-            wanted = torch.tensor(classes(prompts), device=images.device)
-            chosen = classifier.log_probabilities(images).gather(1, wanted[:, None])[:, 0]
+            targets = torch.tensor(classes(prompts), device=images.device)
+            chosen = classifier.log_probabilities(images).gather(1, targets[:, None])[:, 0]
             return (sign * chosen).to(images.dtype)
 
         return score

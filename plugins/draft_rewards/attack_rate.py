@@ -56,8 +56,8 @@ class AttackRate(draft.Reward):
 
         @torch.no_grad()
         def score(images: Images, prompts: Sequence[str]) -> Scores:
-            wanted = torch.tensor(classes(prompts), device=images.device)
-            hit = classifier.log_probabilities(images).argmax(dim=-1) == wanted
+            targets = torch.tensor(classes(prompts), device=images.device)
+            hit = classifier.log_probabilities(images).argmax(dim=-1) == targets
             return (hit if targeted else ~hit).float()
 
         return score

@@ -140,8 +140,8 @@ class Hpsv2(draft.Reward):
         with explained("HPSv2 model", self.model, where=self.name, revision=self.revision):
             if path.is_absolute() or self.model.startswith(".") or self.model.count("/") > 1:
                 raise ValueError("there is no such file or folder")
-            found = cached_file(self.model, wanted, _raise_exceptions_for_missing_entries=False, **options)
-        return Path(str(found)) if found else None
+            file = cached_file(self.model, wanted, _raise_exceptions_for_missing_entries=False, **options)
+        return Path(str(file)) if file else None
 
 
 def _framed(clip: Clip) -> Clip:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.discovery import DISTRIBUTION, reward_entries
 from draft.rewards.loading import find_reward
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "expression": {"formula": "a + max(b, -0.5)", "of": {"a": {"use": "rotation"}, "b": {"use": "symmetry"}}},
 }
 """What a reward needs besides its stand-in."""
-KINDS = {entry.name: find_reward(entry.name) for entry in reward_entries() if entry.dist == OWN}
+KINDS = {entry.name: find_reward(entry.name) for entry in reward_entries() if entry.dist == DISTRIBUTION}
 METRICS = sorted(name for name, kind in KINDS.items() if kind.differentiable is False)
 """Rewards that can only measure; the others are trained for."""
 TRAINED = sorted(set(KINDS) - set(METRICS))

@@ -15,7 +15,7 @@ from draft.diffusion.control.values import Guided
 from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import make_output
 from draft.diffusion.linear import linear_form
-from draft.diffusion.lora import add_lora, load_beneath, load_lora, lora_factors, lora_parameters
+from draft.diffusion.lora import add_lora, load_base_adapters, load_lora, lora_factors, lora_parameters
 from draft.diffusion.sampling import move, predict, renoise, sample
 from draft.diffusion.schedule import FlowSchedule, make_grid
 from draft.diffusion.settings import LoraSettings, SamplerSettings
@@ -194,13 +194,13 @@ def test_a_loaded_model_with_adapters_has_no_dropout_and_two_calls_are_one(tiny_
     # peft's own containers stay in training mode; they hold no layer that would act on it.
     acts = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
     assert not any(m.training for m in modules if isinstance(m, acts))
-    beneath = load_text_to_image(str(folder), device=torch.device("cpu"), dtype=torch.float64)
-    load_beneath(beneath.network, [(factors, 0.5)])
-    add_lora(beneath.network, LoraSettings(rank=2), seed=0)
-    assert not any(m.training for m in beneath.network.modules() if isinstance(m, acts))
+    adapted = load_text_to_image(str(folder), device=torch.device("cpu"), dtype=torch.float64)
+    load_base_adapters(adapted.network, [(factors, 0.5)])
+    add_lora(adapted.network, LoraSettings(rank=2), seed=0)
+    assert not any(m.training for m in adapted.network.modules() if isinstance(m, acts))
     grid = make_grid(model.noise, SamplerSettings(num_inference_steps=2))
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for each in (model, beneath):
+    for each in (model, adapted):
         texts = model.encode(["a cat"], model.default_size)
         output = make_output(
             each, grid, texts, model.encode([""], model.default_size), SamplerSettings(num_inference_steps=2)

@@ -33,7 +33,7 @@ def test_the_last_k_terms_are_the_gradient_of_draft_k_for_every_k(toys, predicti
     (slope,) = torch.autograd.grad(end.sin().sum(), end)
     steps: list[int] = []
     chain = decompose_gradient(
-        net, grid, rollout, slope, list(net.parameters()), fresh=fresh, made=lambda: steps.append(len(steps))
+        net, grid, rollout, slope, list(net.parameters()), fresh=fresh, advance=lambda: steps.append(len(steps))
     )
     assert steps == list(range(STEPS)) and chain.truncated.shape == (STEPS, 9 * STEPS)
     for k in range(1, STEPS + 1):

@@ -22,7 +22,7 @@ from draft.evaluation.variants import draw, load_variants, seed_prompts
 from draft.generation.generate import generate
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
-from draft.training.base_adapters import Foundation
+from draft.training.base_adapters import AdapterFiles
 from draft.training.settings import CheckpointSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
@@ -172,7 +172,7 @@ def test_a_training_leaves_text_parts_off_and_reports_it(tiny_model: Path, both:
     said, count = Said(), sum(name.startswith("text_encoder.") for name in read_adapter(both).modules)
     train(
         settings, model=str(tiny_model), prompts=PROMPTS, terms=[Term("bright", Bright())], seed=0, folder=tmp_path,
-        progress=said, foundation=Foundation(both),
+        progress=said, adapters=AdapterFiles(both),
     )  # fmt: skip
     assert f"adapter {both}: its {count} text-encoder modules are not applied, only the UNet's are" in said.lines
     assert all(name.startswith("unet.") for name in read_adapter(tmp_path / "adapter.safetensors").modules)

@@ -196,7 +196,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     for module in (build, environment):
-        monkeypatch.setattr(module, "own_requirement", list)
+        monkeypatch.setattr(module, "draft_requirement", list)
     return tmp_path / "cache"
 
 

@@ -13,7 +13,7 @@ import pytest
 from draft.errors import ConfigError, ResourceError
 from draft.isolation import environment
 from draft.isolation.build import build_environment
-from draft.isolation.environment import FINISHED, environment_folder, locate, own_requirement, ready_python
+from draft.isolation.environment import FINISHED, draft_requirement, environment_folder, locate, ready_python
 from draft.isolation.failures import IsolatedError
 from draft.isolation.settings import Isolation
 
@@ -85,7 +85,7 @@ def test_its_name_is_what_goes_into_it(cache: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "r.txt").write_text("numpy<3\n")
     assert environment_folder(listed) != before[0]
     assert environment_folder(filed) != before[1]
-    monkeypatch.setattr(environment, "own_requirement", lambda: ["draft-diffusion==9"])
+    monkeypatch.setattr(environment, "draft_requirement", lambda: ["draft-diffusion==9"])
     assert environment_folder(located(tmp_path, requirements=("numpy",))) != before[0]
 
 
@@ -134,4 +134,4 @@ def test_draft_itself_is_installed_as_it_is_installed_here(
     if origin is not None:
         (info / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert own_requirement() == arguments
+    assert draft_requirement() == arguments

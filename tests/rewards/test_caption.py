@@ -98,7 +98,7 @@ def test_a_caption_longer_than_the_decoder_is_cut_and_still_ends(captioner: Path
     blip = Blip(network, transformers.AutoTokenizer.from_pretrained(captioner), None)  # type: ignore[arg-type]
     line = blip.line("a fox " * 60, before="a picture of ")
     assert len(line.ids) == tiny_blip.POSITIONS and line.ids[-1] == 3
-    assert line.given == 4 and line.counted == tiny_blip.POSITIONS - 4
+    assert line.prefix_length == 4 and line.counted == tiny_blip.POSITIONS - 4
 
 
 def test_text_may_be_a_column_and_each_is_read_once(

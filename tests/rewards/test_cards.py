@@ -16,23 +16,23 @@ import transformers
 import draft
 from draft.errors import ResourceError
 from draft.rewards.describe import facts
-from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.discovery import DISTRIBUTION, reward_entries
 from draft.rewards.loading import find_reward
 from draft.rewards.reward import Reward
 from draft_rewards._loading import explained, hub_options, load_frozen
-from draft_rewards._weights import WEIGHTS, download_command, known
+from draft_rewards._weights import WEIGHTS, download_command, published_weights
 
 CPU = torch.device("cpu")
 REWARDS = [
     find_reward(entry.name)
     for entry in reward_entries()
-    if entry.dist == OWN and entry.module.startswith("draft_rewards")
+    if entry.dist == DISTRIBUTION and entry.module.startswith("draft_rewards")
 ]
 FROM_HUB = {
     reward.name: {
         name: field.default
         for name, field in reward.model_fields.items()
-        if isinstance(field.default, str) and known(field.default)
+        if isinstance(field.default, str) and published_weights(field.default)
     }
     for reward in REWARDS
 }
@@ -49,7 +49,9 @@ def test_every_reward_says_what_to_expect_and_what_its_weights_cost(reward: type
     assert reward.typical
     defaults = [field.default for field in reward.model_fields.values() if isinstance(field.default, str)]
     unknown = [
-        default for default in defaults if re.fullmatch(r"[\w.-]+/[\w.+-]+(/.*)?", default) and not known(default)
+        default
+        for default in defaults
+        if re.fullmatch(r"[\w.-]+/[\w.+-]+(/.*)?", default) and not published_weights(default)
     ]
     assert not unknown, "a default from the hub belongs into draft_rewards/_weights.py, with its commit and licence"
     used = FROM_HUB[reward.name].values()

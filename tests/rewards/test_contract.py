@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from draft.rewards.discovery import OWN, Entry, reward_entries
+from draft.rewards.discovery import DISTRIBUTION, Entry, reward_entries
 from draft.rewards.loading import find_reward
 from draft.testing import check_reward
 
@@ -14,7 +14,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "expression": {"formula": "a + max(b, -0.5)", "of": {"a": {"use": "rotation"}, "b": {"use": "symmetry"}}},
 }
 """What a reward is checked with, where it takes options that a rehearsal leaves alone."""
-OWN_REWARDS = [entry for entry in reward_entries() if entry.dist == OWN]
+OWN_REWARDS = [entry for entry in reward_entries() if entry.dist == DISTRIBUTION]
 
 
 @pytest.mark.parametrize("entry", OWN_REWARDS, ids=lambda entry: entry.name)

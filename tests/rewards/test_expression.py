@@ -17,7 +17,7 @@ from draft.errors import ConfigErrors, DraftError, OptionError
 from draft.pipeline.check import Pipeline
 from draft.pipeline.identity import identity
 from draft.pipeline.load import load_pipeline
-from draft.rewards.parts import each_reward, without_gradient
+from draft.rewards.parts import walk_reward, without_gradient
 from draft.rewards.reward import Term
 from draft.rewards.terms import build_reward, reward_config
 from draft.scoring.guards import check_terms
@@ -307,7 +307,7 @@ def test_a_rehearsal_replaces_the_models_of_its_rewards_too(tmp_path: Path, monk
     nested = ("b: {use: jpeg}", inner.replace("2 * d", "2 * d - clip_score"))
     pipeline = loaded(tmp_path, nested, rehearse=True)
     (reward,) = (term.reward for term in pipeline.stages["train"].terms)
-    models = {".".join(keys): getattr(part, "model", None) for keys, part in each_reward(reward)}
+    models = {".".join(keys): getattr(part, "model", None) for keys, part in walk_reward(reward)}
     assert models == {
         "": None,
         "of.a": "emoji/clip",
@@ -319,7 +319,7 @@ def test_a_rehearsal_replaces_the_models_of_its_rewards_too(tmp_path: Path, monk
     assert replaced["stages.train.rewards.fit.of.a.model"] == "emoji/clip"
     own = "rehearsal:\n  stages.train.rewards.fit.of.a.model: emoji/preference\n"
     (reward,) = (term.reward for term in loaded(tmp_path, add=own, rehearse=True).stages["train"].terms)
-    assert dict(each_reward(reward))["of", "a"].model_dump()["model"] == "emoji/preference"
+    assert dict(walk_reward(reward))["of", "a"].model_dump()["model"] == "emoji/preference"
     monkeypatch.setattr(OwlvitCount, "stand_in", None)
     evaluate_stage = ("kind: train", "kind: evaluate")
     (told,) = refused(tmp_path, evaluate_stage, ("b: {use: jpeg}", "b: {use: owlvit_count}"), rehearse=True)

@@ -349,7 +349,12 @@ def test_a_compiled_rollout_leaves_the_gradient_unchanged(make_run) -> None:
     plain, compiled = make_run(DraftLV(copies=1)), make_run(DraftLV(copies=1))
     calls: list[bool] = []
     prefix = torch.compile(compiled.model.denoise)
-    compiled.no_grad_denoiser = lambda x, t, c: calls.append(torch.is_grad_enabled()) or prefix(x, t, c)  # type: ignore[func-returns-value]
+
+    def denoise(x: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        return prefix(x, t, c)
+
+    compiled = replace(compiled, no_grad_denoiser=denoise)
     for a, b in zip(_gradient(plain), _gradient(compiled), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
     assert calls == [False] * (STEPS - 1)

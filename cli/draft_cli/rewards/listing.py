@@ -45,12 +45,12 @@ def show_command(name: Name) -> None:
 def card(reward: type[Reward], entry: Entry) -> str:
     """A reward on one page of plain text."""
     kind = "differentiable" if reward.differentiable else "a metric, not differentiable"
-    rest = (reward.__doc__ or "").strip().partition("\n\n")[2]
+    details = (reward.__doc__ or "").strip().partition("\n\n")[2]
     parts = [f"{reward.name}   {entry.source}   {kind}", headline(reward)]
-    if rest:
-        parts.append(inspect.cleandoc("\n" + rest))
-    if said := facts(reward):
-        parts.append("\n".join(f"{name}: {text}" for name, text in said))
+    if details:
+        parts.append(inspect.cleandoc("\n" + details))
+    if entries := facts(reward):
+        parts.append("\n".join(f"{name}: {text}" for name, text in entries))
     if listed := options(reward):
         rows = [(o.name, o.type, o.default, o.bounds, o.description) for o in listed]
         parts.append(columns([("option", "type", "default", "bounds", "meaning"), *rows]))

@@ -70,8 +70,8 @@ def score_command(
 def _table(rows: Sequence[ScoredPicture]) -> str:
     # Long paths and prompts give way to the score, which is what somebody looks for.
     room = max(10, (shutil.get_terminal_size().columns - 14) // 2)
-    told = [(f"{row.score:.4g}", _tail(str(row.file), room), _flat(row.prompt)) for row in rows]
-    listed = columns([("score", "image", "prompt"), *told])
+    cells = [(f"{row.score:.4g}", _tail(str(row.file), room), _flat(row.prompt)) for row in rows]
+    listed = columns([("score", "image", "prompt"), *cells])
     return f"{listed}\nmean {_mean(rows)} of {len(rows)}" if len(rows) > 1 else listed
 
 

@@ -82,15 +82,15 @@ def try_command(
     )
     reporter = progress(sys.stderr) if sys.stderr.isatty() else Silent()
     prompts = pictured(reward, prompt)
-    found = try_reward(reward, prompts, chosen, reporter)
+    frames_by_way = try_reward(reward, prompts, chosen, reporter)
     options = " ".join(f"{key}={value}" for key, value in reward.model_dump(mode="json", exclude_defaults=True).items())
     title = f"{reward.name} {options}{' (less)' if less else ''}".replace("  ", " ")
-    draw_frames(title, prompts, found).save(file)
+    draw_frames(title, prompts, frames_by_way).save(file)
     if as_json:
-        typer.echo(json_text(reward, prompts, found), nl=False)
+        typer.echo(json_text(reward, prompts, frames_by_way), nl=False)
         typer.echo(f"wrote {file}", err=True)
     else:
-        rows = [row for way, frames in found.items() for row in _rows(way, frames)]
+        rows = [row for way, frames in frames_by_way.items() for row in _rows(way, frames)]
         typer.echo(columns([("on", "step", "score", "change"), *rows]))
         typer.echo(f"wrote {file}")
 

@@ -73,8 +73,8 @@ def compress(
     for name, factors in adapter.modules.items():
         modules[name], spectra[name] = decompose(factors, keep=chosen, dtype=dtypes[name] if dtypes else None)
     if max_error is not None:
-        kept = ranks_by_error(spectra, max_error)
-        modules = {name: _first(factors, kept[name]) for name, factors in modules.items()}
+        ranks = ranks_by_error(spectra, max_error)
+        modules = {name: _first(factors, ranks[name]) for name, factors in modules.items()}
     cut = {name: float(spectra[name][factors.rank :].square().sum()) for name, factors in modules.items()}
     sizes = {name: float(spectrum.square().sum()) for name, spectrum in spectra.items()}
     errors = {name: math.sqrt(cut[name] / size) if size else 0.0 for name, size in sizes.items()}
@@ -133,8 +133,8 @@ def ranks_by_error(spectra: Mapping[str, Tensor], max_error: float) -> dict[str,
     budget = max_error**2 * float(squares.sum())
     # A hair of rounding must not cost a rank where the bound is met exactly.
     gone = int((order.values.cumsum(0) <= budget * (1 + 1e-12)).sum())
-    lost = torch.bincount(owners[order.indices[:gone]], minlength=len(names)).tolist()
-    return {name: len(spectra[name]) - lost[i] for i, name in enumerate(names)}
+    cuts = torch.bincount(owners[order.indices[:gone]], minlength=len(names)).tolist()
+    return {name: len(spectra[name]) - cuts[i] for i, name in enumerate(names)}
 
 
 def _first(factors: Factors, rank: int) -> Factors:
@@ -142,11 +142,11 @@ def _first(factors: Factors, rank: int) -> Factors:
 
 
 def _check(rank: int | None, energy: float | None, max_error: float | None) -> None:
-    given = [
+    bounds = [
         name for name, value in (("rank", rank), ("energy", energy), ("max_error", max_error)) if value is not None
     ]
-    if len(given) != 1:
-        raise StageError(f"give exactly one of rank, energy and max_error (got {' and '.join(given) or 'none'})")
+    if len(bounds) != 1:
+        raise StageError(f"give exactly one of rank, energy and max_error (got {' and '.join(bounds) or 'none'})")
     if rank is not None and rank < 1:
         raise StageError(f"rank must be at least 1 (got {rank})")
     if energy is not None and not 0 < energy <= 1:

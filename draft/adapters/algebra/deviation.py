@@ -58,15 +58,15 @@ def deviation(got: Factors | None, terms: Sequence[tuple[Factors, float]]) -> De
         if quick := _of_rounding(*_stacked(terms, fine), *_stacked([(got, 1.0)], fine)):
             return quick
     down, up = _stacked(terms, torch.float64)
-    found = None if got is None else _stacked([(got, 1.0)], torch.float64)
+    stacked = None if got is None else _stacked([(got, 1.0)], torch.float64)
     products = (down @ down.T) * (up.T @ up)
     total = math.sqrt(max(0.0, float(products.sum())))
     blocks = [block for row, r in zip(products.split(ranks), ranks, strict=True) for block in row.split(ranks, 1)]
     added = sum(math.sqrt(max(0.0, float(blocks[i * (len(ranks) + 1)].sum()))) for i in range(len(ranks)))
     size = total if total > 1e-6 * added else added
-    if found is None:
+    if stacked is None:
         return Deviation(total, size)
-    return Deviation(_norm(torch.cat([found[0], down]), torch.cat([found[1], -up], 1)), size)
+    return Deviation(_norm(torch.cat([stacked[0], down]), torch.cat([stacked[1], -up], 1)), size)
 
 
 def _of_rounding(down: Tensor, up: Tensor, down_got: Tensor, up_got: Tensor) -> Deviation | None:
@@ -115,9 +115,9 @@ def _norm(down: Tensor, up: Tensor) -> float:
     products = (down @ down.T) * (up.T @ up)
     if not products.any():
         return 0.0
-    found = _trusted_root(products)
-    if found is not None:
-        return found
+    root = _trusted_root(products)
+    if root is not None:
+        return root
     left = torch.linalg.qr(up, mode="r").R
     right = torch.linalg.qr(down.T, mode="r").R
     return float(torch.linalg.norm(left @ right.T))

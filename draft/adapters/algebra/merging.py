@@ -48,8 +48,8 @@ def merge(
     merged = elect(changes) if method == "ties" else weighted_sum(changes)
     first = terms[0][0]
     factors = cut(merged, rank, down_shape=tuple(first.down.shape[1:]), up_shape=tuple(first.up.shape[2:]))
-    lost = float(torch.linalg.norm(merged - factors.up.flatten(1) @ factors.down.flatten(1)))
-    return factors, lost, float(torch.linalg.norm(merged))
+    cut_norm = float(torch.linalg.norm(merged - factors.up.flatten(1) @ factors.down.flatten(1)))
+    return factors, cut_norm, float(torch.linalg.norm(merged))
 
 
 def trim(change: Tensor, density: float) -> Tensor:
@@ -83,8 +83,8 @@ def drop(change: Tensor, density: float, *, generator: torch.Generator) -> Tenso
     Returns:
         The thinned change.
     """
-    kept = torch.rand(change.shape, generator=generator, dtype=torch.float64) < density
-    return torch.where(kept, change / density, 0.0)
+    mask = torch.rand(change.shape, generator=generator, dtype=torch.float64) < density
+    return torch.where(mask, change / density, 0.0)
 
 
 def weighted_sum(changes: Sequence[tuple[Tensor, float]]) -> Tensor:
@@ -156,8 +156,11 @@ def cut(merged: Tensor, rank: int, *, down_shape: Sequence[int], up_shape: Seque
     left = torch.where(norms > 0, images / norms.sqrt(), 0.0)
     right = vectors * norms.sqrt()
     up, down = (right, left) if wide else (left, right)
-    kept = up.shape[1]
-    return Factors(down.T.reshape(kept, *down_shape).contiguous(), up.reshape(len(up), kept, *up_shape).contiguous())
+    effective_rank = up.shape[1]
+    return Factors(
+        down.T.reshape(effective_rank, *down_shape).contiguous(),
+        up.reshape(len(up), effective_rank, *up_shape).contiguous(),
+    )
 
 
 def mask_generator(seed: int, name: str, key: str) -> torch.Generator:

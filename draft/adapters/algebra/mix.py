@@ -45,13 +45,13 @@ def mix(
     exact = ExactSum(inputs, factors)
     modules: dict[str, Factors] = {}
     for name in exact:
-        kept = dtypes[name] if dtypes else exact.dtype(name)
+        dtype = dtypes[name] if dtypes else exact.dtype(name)
         summed = exact[name]
-        down, up = summed.down.to(kept), summed.up.to(kept)
+        down, up = summed.down.to(dtype), summed.up.to(dtype)
         modules[name] = Factors(down, up)
         if (not down.any() and summed.down.any()) or (not up.any() and summed.up.any()):
             raise StageError(
-                f"the change of {name} is too small for {str(kept).removeprefix('torch.')}, where all of it becomes 0",
+                f"the change of {name} is too small for {str(dtype).removeprefix('torch.')}, where all of it becomes 0",
                 hint="a larger weight, or dtype: fp32",
             )
     return Adapter(modules, inputs[0][0].family, shared_header([adapter.metadata for adapter, _ in inputs]))
@@ -117,8 +117,8 @@ def check_inputs(inputs: Sequence[tuple[Adapter, float]]) -> None:
             hint="their modules have the same names but different shapes and meanings",
         )
     for name in module_names(inputs):
-        found = [adapter.modules[name] for adapter, _ in inputs if name in adapter.modules]
-        shapes = {(tuple(f.down.shape[1:]), f.up.shape[0]) for f in found}
+        factors = [adapter.modules[name] for adapter, _ in inputs if name in adapter.modules]
+        shapes = {(tuple(f.down.shape[1:]), f.up.shape[0]) for f in factors}
         if len(shapes) > 1:
             listed = " and ".join(f"in {i} out {o}" for i, o in sorted(shapes))
             raise StageError(

@@ -101,12 +101,12 @@ def read_alphas(config: Mapping[str, Any] | None, metadata: Mapping[str, str], *
             # Unprefixed: one model's own configuration. Which part it is, only its tensors say.
             for other in PARTS:
                 configs.setdefault(other, {}).setdefault(key, value)
-    for found in configs.values():
+    for options in configs.values():
         for option, kind in _UNSUPPORTED.items():
-            if found.get(option):
+            if options.get(option):
                 raise StageError(f"{kind} is not a sum of B A (its configuration has {option})", where=where)
-        patterns = found.get("alpha_pattern") or {}
-        numbers = [found.get("lora_alpha"), *(patterns.values() if isinstance(patterns, dict) else ["?"])]
+        patterns = options.get("alpha_pattern") or {}
+        numbers = [options.get("lora_alpha"), *(patterns.values() if isinstance(patterns, dict) else ["?"])]
         for number in numbers:
             if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
                 raise StageError(f"its configuration has an alpha that is no number (got {number!r})", where=where)
@@ -127,17 +127,17 @@ def adapter_config(ranks: Mapping[str, int]) -> dict[str, Any]:
     # The commonest rank is the default, ties going to the smallest, so that the same ranks give the same text.
     common = min(Counter(paths.values()).items(), key=lambda item: (-item[1], item[0]))[0]
     # A pattern fits every path that ends with it, so that of FLUX' `proj_out` would also fit its blocks' own.
-    others = {
+    exceptions = {
         f"^{path}" if any(other.endswith(f".{path}") for other in paths) else path: rank
         for path, rank in sorted(paths.items())
         if rank != common
     }
     return {
-        "alpha_pattern": dict(others),
+        "alpha_pattern": dict(exceptions),
         "lora_alpha": common,
         "peft_type": "LORA",
         "r": common,
-        "rank_pattern": others,
+        "rank_pattern": exceptions,
         "target_modules": sorted(paths),
     }
 

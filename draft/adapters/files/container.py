@@ -104,12 +104,12 @@ def copy_tensors(source: Path, target: Path, *, metadata: Mapping[str, str]) -> 
         name: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [info.start, info.stop]}
         for name, info in header.tensors.items()
     }
-    own = dict(sorted({**header.metadata, **metadata}.items()))
+    merged = dict(sorted({**header.metadata, **metadata}.items()))
     try:
         data = weights_file(source).read_bytes()[header.size :]
     except OSError as error:
         raise StageError(f"cannot read the file ({error.strerror or error})", where=str(source)) from error
-    write_bytes(target, [_header({"__metadata__": own, **table}), data])
+    write_bytes(target, [_header({"__metadata__": merged, **table}), data])
 
 
 def write_bytes(path: Path, chunks: Sequence[bytes | memoryview]) -> None:

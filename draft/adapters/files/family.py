@@ -98,11 +98,11 @@ def _transformer(modules: Mapping[str, Factors], *, names: Iterable[str], archit
     if len(possible) == 1:
         return possible[0]
     likely = sorted(marked) or sorted(PLANS)
-    known = "; ".join(f"{plan.title} is {' or '.join(map(str, plan.widths))} wide" for plan in PLANS.values())
+    widths = "; ".join(f"{plan.title} is {' or '.join(map(str, plan.widths))} wide" for plan in PLANS.values())
     raise StageError(
         next((fault for f in likely if (fault := faults[f])), f"{next(iter(modules))} fits two families"),
         where=where,
-        hint=f"{known}; LoRA files of other transformers are not read",
+        hint=f"{widths}; LoRA files of other transformers are not read",
     )
 
 
@@ -114,10 +114,10 @@ def _fault(modules: Mapping[str, Factors], plan: Plan, family: str) -> str | Non
     """Why the modules are not this family's, or None if they can be."""
     width = 0
     for name, factors in modules.items():
-        found = member_of(name.removeprefix("transformer."), family)
-        if found is None:
+        member = member_of(name.removeprefix("transformer."), family)
+        if member is None:
             return f"{plan.title} has no module {name}"
-        site, index, _ = found
+        site, index, _ = member
         rows, columns = factors.up.shape[0], factors.down.shape[1]
         for size, share in ((columns, site.inner), (rows, site.rows[index])):
             if share == 0:

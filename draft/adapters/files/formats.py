@@ -57,11 +57,11 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     where = str(path)
     alphas = read_alphas(config, metadata, where=where)
     grouped = grouped_tensors(tensors, metadata, where=where)
-    found = {
+    fused = {
         name: module_factors(name, parts, alphas, dense_rank=dense_rank, where=where)
         for name, parts in sorted(grouped.items())
     }
-    modules = taken_apart(found, where=where)
+    modules = taken_apart(fused, where=where)
     architecture = metadata.get("modelspec.architecture", "")
     family = family_of(modules, names=tensors, architecture=architecture, where=where)
     encoders = family_named(family).encoders
@@ -99,13 +99,13 @@ def write_adapter(
         if not (all_finite(factors.down) and all_finite(factors.up)):
             raise StageError(f"{name} has values that are not finite in {_dtype_name(factors.down)}", where=str(path))
     chosen = file_format(adapter.family, format)
-    own = {**adapter.metadata, **(metadata or {})}
+    merged = {**adapter.metadata, **(metadata or {})}
     shapes = {name: (f.down.shape[1], f.up.shape[0]) for name, f in folded.items()}
     if chosen == "kohya":
         folded = put_together(folded, adapter.family) if adapter.family in PLANS else pad_ranks(folded)
     tensors = _named_tensors(folded, chosen, adapter.family, where=str(path))
     ranks = {name: factors.rank for name, factors in folded.items()}
-    header = file_metadata(own, family=adapter.family, shapes=shapes, rank=max(ranks.values()))
+    header = file_metadata(merged, family=adapter.family, shapes=shapes, rank=max(ranks.values()))
     if chosen != "kohya":
         header["lora_adapter_metadata"] = lora_metadata(ranks, prefixed=chosen == "diffusers")
     if chosen == "peft" and path.suffix != ".safetensors":
@@ -140,11 +140,11 @@ def denoiser_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
     Raises:
         StageError: The adapter touches text encoders alone.
     """
-    found = part_factors(adapter, "unet") or part_factors(adapter, "transformer")
-    if not found:
+    factors = part_factors(adapter, "unet") or part_factors(adapter, "transformer")
+    if not factors:
         part = _TITLES[family_named(adapter.family).part]
         raise StageError(f"the adapter does not touch the {part} (it has text-encoder modules only)")
-    return found
+    return factors
 
 
 def part_factors(adapter: Adapter, part: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -158,7 +158,7 @@ def part_factors(adapter: Adapter, part: str) -> dict[str, tuple[Tensor, Tensor]
         `{"down_blocks.0.….to_q": (A, B)}` with dW = B A.
     """
     split = {name: name.partition(".") for name in adapter.modules}
-    chosen = {path: fold(adapter.modules[name]) for name, (found, _, path) in split.items() if found == part}
+    chosen = {path: fold(adapter.modules[name]) for name, (component, _, path) in split.items() if component == part}
     return {path: (factors.down, factors.up) for path, factors in chosen.items()}
 
 

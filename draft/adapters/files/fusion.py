@@ -33,8 +33,8 @@ def taken_apart(modules: Mapping[str, Factors], *, where: str) -> dict[str, Fact
     apart: dict[str, Factors] = {}
     for name, factors in modules.items():
         part, _, path = name.partition(".")
-        found = site_of(path) if part == "transformer" else None
-        pieces = {name: factors} if found is None else _pieces(factors, *found, name=name, where=where)
+        entry = site_of(path) if part == "transformer" else None
+        pieces = {name: factors} if entry is None else _pieces(factors, *entry, name=name, where=where)
         for piece, change in pieces.items():
             if piece in apart:
                 raise StageError(f"{piece} is there twice, under two names", where=where)
@@ -59,11 +59,11 @@ def put_together(modules: Mapping[str, Factors], family: str) -> dict[str, Facto
     groups: dict[str, tuple[Site, dict[int, Factors]]] = {}
     for name, factors in modules.items():
         part, _, path = name.partition(".")
-        found = member_of(path, family) if part == "transformer" else None
-        if found is None or (len(found[0].members) == 1 and not found[0].swapped):
+        entry = member_of(path, family) if part == "transformer" else None
+        if entry is None or (len(entry[0].members) == 1 and not entry[0].swapped):
             together[name] = factors
             continue
-        site, index, number = found
+        site, index, number = entry
         native = f"transformer.{site.native.replace('#', number)}"
         groups.setdefault(native, (site, {}))[1][index] = factors
     for native, (site, members) in groups.items():
@@ -79,8 +79,8 @@ def _pieces(factors: Factors, site: Site, number: str, *, name: str, where: str)
         member = f"transformer.{site.members[0].replace('#', number)}"
         return {member: _swapped(factors) if _halved(site, factors) else factors}
     rows = factors.up.shape[0]
-    unit, rest = divmod(rows, sum(site.rows))
-    if rest or factors.up.ndim != 2:
+    unit, remainder = divmod(rows, sum(site.rows))
+    if remainder or factors.up.ndim != 2:
         raise StageError(
             f"{name} does not divide into {len(site.members)} layers: it has {rows} rows, which must be a multiple of "
             f"{sum(site.rows)}",
@@ -94,10 +94,10 @@ def _pieces(factors: Factors, site: Site, number: str, *, name: str, where: str)
         if anyone.any() and not used.any():
             continue
         # A term whose B is zero everywhere has not learned yet: it stays everywhere.
-        kept = used | ~anyone
+        columns = used | ~anyone
         piece = Factors(factors.down, up, factors.scale)
-        if not kept.all():
-            piece = Factors(factors.down[kept], up[:, kept], factors.scale)
+        if not columns.all():
+            piece = Factors(factors.down[columns], up[:, columns], factors.scale)
         pieces[f"transformer.{member.replace('#', number)}"] = piece
     return pieces
 

@@ -115,9 +115,9 @@ def kohya_name(module: str, *, family: str = "sd") -> str | None:
     part, _, path = module.partition(".")
     flat = path.replace(".", "_")
     if part in ("unet", "transformer"):
-        found = member_of(path, family) if part == "transformer" and family in PLANS else None
-        if found is not None:
-            flat = found[0].native.replace("#", found[2]).replace(".", "_")
+        entry = member_of(path, family) if part == "transformer" and family in PLANS else None
+        if entry is not None:
+            flat = entry[0].native.replace("#", entry[2]).replace(".", "_")
         name = f"lora_unet_{flat}"
         return name if _module_path(name) == module else None
     several = len(family_named(family).encoders) > 1
@@ -160,14 +160,14 @@ def _denoiser(path: str, part: str, *, compact: bool) -> str | None:
         # The attention processors' `to_out_lora` stands for `to_out.0`.
         head, _, last = path.rpartition(".")
         path = f"{head}.{'to_out.0' if last == 'to_out' else last}"
-    found = None if part == "unet" else locate(path)
-    if found is not None:
-        return f"transformer.{found}"
+    module = None if part == "unet" else locate(path)
+    if module is not None:
+        return f"transformer.{module}"
     if part == "unet" or (part == "" and path.startswith(_UNET_TOPS)):
         return f"unet.{path}" if path else None
     if part == "" and path.startswith(_LDM_TOPS):
-        found = unet_path(path.replace(".", "_"))
-    return None if found is None else f"unet.{found}"
+        module = unet_path(path.replace(".", "_"))
+    return None if module is None else f"unet.{module}"
 
 
 def _text(path: str, part: str, *, compact: bool) -> str | None:

@@ -52,17 +52,17 @@ def nearest(name: str, parts: Mapping[str, Tensor], alpha: float | None, *, rank
     try:
         left, values, right, tail = (_loha if "hada_w1_a" in wide else _lokr)(wide, alpha, rank)
     except (KeyError, RuntimeError, IndexError, ValueError) as error:
-        given = ", ".join(f"{role} {tuple(part.shape)}" for role, part in sorted(parts.items()))
+        shapes = ", ".join(f"{role} {tuple(part.shape)}" for role, part in sorted(parts.items()))
         raise StageError(
-            f"the factors of {name} disagree or are incomplete (got {given})",
+            f"the factors of {name} disagree or are incomplete (got {shapes})",
             where=where,
             hint="LoHa needs hada_w1_a, hada_w1_b, hada_w2_a and hada_w2_b; LoKr lokr_w1 and lokr_w2, each one or a "
             "product _a _b",
         ) from error
-    kept = max(1, min(rank, int((values > values[0] * 1e-14 * math.sqrt(len(left) + len(right))).sum())))
-    root = values[:kept].sqrt()
-    down = (right[:, :kept] * root).T.reshape(kept, *tail)
-    up = (left[:, :kept] * root).reshape(len(left), kept, *([1] * (len(tail) - 1)))
+    effective_rank = max(1, min(rank, int((values > values[0] * 1e-14 * math.sqrt(len(left) + len(right))).sum())))
+    root = values[:effective_rank].sqrt()
+    down = (right[:, :effective_rank] * root).T.reshape(effective_rank, *tail)
+    up = (left[:, :effective_rank] * root).reshape(len(left), effective_rank, *([1] * (len(tail) - 1)))
     return Factors(down.to(dtype).contiguous(), up.to(dtype).contiguous())
 
 

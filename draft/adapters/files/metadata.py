@@ -15,12 +15,12 @@ _STALE = ("sshs_", "modelspec.hash", "modelspec.date", "ss_network", "ss_trainin
 
 
 def file_metadata(
-    own: Mapping[str, str], *, family: str, shapes: Mapping[str, tuple[int, int]], rank: int
+    metadata: Mapping[str, str], *, family: str, shapes: Mapping[str, tuple[int, int]], rank: int
 ) -> dict[str, str]:
     """The header of an adapter file: modelspec 1.0.1, the keys that kohya's tools read, and ours.
 
     Args:
-        own: Entries to keep; they win over the ones made here, except those that would be untrue of the new file.
+        metadata: Entries to keep; they win over the ones made here, except those that would be untrue of the new file.
         family: The name of the adapter's family.
         shapes: Inputs and outputs by module path: they tell a family's models apart.
         rank: The largest rank.
@@ -28,9 +28,9 @@ def file_metadata(
     Returns:
         Strings by name.
     """
-    kept = {name: value for name, value in own.items() if not name.startswith(_STALE)}
+    carried_over = {name: value for name, value in metadata.items() if not name.startswith(_STALE)}
     files, named = family_named(family).files, family_named(family).architecture
-    made = {
+    defaults = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{_version(family, shapes) or named}/lora",
@@ -38,16 +38,16 @@ def file_metadata(
         "modelspec.title": "draft adapter",
     }
     if files.base_version:
-        made["ss_base_model_version"] = files.base_version
+        defaults["ss_base_model_version"] = files.base_version
     if files.resolution:
-        made["modelspec.resolution"] = files.resolution
+        defaults["modelspec.resolution"] = files.resolution
     fixed = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
         "draft.version": draft_version(),
     }
-    return {**made, **kept, **fixed}
+    return {**defaults, **carried_over, **fixed}
 
 
 def _version(family: str, shapes: Mapping[str, tuple[int, int]]) -> str:

@@ -22,5 +22,5 @@ def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) ->
         StageError: The source cannot be read or the copy cannot be written.
     """
     config = read_config(source / "adapter_config.json") if source.is_dir() else None
-    own = {} if config is None else {"lora_adapter_metadata": json_text(config)}
-    copy_tensors(source, target, metadata={**own, **metadata})
+    config_header = {} if config is None else {"lora_adapter_metadata": json_text(config)}
+    copy_tensors(source, target, metadata={**config_header, **metadata})

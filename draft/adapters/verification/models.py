@@ -47,8 +47,12 @@ class BaseModel:
         if shape is None:
             return False
         flat = (shape[0], *(size for size in shape[1:2]), *(size for size in shape[2:] if size != 1))
-        given = (factors.up.shape[0], factors.down.shape[1], *(size for size in factors.down.shape[2:] if size != 1))
-        return flat == given
+        factors_shape = (
+            factors.up.shape[0],
+            factors.down.shape[1],
+            *(size for size in factors.down.shape[2:] if size != 1),
+        )
+        return flat == factors_shape
 
 
 @cache

@@ -30,7 +30,7 @@ def tools_by_format(adapter: Adapter, base: BaseModel) -> dict[Format, tuple[str
         Tools by format; formats that have no name for one of the modules are left out.
     """
     stand_in = Adapter({name: _thin(factors) for name, factors in adapter.modules.items()}, adapter.family)
-    found: dict[Format, tuple[str, ...]] = {}
+    by_format: dict[Format, tuple[str, ...]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for format in FORMATS:
             file = Path(folder) / f"{format}.safetensors"
@@ -40,8 +40,8 @@ def tools_by_format(adapter: Adapter, base: BaseModel) -> dict[Format, tuple[str
                 continue
             contents = contents_of(file, read_adapter(file))
             verdicts = [judge(tool, base, contents) for tool in tools()]
-            found[format] = tuple(verdict.tool for verdict in verdicts if verdict.right)
-    return found
+            by_format[format] = tuple(verdict.tool for verdict in verdicts if verdict.right)
+    return by_format
 
 
 def _thin(factors: Factors) -> Factors:

@@ -148,7 +148,7 @@ def key_map(layout: Layout, base: BaseModel) -> dict[str, tuple[str, ...]]:
     Returns:
         Module paths by name; several where the original code has them in one matrix.
     """
-    found: dict[str, list[str]] = {}
+    modules_by_name: dict[str, list[str]] = {}
     for module in base.modules:
         part, _, path = module.partition(".")
         words = {"path": path, "flat": path.replace(".", "_"), "processor": _processor(path)}
@@ -161,10 +161,10 @@ def key_map(layout: Layout, base: BaseModel) -> dict[str, tuple[str, ...]]:
                 continue
             if spelling.apart and spelling.apart.fullmatch(path):
                 continue
-            modules = found.setdefault(spelling.template.format(**words), [])
+            modules = modules_by_name.setdefault(spelling.template.format(**words), [])
             if module not in modules:
                 modules.append(module)
-    return {name: tuple(modules) for name, modules in found.items()}
+    return {name: tuple(modules) for name, modules in modules_by_name.items()}
 
 
 def _tool(document: Mapping[str, Any]) -> Tool:
@@ -196,8 +196,8 @@ def _layout(entry: Mapping[str, Any]) -> Layout:
         alpha_uneven=_pattern(alpha.get("uneven")),
         conflict=alpha.get("conflict", ""),
         together=tuple(
-            Together(re.compile(each["modules"]), tuple(each["endings"]), each["else"] == "refused")
-            for each in entry.get("together", ())
+            Together(re.compile(group["modules"]), tuple(group["endings"]), group["else"] == "refused")
+            for group in entry.get("together", ())
         ),
         strict=entry.get("strict", ""),
     )

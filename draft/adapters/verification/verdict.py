@@ -147,10 +147,10 @@ class _Verdicts:
 
 def _mistaken(recognition: Recognition, base: BaseModel, contents: Contents) -> str:
     """Why the tool takes the file for another base model, or "" if it does not."""
-    found: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
     for name, shape in contents.shapes.items():
         if any(pattern.fullmatch(name) for pattern in recognition.widths):
-            found = recognition.bases.get(shape[1], ())
+            bases = recognition.bases.get(shape[1], ())
             break
     else:
         widths = [
@@ -158,12 +158,12 @@ def _mistaken(recognition: Recognition, base: BaseModel, contents: Contents) -> 
             for pattern in recognition.sums
         ]
         if widths and None not in widths:
-            found = recognition.bases.get(sum(width or 0 for width in widths), ())
+            bases = recognition.bases.get(sum(width or 0 for width in widths), ())
         elif any(recognition.deep.fullmatch(name) for name in contents.shapes):
-            found = recognition.deep_bases
-    if not found:
+            bases = recognition.deep_bases
+    if not bases:
         return recognition.otherwise
-    return "" if base.key in found else f"it takes the file for another base model ({', '.join(found)})"
+    return "" if base.key in bases else f"it takes the file for another base model ({', '.join(bases)})"
 
 
 def _layout(tool: Tool, base: BaseModel, contents: Contents) -> Layout | None:
@@ -225,7 +225,7 @@ def _ratios(
     listed: dict[str, Counter[float]] = {}
     for name, alpha in alphas.items():
         listed.setdefault(names_of[name][0].partition(".")[0], Counter())[alpha] += 1
-    found: set[float] = set()
+    ratios: set[float] = set()
     for name, rank in ranks.items():
         alpha = alphas.get(name)
         common = listed.get(names_of[name][0].partition(".")[0])
@@ -238,5 +238,5 @@ def _ratios(
             else:
                 strength = contents.header.scale(module, rank) if layout.alpha_metadata else 1.0
             meant = contents.strengths.get(module, 1.0)
-            found.add(round(strength / meant, 6) if meant else float(strength != 0))
-    return tuple(sorted(found))
+            ratios.add(round(strength / meant, 6) if meant else float(strength != 0))
+    return tuple(sorted(ratios))

@@ -90,7 +90,7 @@ def verify(path: Path) -> Verification:
         strange = tuple(name for name, factors in adapter.modules.items() if not base.fits(name, factors))
         contents = contents_of(file, adapter)
         verdicts = tuple(judge(tool, base, contents) for tool in tools())
-    found = Verification(
+    verification = Verification(
         path=path,
         digest=sha256(file),
         family=adapter.family,
@@ -101,9 +101,9 @@ def verify(path: Path) -> Verification:
         hashes=_hashes(file, adapter.metadata),
         recipe=_recipe(adapter.metadata),
     )
-    if base is None or found.right:
-        return found
-    return replace(found, formats=tools_by_format(adapter, base))
+    if base is None or verification.right:
+        return verification
+    return replace(verification, formats=tools_by_format(adapter, base))
 
 
 def base_model(adapter: Adapter) -> BaseModel | None:
@@ -125,16 +125,16 @@ def base_model(adapter: Adapter) -> BaseModel | None:
 
 
 def _hashes(file: Path, metadata: Mapping[str, str]) -> dict[str, bool]:
-    told = {name: metadata[name].lower().removeprefix("0x") for name in _HASHES if metadata.get(name)}
-    if not told:
+    recorded = {name: metadata[name].lower().removeprefix("0x") for name in _HASHES if metadata.get(name)}
+    if not recorded:
         return {}
     digest = sha256(file, skip=read_header(file).size)
-    return {name: value == digest for name, value in told.items()}
+    return {name: value == digest for name, value in recorded.items()}
 
 
 def _recipe(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(metadata.get("draft.recipe", "null"))
+        recipe = json.loads(metadata.get("draft.recipe", "null"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return recipe if isinstance(recipe, dict) else None

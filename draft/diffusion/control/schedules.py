@@ -69,6 +69,6 @@ def schedule_words(schedule: AdapterSchedule | None) -> str:
     """A schedule as a page says it: ``"last steps, steps 5"``; empty where the adapter takes part in every step."""
     if schedule is None or isinstance(schedule, Constant):
         return ""
-    options = {each.name: getattr(schedule, each.name) for each in fields(schedule) if each.name != "kind"}
-    said = [f"{name.replace('_', ' ')} {value:g}" for name, value in options.items() if value is not None]
-    return ", ".join([schedule.kind.replace("_", " "), *said])
+    options = {option.name: getattr(schedule, option.name) for option in fields(schedule) if option.name != "kind"}
+    words = [f"{name.replace('_', ' ')} {value:g}" for name, value in options.items() if value is not None]
+    return ", ".join([schedule.kind.replace("_", " "), *words])

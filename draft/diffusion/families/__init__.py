@@ -50,9 +50,9 @@ def families() -> dict[str, Family]:
         PluginError: Two have one name, or one pipeline class.
     """
     offered = [("draft-diffusion", family) for family in FAMILIES] + offered_families()
-    found: dict[str, tuple[str, Family]] = {}
+    by_name: dict[str, tuple[str, Family]] = {}
     for dist, family in offered:
-        for other_dist, other in found.values():
+        for other_dist, other in by_name.values():
             shared = {"name": family.name, "pipeline": family.pipeline}.items() & vars(other).items()
             if shared:
                 what = " and ".join(f"the {key} {value!r}" for key, value in sorted(shared))
@@ -60,8 +60,8 @@ def families() -> dict[str, Family]:
                     f"two model families have {what}: {other.name!r} of {other_dist} and {family.name!r} of {dist}",
                     hint=f"uninstall one of the packages, or set DRAFT_PLUGINS without {dist}",
                 )
-        found[family.name] = (dist, family)
-    return {name: family for name, (_, family) in found.items()}
+        by_name[family.name] = (dist, family)
+    return {name: family for name, (_, family) in by_name.items()}
 
 
 def family_named(name: str) -> Family:
@@ -76,11 +76,11 @@ def family_named(name: str) -> Family:
     Raises:
         DraftError: There is none.
     """
-    own = next((family for family in FAMILIES if family.name == name), None)
-    found = own or families().get(name)
-    if found is None:
+    builtin = next((family for family in FAMILIES if family.name == name), None)
+    family = builtin or families().get(name)
+    if family is None:
         raise DraftError(f"unknown family of models {name!r}", hint=f"known: {', '.join(families())}")
-    return found
+    return family
 
 
 def trainable() -> list[Family]:

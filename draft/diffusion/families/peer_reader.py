@@ -58,15 +58,15 @@ def read_as_diffusers(path: Path, family: str) -> dict[str, tuple[Tensor, Tensor
             if plain := _peft_tensors(folder / name):
                 return _layers(_peft_model(plain, folder / name), main)
             tensors, alphas, metadata = _converted(getattr(lora_pipeline, loader), folder, name)
-            found = _denoiser(tensors, alphas, metadata, main)
+            factors = _denoiser(tensors, alphas, metadata, main)
             for part in sorted({key.partition(".")[0] for key in tensors} - {main}):
-                found |= _text_encoder(tensors, alphas, metadata, part)
+                factors |= _text_encoder(tensors, alphas, metadata, part)
         except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
             # Whatever their converters stumble over: to the user it is one thing, diffusers cannot load the file.
             raise StageError(
                 f"diffusers cannot read the file ({type(error).__name__}: {error})", where=str(path)
             ) from error
-    return found
+    return factors
 
 
 def _peft_tensors(file: Path) -> dict[str, Tensor]:
@@ -101,26 +101,28 @@ def _converted(loader: Any, folder: Path, name: str) -> tuple[dict[str, Tensor],
 
 
 def _denoiser(tensors: Mapping[str, Tensor], alphas: Any, metadata: Any, part: str) -> dict[str, Any]:
-    own = {key: tensor for key, tensor in tensors.items() if key.startswith(f"{part}.")}
-    if not own:
+    weights = {key: tensor for key, tensor in tensors.items() if key.startswith(f"{part}.")}
+    if not weights:
         return {}
-    named = {key.removeprefix(f"{part}."): tensor for key, tensor in own.items()}
+    named = {key.removeprefix(f"{part}."): tensor for key, tensor in weights.items()}
     if "lora_A" not in next(iter(named)):
         named = convert_unet_state_dict_to_peft(named)
     model = _skeleton(named)
-    model.load_lora_adapter(own, prefix=part, network_alphas=alphas, metadata=metadata, low_cpu_mem_usage=True)
+    model.load_lora_adapter(weights, prefix=part, network_alphas=alphas, metadata=metadata, low_cpu_mem_usage=True)
     return _layers(model, part)
 
 
 def _text_encoder(tensors: Mapping[str, Tensor], alphas: Any, metadata: Any, part: str) -> dict[str, Any]:
     """What `_load_lora_into_text_encoder` does, up to transformers, which wants a model of its own for the rest."""
-    own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items() if key.startswith(f"{part}.")}
-    named = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
+    weights = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items() if key.startswith(f"{part}.")}
+    named = convert_state_dict_to_peft(convert_state_dict_to_diffusers(weights))
     model = _skeleton(named)
     ranks = {key: tensor.shape[1] for key, tensor in named.items() if ".lora_B." in key}
     own_alphas, own_metadata = (
-        None if given is None else {k.removeprefix(f"{part}."): v for k, v in given.items() if k.startswith(f"{part}.")}
-        for given in (alphas, metadata)
+        None
+        if entries is None
+        else {k.removeprefix(f"{part}."): v for k, v in entries.items() if k.startswith(f"{part}.")}
+        for entries in (alphas, metadata)
     )
     config = _create_lora_config(named, own_alphas, own_metadata, ranks, is_unet=False)
     inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
@@ -153,7 +155,7 @@ def _skeleton(named: Mapping[str, Tensor]) -> _Skeleton:
 
 
 def _layers(model: nn.Module, part: str) -> dict[str, tuple[Tensor, Tensor, float]]:
-    found = {}
+    factors = {}
     for path, layer in model.named_modules():
         if isinstance(layer, nn.Module) and isinstance(layer, LoraLayer) and layer.scaling:
             adapter = next(iter(layer.scaling))
@@ -161,5 +163,5 @@ def _layers(model: nn.Module, part: str) -> dict[str, tuple[Tensor, Tensor, floa
             up = layer.get_parameter(f"lora_B.{adapter}.weight")
             if torch.device("meta") in (down.device, up.device):
                 raise ValueError(f"{part}.{path} got no weights")
-            found[f"{part}.{path}"] = (down.detach(), up.detach(), float(layer.scaling[adapter]))
-    return found
+            factors[f"{part}.{path}"] = (down.detach(), up.detach(), float(layer.scaling[adapter]))
+    return factors

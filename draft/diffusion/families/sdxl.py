@@ -114,12 +114,12 @@ class StableDiffusionXL:
         Returns:
             The output in the latents' precision, (N, C, h, w).
         """
-        given = conditioning.tensors
+        tensors = conditioning.tensors
         out = self.network(
             latents.to(self.dtype),
             time,
-            encoder_hidden_states=given["text"].to(self.dtype),
-            added_cond_kwargs={"text_embeds": given["pooled"].to(self.dtype), "time_ids": given["time_ids"]},
+            encoder_hidden_states=tensors["text"].to(self.dtype),
+            added_cond_kwargs={"text_embeds": tensors["pooled"].to(self.dtype), "time_ids": tensors["time_ids"]},
             return_dict=False,
         )[0]
         return out.to(latents.dtype)

@@ -93,15 +93,15 @@ def complete(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
     Returns:
         Those of all components, the scheduler's as it is.
     """
-    found: dict[str, dict[str, Any]] = {"scheduler": dict(configs["scheduler"])}
+    completed: dict[str, dict[str, Any]] = {"scheduler": dict(configs["scheduler"])}
     for part, kind in NETWORKS.items():
         if part in TEXT:
-            found[part] = CLIPTextConfig.from_dict(dict(configs[part])).to_dict()
+            completed[part] = CLIPTextConfig.from_dict(dict(configs[part])).to_dict()
         else:
             parameters = inspect.signature(kind.__init__).parameters.values()
             defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-            found[part] = defaults | dict(configs[part])
-    return found
+            completed[part] = defaults | dict(configs[part])
+    return completed
 
 
 def check_configs(what: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -137,11 +137,11 @@ def check_configs(what: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
             f"the UNet of {what} attends to text of width {unet['cross_attention_dim']}, its text encoders make {text}"
         )
     sizes, pooled = unet["addition_time_embed_dim"] or 0, configs[TEXT[1]]["projection_dim"]
-    taken = unet["projection_class_embeddings_input_dim"]
-    if unet["addition_embed_type"] != "text_time" or taken != 6 * sizes + pooled:
+    width = unet["projection_class_embeddings_input_dim"]
+    if unet["addition_embed_type"] != "text_time" or width != 6 * sizes + pooled:
         raise DraftError(
             f"the UNet of {what} must take six numbers of size and crop and the pooled text, {6 * sizes} + {pooled} "
-            f"wide (got addition_embed_type {unet['addition_embed_type']}, {taken} wide)",
+            f"wide (got addition_embed_type {unet['addition_embed_type']}, {width} wide)",
             hint="a refiner takes five and cannot be trained",
         )
 

@@ -100,7 +100,7 @@ def open_single_file(path: Path) -> Parts:
     shapes = tensor_shapes(path)
     _check_complete(path, shapes)
     beside = path.with_suffix("")
-    configs = {part: read_json(beside / part / file) or _known(part, shapes) for part, file in _FILES.items()}
+    configs = {part: read_json(beside / part / file) or _published(part, shapes) for part, file in _FILES.items()}
     configs["scheduler"] = (
         PUBLISHED["scheduler"] | configs["scheduler"]
     )  # a file may say no more than what is predicted
@@ -123,7 +123,7 @@ def _tokenizers(path: Path, beside: Path) -> tuple[Any, Any]:
     return first, second
 
 
-def _known(part: str, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+def _published(part: str, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
     if part == "unet":
         return {**PUBLISHED["unet"], "in_channels": shapes[f"{UNET}input_blocks.0.0.weight"][1]}
     if part == "scheduler" and "v_pred" in shapes:

@@ -70,12 +70,12 @@ def open_single_file(path: Path) -> SingleFile:
     shapes = tensor_shapes(path)
     version = _version(path, shapes)
     beside = path.with_suffix("")
-    known = configuration(version, channels=shapes[f"{UNET}input_blocks.0.0.weight"][1])
-    own = {part: read_json(beside / part / file) for part, file in _FILES.items()}
-    configs = {part: dict(own[part] or known[part]) for part in known}
+    published = configuration(version, channels=shapes[f"{UNET}input_blocks.0.0.weight"][1])
+    beside_configs = {part: read_json(beside / part / file) for part, file in _FILES.items()}
+    configs = {part: dict(beside_configs[part] or published[part]) for part in published}
     tokenizer = clip_tokenizer(path, beside / "tokenizer", padding=PADDING[version])
     read = partial(_read, path, version, {part: dict(values) for part, values in configs.items()}, tokenizer, shapes)
-    return SingleFile(configs, tokenizer, read, own["scheduler"] is not None)
+    return SingleFile(configs, tokenizer, read, beside_configs["scheduler"] is not None)
 
 
 def _read(
@@ -175,12 +175,12 @@ def read_json(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DraftError(f"{file} is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DraftError(f"{file} must hold a JSON object (got {type(found).__name__})")
-    return found
+    if not isinstance(value, dict):
+        raise DraftError(f"{file} must hold a JSON object (got {type(value).__name__})")
+    return value
 
 
 def _unlike(path: Path, version: Version, why: str) -> DraftError:

@@ -56,7 +56,7 @@ def read_part(
     Raises:
         DraftError: It is incomplete, or not like the configuration.
     """
-    others = dict.fromkeys((name for name in networks if name != part), None)
+    omitted = dict.fromkeys((name for name in networks if name != part), None)
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # it warns that no module is kept in float32
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def read_part(
         _write(Path(folder), {"_class_name": pipeline.__name__, **index}, networks, configs, tokenizers)
         try:
             loaded = pipeline.from_single_file(
-                str(path), config=folder, local_files_only=True, **others, **options, **precision(dtype, pipeline)
+                str(path), config=folder, local_files_only=True, **omitted, **options, **precision(dtype, pipeline)
             )
         except (OSError, ValueError, KeyError, SafetensorError, SingleFileComponentError) as error:
             raise unlike((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
@@ -77,9 +77,9 @@ def read_part(
     if missing:
         raise unlike(f"it lacks tensors of its {title}, such as {missing[0]}")
     if part == "unet":
-        held, used = sum(name.startswith(UNET) for name in shapes), len(network.state_dict())
-        if held != used:
-            raise unlike(f"its UNet has {held} tensors instead of {used}")
+        stored, used = sum(name.startswith(UNET) for name in shapes), len(network.state_dict())
+        if stored != used:
+            raise unlike(f"its UNet has {stored} tensors instead of {used}")
     vars(network).pop("hf_device_map", None)  # says CPU, which peft would believe after the model has moved
     return network
 

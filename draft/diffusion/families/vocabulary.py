@@ -54,11 +54,11 @@ def _from_hub() -> list[str]:
     for local in (True, False):
         for repository, folder in _CACHED if local else _CACHED[:1]:
             try:
-                found = [
+                files = [
                     cached_file(repository, name, subfolder=folder, local_files_only=local) for name in _VOCABULARY
                 ]
             except (OSError, ValueError):
                 continue
-            if all(found):
-                return [str(file) for file in found]
+            if all(files):
+                return [str(file) for file in files]
     return []

@@ -115,45 +115,47 @@ def problems(candidate: Candidate) -> Iterator[DraftError]:
     yield from weight_problems(candidate)
     yield from _label_problems(candidate)
     config: CompareStage = candidate.config
-    for label, given in config.methods.items():
-        here = ("methods", label)
-        for key in given:
-            if key in hints(ComparedMethod) and key not in _EACH:
+    for label, overrides in config.methods.items():
+        method_keys = ("methods", label)
+        for key in overrides:
+            if key in hints(ComparedMethod) and key not in _PER_METHOD:
                 hint = "a method's learning rates are its `learning_rates`" if key == "learning_rate" else ""
-                what = f"{candidate.name(*here, key)} cannot be set for one method"
-                yield candidate.error(what, *here, key, hint=hint)
-        method, errors = validate(ComparedMethod, _merged(config, given), (*candidate.keys, *here), candidate.document)
-        yield from errors if method is None else training_problems(candidate, method, here)
+                what = f"{candidate.name(*method_keys, key)} cannot be set for one method"
+                yield candidate.error(what, *method_keys, key, hint=hint)
+        method, errors = validate(
+            ComparedMethod, _merged(config, overrides), (*candidate.keys, *method_keys), candidate.document
+        )
+        yield from errors if method is None else training_problems(candidate, method, method_keys)
 
 
 _COMMON = {*hints(LearningSettings), "learning_rates", "checkpoint"}
-_EACH = (_COMMON | {"method"}) - {"checkpoint", "device"}
+_PER_METHOD = (_COMMON | {"method"}) - {"checkpoint", "device"}
 """What a method may have for itself; the rest of a training is up to the comparison, or must not be other."""
 
 
 def complete(config: CompareStage) -> CompleteStage:
     """Give every method the settings that it shares with the others."""
     document = Document("", {})
-    settings: dict[str, Any] = {each.name: getattr(config, each.name) for each in fields(config)}
+    settings: dict[str, Any] = {setting.name: getattr(config, setting.name) for setting in fields(config)}
     settings["methods"] = {
-        label: validate(ComparedMethod, _merged(config, given), ("methods", label), document)[0]
-        for label, given in config.methods.items()
+        label: validate(ComparedMethod, _merged(config, overrides), ("methods", label), document)[0]
+        for label, overrides in config.methods.items()
     }
     return CompleteStage(**settings)
 
 
-def _merged(config: CompareStage, given: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(config: CompareStage, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A method's settings: its own, and for the rest the stage's."""
     shared = {key: value for key, value in asdict(config).items() if key in _COMMON}
-    own = {key: value for key, value in given.items() if key in _EACH or key not in hints(ComparedMethod)}
-    return shared | {key: _joined(shared.get(key), value) for key, value in own.items()}
+    chosen = {key: value for key, value in overrides.items() if key in _PER_METHOD or key not in hints(ComparedMethod)}
+    return shared | {key: _joined(shared.get(key), value) for key, value in chosen.items()}
 
 
-def _joined(shared: Any, own: Any) -> Any:
+def _joined(shared: Any, override: Any) -> Any:
     """A mapping's keys are replaced one by one, but what has a `kind` as a whole."""
-    if isinstance(shared, Mapping) and isinstance(own, Mapping) and "kind" not in shared:
-        return {**shared, **own}
-    return own
+    if isinstance(shared, Mapping) and isinstance(override, Mapping) and "kind" not in shared:
+        return {**shared, **override}
+    return override
 
 
 def _label_problems(candidate: Candidate) -> Iterator[DraftError]:

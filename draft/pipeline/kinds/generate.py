@@ -82,17 +82,17 @@ def _method_problems(candidate: Candidate) -> Iterator[Problem]:
         keys = ("rewards",) if config.rewards else ("method",)
         yield Problem(keys, what, "name what it should raise under `rewards:`")
     for term in terms:
-        here = ("rewards", term.label)
+        term_keys = ("rewards", term.label)
         if term.label == "reward":
             what = "rewards.reward has the label of the weighted sum"
-            yield Problem(here, what, "choose another label and add `use`")
+            yield Problem(term_keys, what, "choose another label and add `use`")
         if not term.reward.per_image:
             what = f"rewards.{term.label} gives scores that depend on the batch, but each image is made for itself"
-            yield Problem(here, what, "measure it in an evaluate stage instead")
+            yield Problem(term_keys, what, "measure it in an evaluate stage instead")
         for inner, reward in without_gradient(term.reward) if method.reward_gradient and term.weight else ():
-            path = ".".join((*here, *inner))
+            path = ".".join((*term_keys, *inner))
             what = f"{path}: reward {reward.name!r} has no gradient, so {method.kind} cannot raise it"
-            yield Problem((*here, *inner), what, "prompt_search takes any reward; weight: 0 measures it only")
+            yield Problem((*term_keys, *inner), what, "prompt_search takes any reward; weight: 0 measures it only")
     steps = config.sampler.num_inference_steps
     match method:
         case Guided(start=start, stop=stop) if start >= stop:

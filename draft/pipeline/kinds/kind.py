@@ -157,8 +157,8 @@ class Kind:
     def executor(self) -> Executor:
         """Import what runs it."""
         module, _, function = self.run.partition(":")
-        found: Executor = getattr(importlib.import_module(module), function)
-        return found
+        executor: Executor = getattr(importlib.import_module(module), function)
+        return executor
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def run(job: Job) -> Mapping[str, float]:
         from draft.diffusion.families.peer_reader import read_as_diffusers as reader
     inputs = list(job.adapters().values())
     report = mix_files(inputs, target, settings=stage.config, seed=stage.seed, metadata=job.metadata, reader=reader)
-    found = {"error": report.error, "predicted_error": report.predicted, "error_in_diffusers": report.peer_error}
-    return {"modules": float(report.modules)} | {key: value for key, value in found.items() if value is not None}
+    errors = {"error": report.error, "predicted_error": report.predicted, "error_in_diffusers": report.peer_error}
+    return {"modules": float(report.modules)} | {key: value for key, value in errors.items() if value is not None}
 
 
 def problems(candidate: Candidate) -> Iterator[DraftError]:
@@ -70,35 +70,37 @@ def problems(candidate: Candidate) -> Iterator[DraftError]:
                 yield candidate.error(what, key, pattern)
 
 
-def stage_of(recipe: Mapping[str, Any], made: Mapping[str, Any]) -> tuple[dict[str, Any], list[Keys]]:
+def stage_of(recipe: Mapping[str, Any], provenance: Mapping[str, Any]) -> tuple[dict[str, Any], list[Keys]]:
     """The stage that mixes as a recipe records; a conversion and a cut are mixes of one adapter.
 
     Args:
         recipe: The entry `draft.recipe` of an adapter's header.
-        made: What its entry `draft.pipeline` holds, if the adapter is a stage's.
+        provenance: What its entry `draft.pipeline` holds, if the adapter is a stage's.
 
     Returns:
         The stage without its files, and where each input goes.
     """
     inputs = recipe["inputs"]
-    settings = dict(made.get("settings") or {})
+    settings = dict(provenance.get("settings") or {})
     before = settings.pop("adapters", None)  # a list of labels, before there were keys of inputs
-    named = [each["key"][1] for each in made.get("inputs") or ()] or (before if isinstance(before, list) else [])
+    named = [entry["key"][1] for entry in provenance.get("inputs") or ()] or (
+        before if isinstance(before, list) else []
+    )
     labels = named if len(named) == len(inputs) else _labels(inputs)
     if not settings:
         settings = {key: recipe[key] for key in _MIXING if recipe.get(key) not in (None, {}, _DEFAULTS.get(key))}
-    seed = made.get("seed", recipe.get("seed")) if settings.get("method") == "dare" else None
-    adapters = {label: {"weight": each["weight"]} for label, each in zip(labels, inputs, strict=True)}
+    seed = provenance.get("seed", recipe.get("seed")) if settings.get("method") == "dare" else None
+    adapters = {label: {"weight": entry["weight"]} for label, entry in zip(labels, inputs, strict=True)}
     stage = {"kind": "mix", "adapters": adapters, **settings, **({} if seed is None else {"seed": seed})}
     return stage, [("adapters", label, "from") for label in labels]
 
 
 def _labels(inputs: Sequence[Mapping[str, Any]]) -> list[str]:
-    found: list[str] = []
-    for index, each in enumerate(inputs):
-        label = re.sub(r"[^A-Za-z0-9_.-]", "_", str(each.get("name") or f"input_{index + 1}")).lstrip("_.-") or "input"
-        found.append(f"{label}_{index + 1}" if label in found else label)
-    return found
+    labels: list[str] = []
+    for index, entry in enumerate(inputs):
+        label = re.sub(r"[^A-Za-z0-9_.-]", "_", str(entry.get("name") or f"input_{index + 1}")).lstrip("_.-") or "input"
+        labels.append(f"{label}_{index + 1}" if label in labels else label)
+    return labels
 
 
 MIX = Kind(

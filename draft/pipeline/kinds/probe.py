@@ -64,8 +64,8 @@ def problems(candidate: Candidate) -> Iterator[DraftError]:
     yield from weight_problems(candidate)
     config: ProbeStage = candidate.config
     if config.adapter is not None:
-        for key, own, default in (("lora", config.lora, LoraSettings()), ("lora_b", config.lora_b, 0.0)):
-            if own != default:
+        for key, value, default in (("lora", config.lora, LoraSettings()), ("lora_b", config.lora_b, 0.0)):
+            if value != default:
                 probed = candidate.name("adapter")
                 what = f"{candidate.name(key)} describes a fresh LoRA, and {probed} is probed instead of one"
                 yield candidate.error(what, key, hint="drop one of the two")

@@ -67,11 +67,11 @@ class TrainStage(TrainSettings):
 def run(job: Job) -> Mapping[str, float]:
     """Train an adapter."""
     from draft.diffusion.memory import explain_out_of_memory
-    from draft.training.base_adapters import Foundation
+    from draft.training.base_adapters import AdapterFiles
     from draft.training.train import train
 
     stage = job.stage
-    beneath = [
+    base_adapters = [
         (job.files["base_adapters", index, "from"], adapter.weight)
         for index, adapter in enumerate(stage.config.base_adapters)
     ]
@@ -85,7 +85,7 @@ def run(job: Job) -> Mapping[str, float]:
             folder=job.folder,
             progress=job.progress,
             metadata=job.metadata,
-            foundation=Foundation(job.files.get(("init_adapter",)), tuple(beneath)),
+            adapters=AdapterFiles(job.files.get(("init_adapter",)), tuple(base_adapters)),
             branch=Branch.at(job.branch) if job.branch else None,
         )
 
@@ -163,15 +163,15 @@ def _tracker_problems(candidate: Candidate) -> Iterator[DraftError]:
 
 def _adapter_problems(candidate: Candidate) -> Iterator[DraftError]:
     """Files that cannot be read, do not reach the denoiser, or come twice; the training sees ranks and shapes."""
-    beneath: dict[str, HeldFile] = {}
+    base_files: dict[str, HeldFile] = {}
     for file in candidate.inputs.files:
         key = candidate.name(*file.keys)
         if file.keys[0] == "base_adapters":
-            if file.source in beneath:
-                first = ".".join(map(str, beneath[file.source].keys[:2]))
+            if file.source in base_files:
+                first = ".".join(map(str, base_files[file.source].keys[:2]))
                 what = f"{key} is the adapter of {first} once more (got {file.source!r})"
                 yield candidate.error(what, *file.keys, hint="give it once, with the sum of both weights")
-            beneath.setdefault(file.source, file)
+            base_files.setdefault(file.source, file)
         if file.reference:
             continue
         try:

@@ -166,7 +166,7 @@ def _grouping() -> Callable[..., Any]:
 
     def group(*args: Any) -> Any:
         grouped = plain(*args)
-        return {(lists[0][0].device, dtype): (lists, rest) for (_, dtype), (lists, rest) in grouped.items()}
+        return {(lists[0][0].device, dtype): (lists, indices) for (_, dtype), (lists, indices) in grouped.items()}
 
     return group
 
@@ -186,7 +186,7 @@ def _forget() -> None:
 @contextmanager
 def _accelerate_apart() -> Iterator[None]:
     """Give accelerate, which settles on one device for the process, another memory inside the block."""
-    kept = [dict(state) for state in _accelerate_states()]
+    saved = [dict(state) for state in _accelerate_states()]
     for state in _accelerate_states():
         state.clear()
     try:
@@ -194,7 +194,7 @@ def _accelerate_apart() -> Iterator[None]:
     finally:
         # It may have been imported in between, and then has nothing to go back to.
         states = _accelerate_states()
-        for state, before in zip(states, kept or [{}] * len(states), strict=True):
+        for state, before in zip(states, saved or [{}] * len(states), strict=True):
             state.clear()
             state.update(before)
 

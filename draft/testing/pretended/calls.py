@@ -46,16 +46,16 @@ class Factories(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on the device if it has to do with it, else as it is."""
         options = kwargs or {}
-        asked, call, tensors = options.get("device"), self.pretence.call, list(tensors_among(args, options))
-        if on_device(asked) or (call.beside and asked is not None):
+        device, call, tensors = options.get("device"), self.pretence.call, list(tensors_among(args, options))
+        if on_device(device) or (call.beside and device is not None):
             return self.pretence.run(func, args, options)
-        if any(isinstance(each, DeviceTensor) for each in tensors):
+        if any(isinstance(tensor, DeviceTensor) for tensor in tensors):
             return self.pretence.run(func, args, options)
         if options.get("pin_memory"):
             options = {**options, "pin_memory": False}
         out = func(*args, **options)
-        made = call.autograd and asked is not None
-        if isinstance(out, Tensor) and (made or (tensors and all(map(is_placeless, tensors)))):
+        created = call.autograd and device is not None
+        if isinstance(out, Tensor) and (created or (tensors and all(map(is_placeless, tensors)))):
             mark_placeless(out)
         return out
 
@@ -84,7 +84,7 @@ class Calls(TorchFunctionMode):
         beside = (
             func not in self.constructors
             and options.get("device") is None
-            and any(isinstance(each, DeviceTensor) for each in tensors_among(args, options))
+            and any(isinstance(tensor, DeviceTensor) for tensor in tensors_among(args, options))
         )
         before, self.pretence.call = self.pretence.call, _BESIDE if beside else _APART
         try:

@@ -28,7 +28,7 @@ class ToHost(torch.autograd.Function):
         """Copy to the CPU."""
         ctx.dtype = x.dtype
         x.pretence.read("to(cpu)")
-        return _PLAIN_TO(x.held, dtype or x.dtype, copy=True)
+        return _PLAIN_TO(x.host, dtype or x.dtype, copy=True)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> Any:
@@ -86,7 +86,7 @@ def read_target(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Target:
             dtype = value
         elif isinstance(value, str | torch.device) or (isinstance(value, int) and not isinstance(value, bool)):
             device = torch.device(value)
-    options = dict(zip(("non_blocking", "copy"), (each for each in args if isinstance(each, bool)), strict=False))
+    options = dict(zip(("non_blocking", "copy"), (value for value in args if isinstance(value, bool)), strict=False))
     options |= {name: value for name, value in kwargs.items() if name not in ("device", "dtype", "other")}
     return Target(device, dtype, options)
 
@@ -102,13 +102,13 @@ def move(x: Tensor, target: Target, pretence: Pretence) -> Tensor:
     Returns:
         The tensor there; `x` itself if it is so already and no copy is asked for.
     """
-    here = isinstance(x, DeviceTensor)
-    to_here = here if target.device is None else on_device(target.device)
-    if here and target.device is not None and target.device.type == "cpu":
+    from_device = isinstance(x, DeviceTensor)
+    to_device = from_device if target.device is None else on_device(target.device)
+    if from_device and target.device is not None and target.device.type == "cpu":
         return ToHost.apply(x, target.dtype)
-    if to_here and not here:
+    if to_device and not from_device:
         return ToDevice.apply(x, target.dtype, pretence)
-    if to_here:
+    if to_device:
         return _PLAIN_TO(x, target.dtype or x.dtype, **target.options)
     return _PLAIN_TO(x, target.device or x.device, target.dtype or x.dtype, **target.options)
 
@@ -149,19 +149,19 @@ def moving(pretence: Pretence, calls: Calls) -> Iterator[None]:
         return self.clone()
 
     def tensor(data: Any, *, device: Any = None, requires_grad: bool = False, **options: Any) -> Tensor:
-        made = data.detach().clone() if isinstance(data, Tensor) else torch.tensor(_numbers(data), **options)
+        source = data.detach().clone() if isinstance(data, Tensor) else torch.tensor(_numbers(data), **options)
         target = Target(None if device is None else torch.device(device), options.get("dtype"), {})
-        return move(made, target, pretence).requires_grad_(requires_grad)
+        return move(source, target, pretence).requires_grad_(requires_grad)
 
     def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-        made = data if isinstance(data, Tensor) else torch.as_tensor(_numbers(data))
-        return move(made, Target(None if device is None else torch.device(device), dtype, {}), pretence)
+        source = data if isinstance(data, Tensor) else torch.as_tensor(_numbers(data))
+        return move(source, Target(None if device is None else torch.device(device), dtype, {}), pretence)
 
     def load(f: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
-        here = isinstance(map_location, str | int | torch.device) and on_device(map_location)
-        place: Any = CPU if here else map_location
+        to_device = isinstance(map_location, str | int | torch.device) and on_device(map_location)
+        place: Any = CPU if to_device else map_location
         loaded = plain_load(f, place, *args, **options)
-        return tree_map_only((Tensor, torch.nn.Module), lambda each: each.to(DEVICE), loaded) if here else loaded
+        return tree_map_only((Tensor, torch.nn.Module), lambda item: item.to(DEVICE), loaded) if to_device else loaded
 
     def load_script(f: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
         if on_device(map_location):
@@ -188,7 +188,7 @@ def moving(pretence: Pretence, calls: Calls) -> Iterator[None]:
 def _numbers(data: Any) -> Any:
     """Numbers in lists, read from the device where they are tensors of it."""
     if isinstance(data, list | tuple):
-        return [_numbers(each) for each in data]
+        return [_numbers(item) for item in data]
     return data.tolist() if isinstance(data, DeviceTensor) else data
 
 

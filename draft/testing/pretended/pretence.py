@@ -56,9 +56,9 @@ class Pretence:
         """Take the device away."""
         self.open = False
 
-    def put(self, held: Tensor) -> DeviceTensor:
+    def put(self, host: Tensor) -> DeviceTensor:
         """Say of a tensor of the CPU, which nobody else holds, that it is on the device."""
-        return DeviceTensor(held, self)
+        return DeviceTensor(host, self)
 
     def read(self, what: str) -> None:
         """Count a value that the host reads."""
@@ -85,37 +85,37 @@ class Pretence:
             return DEVICE
         inside: list[DeviceTensor] = []
         outside: list[Tensor] = []
-        for each in tensors_among(args, kwargs):
-            inside.append(each) if isinstance(each, DeviceTensor) else outside.append(each)
-        here = self._belongs(kwargs.get("device"), inside)
+        for tensor in tensors_among(args, kwargs):
+            inside.append(tensor) if isinstance(tensor, DeviceTensor) else outside.append(tensor)
+        to_device = self._belongs(kwargs.get("device"), inside)
         name = func._schema.name.partition("::")[2]
-        self._check(func, name, args, kwargs, inside, outside, here=here)
-        self._count(func, name, args, kwargs, inside, here=here)
-        held_args = [_replaced(each, DeviceTensor, _held) for each in args]
-        held_kwargs = {key: _replaced(each, DeviceTensor, _held) for key, each in kwargs.items()}
-        if held_kwargs.get("device") is not None and here:
-            held_kwargs["device"] = CPU
-        if held_kwargs.get("pin_memory"):
-            held_kwargs["pin_memory"] = False
-        out = func(*held_args, **held_kwargs)
-        if not here:
+        self._check(func, name, args, kwargs, inside, outside, to_device=to_device)
+        self._count(func, name, args, kwargs, inside, to_device=to_device)
+        host_args = [_replaced(value, DeviceTensor, _host) for value in args]
+        host_kwargs = {key: _replaced(value, DeviceTensor, _host) for key, value in kwargs.items()}
+        if host_kwargs.get("device") is not None and to_device:
+            host_kwargs["device"] = CPU
+        if host_kwargs.get("pin_memory"):
+            host_kwargs["pin_memory"] = False
+        out = func(*host_args, **host_kwargs)
+        if not to_device:
             return _same(args, out)
-        out = _replaced(out, Tensor, lambda made: self._put(made, name))
+        out = _replaced(out, Tensor, lambda result: self._put(result, name))
         return return_and_correct_aliasing(func, args, kwargs, out) if inside else out
 
-    def _put(self, made: Tensor, name: str) -> Tensor:
-        if made.dtype == torch.float64:
+    def _put(self, result: Tensor, name: str) -> Tensor:
+        if result.dtype == torch.float64:
             self.counts.doubles[At(name, asking_line())] += 1
-        return self.put(made)
+        return self.put(result)
 
-    def _belongs(self, asked: Any, inside: Sequence[DeviceTensor]) -> bool:
+    def _belongs(self, device: Any, inside: Sequence[DeviceTensor]) -> bool:
         """Whether what an operator makes is on the device."""
-        if asked is None:
+        if device is None:
             return bool(inside)
-        if on_device(asked):
+        if on_device(device):
             return True
         # C++ names the device of the tensors that it sees, and sees the CPU.
-        return asked.type == "cpu" and (self.call.beside or (self.call.autograd and bool(inside)))
+        return device.type == "cpu" and (self.call.beside or (self.call.autograd and bool(inside)))
 
     def _check(
         self,
@@ -126,13 +126,13 @@ class Pretence:
         inside: Sequence[DeviceTensor],
         outside: Sequence[Tensor],
         *,
-        here: bool,
+        to_device: bool,
     ) -> None:
-        if here and kwargs.get("generator") is not None:
+        if to_device and kwargs.get("generator") is not None:
             if kwargs["generator"].device.type != "cpu":
                 raise NotPretended(f"the pretended device has no generators at {asking_line()}")
             raise RuntimeError(f"expected a 'cuda' device type for generator but found 'cpu' at {asking_line()}")
-        strange = [each for each in outside if not is_placeless(each)]
+        strange = [tensor for tensor in outside if not is_placeless(tensor)]
         if not inside or self.call.autograd or not (bad := mixed(func, name, args, strange)):
             return
         raise DeviceMismatch(
@@ -148,15 +148,15 @@ class Pretence:
         kwargs: Mapping[str, Any],
         inside: Sequence[DeviceTensor],
         *,
-        here: bool,
+        to_device: bool,
     ) -> None:
         if not getattr(func, "is_view", False):
             self.counts.operators[name] += 1
         if inside and (what := reads(name, args, DeviceTensor)):
             self.read(what)
-        elif inside and not here and name == "_to_copy" and kwargs["device"].type == "cpu":
+        elif inside and not to_device and name == "_to_copy" and kwargs["device"].type == "cpu":
             self.read("to(cpu)")
-        for what in copies(name, args, DeviceTensor, here=here):
+        for what in copies(name, args, DeviceTensor, to_device=to_device):
             self.counts.copies[At(what, asking_line())] += 1
 
 
@@ -164,22 +164,22 @@ def _replaced(value: Any, kind: type[Tensor], change: Callable[[Any], Any]) -> A
     """An argument or a result with each tensor of a kind changed, in lists too."""
     if isinstance(value, kind):
         return change(value)
-    if isinstance(value, list | tuple) and any(isinstance(each, kind) for each in value):
-        return type(value)([change(each) if isinstance(each, kind) else each for each in value])
+    if isinstance(value, list | tuple) and any(isinstance(item, kind) for item in value):
+        return type(value)([change(item) if isinstance(item, kind) else item for item in value])
     return value
 
 
-def _held(tensor: DeviceTensor) -> Tensor:
-    return tensor.held
+def _host(tensor: DeviceTensor) -> Tensor:
+    return tensor.host
 
 
 def _same(args: Sequence[Any], out: Any) -> Any:
     """What an operator gives on the CPU; where it changed an argument, that argument itself."""
-    for each in args:
-        if isinstance(each, DeviceTensor) and out is each.held:
-            return each
+    for argument in args:
+        if isinstance(argument, DeviceTensor) and out is argument.host:
+            return argument
     return out
 
 
 def _shapes(tensors: Sequence[Tensor]) -> str:
-    return ", ".join(str(tuple(each.shape)) for each in tensors)
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)

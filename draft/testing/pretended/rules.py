@@ -35,10 +35,14 @@ def mixed(func: Any, name: str, args: Sequence[Any], outside: Sequence[Tensor]) 
         return []
     if name in _INDEXED:
         values = args[2] if len(args) > 2 else None
-        return [each for each in outside if each is args[0] or (each is values and each.dim() > 0)]
+        return [tensor for tensor in outside if tensor is args[0] or (tensor is values and tensor.dim() > 0)]
     changed = args[0] if name.endswith("_") and isinstance(args[0], Tensor) else None
     numbers = torch.Tag.pointwise in func.tags or name in _NUMBERS or name.startswith("_foreach")
-    return [each for each in outside if each is changed or each.dim() > 0 or not numbers or each.device.type != "cpu"]
+    return [
+        tensor
+        for tensor in outside
+        if tensor is changed or tensor.dim() > 0 or not numbers or tensor.device.type != "cpu"
+    ]
 
 
 def reads(name: str, args: Sequence[Any], kind: type[Tensor]) -> str:
@@ -65,21 +69,21 @@ def reads(name: str, args: Sequence[Any], kind: type[Tensor]) -> str:
     return ""
 
 
-def copies(name: str, args: Sequence[Any], kind: type[Tensor], *, here: bool) -> list[str]:
+def copies(name: str, args: Sequence[Any], kind: type[Tensor], *, to_device: bool) -> list[str]:
     """What an operator copies from the host to the device, as words.
 
     Args:
         name: The operator's name.
         args: Its arguments by position.
         kind: What tensors of the device are.
-        here: Whether its result is on the device.
+        to_device: Whether its result is on the device.
 
     Returns:
         A word for each copy of more than a single number.
     """
     if name == "copy_" and isinstance(args[0], kind) and not isinstance(args[1], kind) and args[1].dim():
         return ["copy_"]
-    if name == "_to_copy" and here and not isinstance(args[0], kind) and args[0].dim():
+    if name == "_to_copy" and to_device and not isinstance(args[0], kind) and args[0].dim():
         return ["to(cuda)"]
     if name in _INDEXED and isinstance(args[0], kind):
         return [f"{name} from cpu" for index in args[1] if index is not None and not isinstance(index, kind)]

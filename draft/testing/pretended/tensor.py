@@ -22,31 +22,31 @@ class NotPretended(RuntimeError):
 
 
 class DeviceTensor(Tensor):
-    """A tensor that says it is on the device; the values are in `held`, on the CPU and without gradient."""
+    """A tensor that says it is on the device; the values are in `host`, on the CPU and without gradient."""
 
-    held: Tensor
+    host: Tensor
     pretence: Pretence
     # Torch's functions take it as they take any tensor; what is to be known of them is seen by `Calls`.
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
-    def __new__(cls, held: Tensor, pretence: Pretence) -> DeviceTensor:
-        made = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+    def __new__(cls, host: Tensor, pretence: Pretence) -> DeviceTensor:
+        wrapper = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
             cls,
-            held.size(),
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            layout=held.layout,
+            host.size(),
+            strides=host.stride(),
+            storage_offset=host.storage_offset(),
+            dtype=host.dtype,
+            layout=host.layout,
             device=CPU,
         )
-        made.held, made.pretence = held, pretence
-        return made
+        wrapper.host, wrapper.pretence = host, pretence
+        return wrapper
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator where no mode has seen it: in another thread, or when the device is gone."""
-        ours = (each for each in tensors_among(args, kwargs or {}) if isinstance(each, DeviceTensor))
+        ours = (tensor for tensor in tensors_among(args, kwargs or {}) if isinstance(tensor, DeviceTensor))
         return next(ours).pretence.run(func, args, kwargs or {})
 
     @property
@@ -74,7 +74,7 @@ class DeviceTensor(Tensor):
         if not isinstance(value, DeviceTensor):
             raise RuntimeError(f"data of another device was put into a tensor on cuda:0 at {asking_line()}")
         Tensor.data.__set__(self, value)  # pyright: ignore[reportAttributeAccessIssue]
-        self.held = value.held
+        self.host = value.host
 
     @property
     def grad(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -93,11 +93,11 @@ class DeviceTensor(Tensor):
 
     def data_ptr(self) -> int:
         """Where the values are, by which libraries recognise tensors that share them."""
-        return self.held.data_ptr()
+        return self.host.data_ptr()
 
     def untyped_storage(self) -> torch.UntypedStorage:
         """What holds the values."""
-        return self.held.untyped_storage()
+        return self.host.untyped_storage()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse, as a tensor on a GPU does."""
@@ -114,31 +114,31 @@ class DeviceTensor(Tensor):
     def tolist(self) -> Any:
         """The values, which the host reads at once."""
         self.pretence.read("tolist")
-        return self.held.tolist()
+        return self.host.tolist()
 
     def __format__(self, spec: str) -> str:
         return self.item().__format__(spec) if self.dim() == 0 else object.__format__(self, spec)
 
     def __repr__(self, **options: Any) -> str:
-        return f"{repr(self.held)[:-1]}, device='{DEVICE}')"
+        return f"{repr(self.host)[:-1]}, device='{DEVICE}')"
 
     def __deepcopy__(self, memo: Any) -> DeviceTensor:
-        return self._like(self.held.clone())
+        return self._like(self.host.clone())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Save as a tensor of the CPU, which is what whoever loads it will ask for."""
         self.pretence.read("saved")
-        plain: Tensor = self.held
+        plain: Tensor = self.host
         if getattr(self, "_is_param", False):
             plain = torch.nn.Parameter(plain, requires_grad=self.requires_grad)
         return plain.__reduce_ex__(protocol)
 
-    def _like(self, held: Tensor) -> DeviceTensor:
-        made = DeviceTensor(held, self.pretence)
-        made.requires_grad_(self.requires_grad)
+    def _like(self, host: Tensor) -> DeviceTensor:
+        copy = DeviceTensor(host, self.pretence)
+        copy.requires_grad_(self.requires_grad)
         if getattr(self, "_is_param", False):
-            made._is_param = True  # pyright: ignore[reportAttributeAccessIssue]
-        return made
+            copy._is_param = True  # pyright: ignore[reportAttributeAccessIssue]
+        return copy
 
 
 def on_device(device: Any) -> bool:
@@ -189,13 +189,13 @@ def tensors_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor
     Returns:
         Each tensor.
     """
-    found = []
+    tensors = []
     for value in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, list | tuple):
-            found += [each for each in value if isinstance(each, Tensor)]
-    return found
+            tensors += [item for item in value if isinstance(item, Tensor)]
+    return tensors
 
 
 def _no_array(what: str) -> TypeError:

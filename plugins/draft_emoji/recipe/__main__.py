@@ -57,12 +57,14 @@ TAKES = {
 def read(words: list[str] | None = None) -> argparse.Namespace:
     """Parse a command line, and refuse an option that its command would not read."""
     parser = arguments()
-    given = parser.parse_args(words)
-    for name, value in vars(given).items():
-        if name != "command" and name not in TAKES[given.command] and value != parser.get_default(name):
-            taken = ", ".join(f"--{known.replace('_', '-')}" for known in sorted(TAKES[given.command]))
-            parser.error(f"{given.command} does not read --{name.replace('_', '-')} (got {value}); it reads {taken}")
-    return given
+    options = parser.parse_args(words)
+    for name, value in vars(options).items():
+        if name != "command" and name not in TAKES[options.command] and value != parser.get_default(name):
+            accepted = ", ".join(f"--{option.replace('_', '-')}" for option in sorted(TAKES[options.command]))
+            parser.error(
+                f"{options.command} does not read --{name.replace('_', '-')} (got {value}); it reads {accepted}"
+            )
+    return options
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -97,14 +99,14 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run one command; each imports only what it needs."""
-    given = read()
-    if given.command == "prepare":
+    options = read()
+    if options.command == "prepare":
         from draft_emoji.recipe.prepare import prepare
         from draft_emoji.scenes import SHEET
 
-        if given.sprites is None or given.labels is None:
+        if options.sprites is None or options.labels is None:
             raise SystemExit("prepare needs --sprites and --labels: docs/emoji.md says where they come from")
-        prepare(given.sprites, given.labels, SHEET)
+        prepare(options.sprites, options.labels, SHEET)
         return
 
     import torch
@@ -112,11 +114,11 @@ def main() -> None:
     from draft_emoji.recipe.loop import Sitting
     from draft_emoji.recipe.presets import PRESETS
 
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    preset = PRESETS[given.preset]
-    sitting = Sitting(given.out, given.device, given.seed, given.minutes, given.steps)
-    match given.command:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    preset = PRESETS[options.preset]
+    sitting = Sitting(options.out, options.device, options.seed, options.minutes, options.steps)
+    match options.command:
         case "text":
             from draft_emoji.recipe.text import train_text
 
@@ -124,7 +126,7 @@ def main() -> None:
         case "vae":
             from draft_emoji.recipe.vae import train_vae
 
-            train_vae(sitting, preset.vae, given.init)
+            train_vae(sitting, preset.vae, options.init)
         case "decoder":
             from draft_emoji.recipe.vae import train_decoder
 
@@ -132,7 +134,7 @@ def main() -> None:
         case "latents":
             from draft_emoji.recipe.latents import encode_scenes
 
-            encode_scenes(sitting, given.count or preset.latents)
+            encode_scenes(sitting, options.count or preset.latents)
         case "unet":
             from draft_emoji.recipe.unet import train_unet
 
@@ -152,7 +154,7 @@ def main() -> None:
         case "resnet" | "convnext":
             from draft_emoji.recipe.classifiers import train_classifier
 
-            train_classifier(given.command, sitting, preset.classifier)
+            train_classifier(options.command, sitting, preset.classifier)
         case "preference":
             from draft_emoji.recipe.preference import train_preference
 
@@ -176,19 +178,21 @@ def main() -> None:
         case "adopt":
             from draft_emoji.recipe.adopt import adopt
 
-            adopt(given.weights, given.out)
+            adopt(options.weights, options.out)
         case "export":
             from draft_emoji.recipe.export import export
 
-            export(given.out, given.weights)
+            export(options.out, options.weights)
         case "evaluate":
             from draft_emoji.recipe.evaluate import evaluate
 
-            evaluate(given.weights, given.sheet, given.sampling_steps, given.guidance, given.seeds, given.device)
+            evaluate(
+                options.weights, options.sheet, options.sampling_steps, options.guidance, options.seeds, options.device
+            )
         case "measure":
             from draft_emoji.recipe.measures import measure
 
-            measure(given.weights, given.parts)
+            measure(options.weights, options.parts)
 
 
 if __name__ == "__main__":

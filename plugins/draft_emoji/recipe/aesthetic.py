@@ -103,8 +103,8 @@ def train_aesthetic(sitting: Sitting, training: Training) -> None:
 def agreement(clip: CLIPModel, head: Head, count: int = 1000) -> tuple[float, float]:
     """Correlation of ratings with the true ones on unseen scenes, and the mean absolute error in points."""
     vectors, ratings = rated(clip, count, (1_000_003, 6))
-    said = head(vectors).cpu()
-    return float(torch.corrcoef(torch.stack([said, ratings]))[0, 1]), float((said - ratings).abs().mean())
+    predicted = head(vectors).cpu()
+    return float(torch.corrcoef(torch.stack([predicted, ratings]))[0, 1]), float((predicted - ratings).abs().mean())
 
 
 def load_head(folder: Path) -> Head:

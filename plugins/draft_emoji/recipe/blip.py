@@ -83,31 +83,31 @@ class Reading(nn.Module):
             states: Of the vision tower, its class token first, shape (B, 1 + cells, width).
             scenes: B scenes.
         """
-        labels, boxes, there = objects(scenes)
-        within = inside(boxes, there, states.shape[1] - 1)
+        labels, boxes, present = objects(scenes)
+        within = inside(boxes, present, states.shape[1] - 1)
         bare = torch.full(within.shape[:2], len(concepts()))
-        wanted = torch.where(within[..., 0], labels[:, :1], torch.where(within[..., 1], labels[:, 1:], bare))
+        classes = torch.where(within[..., 0], labels[:, :1], torch.where(within[..., 1], labels[:, 1:], bare))
         hues = torch.tensor([list(colours()).index(scene.background) for scene in scenes])
         cells, colour = self.object(states[:, 1:].float()).flatten(0, 1), self.colour(states[:, 0].float())
-        things = cross_entropy(cells, wanted.flatten().to(cells.device))
+        things = cross_entropy(cells, classes.flatten().to(cells.device))
         return things + 0.3 * cross_entropy(colour, hues.to(colour.device))
 
 
-def likelihoods(decoder: BlipTextLMHeadModel, seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """log p(text | seen) = sum_t log p(w_t | w_<t, seen), the end token included.
+def likelihoods(decoder: BlipTextLMHeadModel, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """log p(text | states) = sum_t log p(w_t | w_<t, states), the end token included.
 
     Args:
         decoder: Of a captioner or of a BLIP that answers.
-        seen: What it looks at, shape (B, states, width).
+        states: What it looks at, shape (B, states, width).
         ids: Texts that start with ``[DEC]``, shape (B, L).
         mask: 0 where a text is padded, shape (B, L).
 
     Returns:
         Float32, shape (B,).
     """
-    out = decoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, use_cache=False)
-    said = out.logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    return (said * mask[:, 1:]).sum(1)
+    out = decoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=states, use_cache=False)
+    log_probabilities = out.logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return (log_probabilities * mask[:, 1:]).sum(1)
 
 
 def spoken(rng: np.random.Generator, text: str) -> str:
@@ -139,11 +139,11 @@ def train_caption(sitting: Sitting, training: Training) -> None:
         scenes = [composer.scene(rng, one_object=0.5) for _ in range(training.batch)]
         captions = [spoken(rng, composer.caption(rng, scene)) for scene in scenes]
         ids, mask = (part.to(device) for part in encode_written(tokenizer, captions))
-        given = blemish(pictures(scenes), rng).to(device)
+        images = blemish(pictures(scenes), rng).to(device)
         with sitting.autocast():
-            seen = blip.vision_model(pixel_values=given).last_hidden_state
-            said = likelihoods(blip.text_decoder, seen, ids, mask)
-        return {"words": -said.sum() / mask[:, 1:].sum(), "cells": reading.loss(seen, scenes)}
+            states = blip.vision_model(pixel_values=images).last_hidden_state
+            log_likelihoods = likelihoods(blip.text_decoder, states, ids, mask)
+        return {"words": -log_likelihoods.sum() / mask[:, 1:].sum(), "cells": reading.loss(states, scenes)}
 
     fit("caption", sitting, training, {"caption": blip, "reading": reading}, loss_of, weight_decay=0.02, every=200)
     write_blip(blip, tokenizer, sitting.out / "caption_model")
@@ -173,8 +173,8 @@ def retrieval(
         scenes = [composer.scene(rng) for _ in range(100)]
         captions = [composer.caption(rng, scene) for scene in scenes]
         ids, mask = (part.to(blip.device) for part in encode_written(tokenizer, captions))
-        seen = blip.vision_model(pixel_values=pictures(scenes).to(blip.device)).last_hidden_state
-        rows = [likelihoods(blip.text_decoder, one.expand(100, -1, -1), ids, mask) for one in seen]
+        states = blip.vision_model(pixel_values=pictures(scenes).to(blip.device)).last_hidden_state
+        rows = [likelihoods(blip.text_decoder, one.expand(100, -1, -1), ids, mask) for one in states]
         table = torch.stack(rows).cpu()
         # A caption that is also true of another scene counts as right there.
         true = truth(scenes, captions)
@@ -182,10 +182,10 @@ def retrieval(
         for start in range(0, 100, 10):
             part = slice(start, start + 10)
             tens.append(true[part, part].gather(1, table[part, part].argmax(1, keepdim=True)).mean())
-        own = table.diagonal() / mask[:, 1:].sum(1).cpu()
+        right = table.diagonal() / mask[:, 1:].sum(1).cpu()
         wrong = [wrong_caption(rng, composer, scene) for scene in scenes]
         ids, mask = (part.to(blip.device) for part in encode_written(tokenizer, wrong))
-        other = likelihoods(blip.text_decoder, seen, ids, mask) / mask[:, 1:].sum(1)
-        hard.append((own > other.cpu()).float().mean())
+        other = likelihoods(blip.text_decoder, states, ids, mask) / mask[:, 1:].sum(1)
+        hard.append((right > other.cpu()).float().mean())
     ten, hundred, against = (float(torch.stack(shares).mean()) for shares in (tens, hundreds, hard))
     return ten, hundred, against

@@ -43,8 +43,8 @@ def make_tokenizer() -> BertTokenizer:
 
 def encode(tokenizer: BertTokenizer, texts: list[str], length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids of texts, ``[CLS] .. [SEP]``, as long as the longest, and their mask: int64, shape (B, L) both."""
-    given = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-    return given.input_ids, given.attention_mask
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    return encoded.input_ids, encoded.attention_mask
 
 
 def encode_written(tokenizer: BertTokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

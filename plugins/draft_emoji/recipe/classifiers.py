@@ -100,15 +100,15 @@ def train_classifier(name: str, sitting: Sitting, training: Training) -> None:
         rng = np.random.default_rng((sitting.seed, number, step))
         # Half of the backgrounds are of any colour, so that the named ten mean nothing to a classifier.
         composer.colours["any"] = tuple(int(part) for part in rng.integers(0, 256, 3))
-        wanted = rng.integers(len(composer.names), size=training.batch)
+        labels = rng.integers(len(composer.names), size=training.batch)
         scenes = [
             composer.scene(rng, (composer.names[label],), background="any" if rng.random() < 0.5 else None)
-            for label in wanted
+            for label in labels
         ]
-        given = blemish(pictures(scenes), rng).to(sitting.device)
+        images = blemish(pictures(scenes), rng).to(sitting.device)
         with sitting.autocast():
-            logits = network(given.contiguous(memory_format=torch.channels_last)).logits
-        return {"ce": cross_entropy(logits.float(), torch.from_numpy(wanted).to(sitting.device))}
+            logits = network(images.contiguous(memory_format=torch.channels_last)).logits
+        return {"ce": cross_entropy(logits.float(), torch.from_numpy(labels).to(sitting.device))}
 
     fit(name, sitting, training, {name: network}, loss_of, weight_decay=0.05)
     folder = sitting.out / f"{name}_model"
@@ -123,6 +123,6 @@ def accuracy(network: PreTrainedModel, count: int = 2000) -> tuple[float, float]
     composer, rng = Composer(), np.random.default_rng((1_000_003, 4))
     composer.colours = UNSEEN
     names = concepts()
-    wanted = [number % len(names) for number in range(count)]
-    scenes = [composer.scene(rng, labels=(names[label],)) for label in wanted]
-    return rank(network, pictures(scenes).to(network.device), torch.tensor(wanted))
+    labels = [number % len(names) for number in range(count)]
+    scenes = [composer.scene(rng, labels=(names[label],)) for label in labels]
+    return rank(network, pictures(scenes).to(network.device), torch.tensor(labels))

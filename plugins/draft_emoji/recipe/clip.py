@@ -55,15 +55,15 @@ def wrong_caption(rng: np.random.Generator, composer: Composer, scene: Scene) ->
     """A caption that differs from a true one in the colour or in one object: a hard negative."""
     labels, background = list(scene.labels), scene.background
     if rng.random() < 0.3:
-        others = [colour for colour in composer.colours if colour != background]
-        background = others[rng.integers(len(others))]
+        other_colours = [colour for colour in composer.colours if colour != background]
+        background = other_colours[rng.integers(len(other_colours))]
     else:
-        others = [name for name in composer.names if name not in labels]
-        labels[rng.integers(len(labels))] = others[rng.integers(len(others))]
-    said = Scene(scene.image, tuple(labels), scene.boxes, background)
-    caption = composer.caption(rng, said)
+        other_names = [name for name in composer.names if name not in labels]
+        labels[rng.integers(len(labels))] = other_names[rng.integers(len(other_names))]
+    described = Scene(scene.image, tuple(labels), scene.boxes, background)
+    caption = composer.caption(rng, described)
     while background != scene.background and not names_colour(caption):
-        caption = composer.caption(rng, said)
+        caption = composer.caption(rng, described)
     return caption
 
 
@@ -102,14 +102,14 @@ def train_clip(sitting: Sitting, training: Training) -> None:
         scenes = [composer.scene(rng) for _ in range(training.batch)]
         captions = [composer.caption(rng, scene) for scene in scenes]
         wrong = [wrong_caption(rng, composer, scene) for scene in scenes]
-        given = blemish(pictures(scenes), rng).to(device)
+        images = blemish(pictures(scenes), rng).to(device)
         with torch.no_grad():
             pooled = clip.text_model(encode(tokenizer, captions + wrong).to(device)).pooler_output
         with sitting.autocast():
-            seen = clip.vision_model(given).pooler_output
-            image = clip.visual_projection(seen)
-        said = normalize(clip.text_projection(pooled), dim=-1)
-        scores = normalize(image.float(), dim=-1) @ said.T * clip.logit_scale.exp().clamp(max=100)
+            pooled_images = clip.vision_model(images).pooler_output
+            image = clip.visual_projection(pooled_images)
+        text_vectors = normalize(clip.text_projection(pooled), dim=-1)
+        scores = normalize(image.float(), dim=-1) @ text_vectors.T * clip.logit_scale.exp().clamp(max=100)
         true = truth(scenes, captions).to(device)
         # Each scene also meets its own wrong caption; those of the others may be true of it, so they are left out.
         own_wrong = scores[:, len(scenes) :].diagonal()[:, None]
@@ -119,7 +119,9 @@ def train_clip(sitting: Sitting, training: Training) -> None:
             "to_text": -(to_text * true / true.sum(1, keepdim=True)).sum(1).mean(),
             "to_image": -(to_image * true / true.sum(0, keepdim=True)).sum(0).mean(),
             "objects": 0.3
-            * binary_cross_entropy_with_logits(reading(seen.float()), targets(scenes).to(device), reduction="sum")
+            * binary_cross_entropy_with_logits(
+                reading(pooled_images.float()), targets(scenes).to(device), reduction="sum"
+            )
             / len(scenes),
         }
 

@@ -40,13 +40,15 @@ def make_detector(clip: CLIPModel) -> OwlViTForObjectDetection:
     Returns:
         The detector, which says nothing is anywhere: scores near 0.01, boxes around their cells.
     """
-    said, seen = clip.config.text_config, clip.config.vision_config
+    text_config, vision_config = clip.config.text_config, clip.config.vision_config
     shared = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
-    text = {name: getattr(said, name) for name in (*shared, "vocab_size", "max_position_embeddings", "bos_token_id")}
-    vision = {name: getattr(seen, name) for name in (*shared, "image_size", "patch_size")}
+    text = {
+        name: getattr(text_config, name) for name in (*shared, "vocab_size", "max_position_embeddings", "bos_token_id")
+    }
+    vision = {name: getattr(vision_config, name) for name in (*shared, "image_size", "patch_size")}
     # The end token pads, as it does everywhere in this world: pooling takes the first of the highest ids.
-    ends = {"eos_token_id": said.eos_token_id, "pad_token_id": said.eos_token_id}
-    config = OwlViTConfig(text_config=text | ends, vision_config=vision, projection_dim=said.hidden_size)
+    ends = {"eos_token_id": text_config.eos_token_id, "pad_token_id": text_config.eos_token_id}
+    config = OwlViTConfig(text_config=text | ends, vision_config=vision, projection_dim=text_config.hidden_size)
     detector = OwlViTForObjectDetection(config)
     model = detector.owlvit
     model.text_model.load_state_dict(clip.text_model.state_dict())
@@ -111,8 +113,8 @@ def predict(detector: OwlViTForObjectDetection, images: Tensor, queries: Tensor)
     """
     grid = detector.image_embedder(pixel_values=images)[0]
     cells = grid.flatten(1, 2)
-    said: Any = detector.class_predictor(cells, queries.expand(len(images), *queries.shape))
-    logits, vectors = said
+    output: Any = detector.class_predictor(cells, queries.expand(len(images), *queries.shape))
+    logits, vectors = output
     cosines = normalize(vectors.float(), dim=-1) @ normalize(queries.float(), dim=-1).T
     return Prediction(logits.float(), detector.box_predictor(cells, grid).float(), cosines)
 
@@ -126,13 +128,13 @@ def objects(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
     """
     index = {entry.name: number for number, entry in enumerate(entries())}
     labels, boxes = torch.zeros(len(scenes), 2, dtype=torch.long), torch.zeros(len(scenes), 2, 4)
-    there = torch.zeros(len(scenes), 2, dtype=torch.bool)
+    present = torch.zeros(len(scenes), 2, dtype=torch.bool)
     for row, scene in enumerate(scenes):
         for column, (label, box) in enumerate(zip(scene.labels, torch.from_numpy(scene.boxes), strict=True)):
             labels[row, column] = index[label]
             boxes[row, column] = torch.cat([(box[:2] + box[2:]) / 2, box[2:] - box[:2]]) / SIZE
-            there[row, column] = True
-    return labels, boxes, there
+            present[row, column] = True
+    return labels, boxes, present
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -161,73 +163,73 @@ def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def match(cost: Tensor, there: Tensor) -> Tensor:
+def match(cost: Tensor, present: Tensor) -> Tensor:
     """The cell of each object, each cell at most once, at the least total cost; exact for two objects.
 
     Args:
         cost: Shape (B, cells, 2).
-        there: Which objects exist, bool (B, 2).
+        present: Which objects exist, bool (B, 2).
 
     Returns:
         Cells, int64 (B, 2).
     """
     # For two objects one of them has its cheapest cell in a best assignment: try both orders.
-    cost = cost * there[:, None]
+    cost = cost * present[:, None]
     plans, totals = [], []
     for first in (0, 1):
-        taken = cost[:, :, first].argmin(1)
-        rest = cost[:, :, 1 - first].scatter(1, taken[:, None], float("inf"))
-        other = rest.argmin(1)
-        plan = torch.stack([taken, other] if first == 0 else [other, taken], 1)
+        nearest = cost[:, :, first].argmin(1)
+        other_cost = cost[:, :, 1 - first].scatter(1, nearest[:, None], float("inf"))
+        other = other_cost.argmin(1)
+        plan = torch.stack([nearest, other] if first == 0 else [other, nearest], 1)
         plans.append(plan)
         totals.append(cost.gather(1, plan[:, None]).sum((1, 2)))
     return torch.where((totals[0] <= totals[1])[:, None], plans[0], plans[1])
 
 
-def detection_losses(said: Prediction, scenes: list[Scene]) -> dict[str, Tensor]:
+def detection_losses(prediction: Prediction, scenes: list[Scene]) -> dict[str, Tensor]:
     """Focal loss on all cells and queries with one cell for each object, as in OWL-ViT (arXiv 2205.06230), and more.
 
     One cell an object is little to learn from. So every cell whose centre lies in an object's box also learns to name
     that object among all concepts, and to give its box.
 
     Args:
-        said: The prediction for B scenes, the queries being all concepts in order.
+        prediction: For B scenes, the queries being all concepts in order.
         scenes: The B scenes.
 
     Returns:
         ``focal``, each object counting once, and ``naming``, ``corners`` (absolute error) and ``giou``, means over
         the cells in objects.
     """
-    labels, true, there = (part.to(said.logits.device) for part in objects(scenes))
-    sure = said.logits.detach().gather(2, labels[:, None].expand(-1, said.logits.shape[1], -1)).sigmoid()
-    far = (said.boxes.detach()[:, :, None] - true[:, None]).abs().sum(-1)
-    _, near = overlap(corners(said.boxes.detach())[:, :, None], corners(true)[:, None])
-    cells = match(-sure + 2 * far - near, there)
+    labels, true, present = (part.to(prediction.logits.device) for part in objects(scenes))
+    sure = prediction.logits.detach().gather(2, labels[:, None].expand(-1, prediction.logits.shape[1], -1)).sigmoid()
+    far = (prediction.boxes.detach()[:, :, None] - true[:, None]).abs().sum(-1)
+    _, near = overlap(corners(prediction.boxes.detach())[:, :, None], corners(true)[:, None])
+    cells = match(-sure + 2 * far - near, present)
     rows = torch.arange(len(scenes), device=cells.device)[:, None].expand_as(cells)
-    wanted = torch.zeros_like(said.logits)
-    wanted[rows[there], cells[there], labels[there]] = 1
-    chance = said.logits.sigmoid()
-    hard = (chance * (1 - wanted) + (1 - chance) * wanted) ** 2
-    balance = 0.3 * wanted + 0.7 * (1 - wanted)
-    focal = (balance * hard * binary_cross_entropy_with_logits(said.logits, wanted, reduction="none")).sum()
-    picture, cell, thing = inside(true, there, said.logits.shape[1]).nonzero(as_tuple=True)
-    boxes = said.boxes[picture, cell]
+    target = torch.zeros_like(prediction.logits)
+    target[rows[present], cells[present], labels[present]] = 1
+    chance = prediction.logits.sigmoid()
+    hard = (chance * (1 - target) + (1 - chance) * target) ** 2
+    balance = 0.3 * target + 0.7 * (1 - target)
+    focal = (balance * hard * binary_cross_entropy_with_logits(prediction.logits, target, reduction="none")).sum()
+    picture, cell, thing = inside(true, present, prediction.logits.shape[1]).nonzero(as_tuple=True)
+    boxes = prediction.boxes[picture, cell]
     _, giou = overlap(corners(boxes), corners(true[picture, thing]))
     return {
-        "focal": 2 * focal / there.sum(),
-        "naming": cross_entropy(SHARPNESS * said.cosines[picture, cell], labels[picture, thing]),
+        "focal": 2 * focal / present.sum(),
+        "naming": cross_entropy(SHARPNESS * prediction.cosines[picture, cell], labels[picture, thing]),
         "corners": 5 * (boxes - true[picture, thing]).abs().sum(-1).mean(),
         "giou": (1 - giou).mean(),
     }
 
 
-def inside(true: Tensor, there: Tensor, cells: int) -> Tensor:
+def inside(true: Tensor, present: Tensor, cells: int) -> Tensor:
     """Which cells have their centre in which object's box: bool (B, cells, 2); of two boxes the first takes a cell."""
     side = round(cells**0.5)
     middle = (torch.arange(side, device=true.device) + 0.5) / side
     places = torch.stack(torch.meshgrid(middle, middle, indexing="xy"), -1).view(1, cells, 1, 2)
     edges = corners(true)[:, None]
-    within = ((places > edges[..., :2]) & (places < edges[..., 2:])).all(-1) & there[:, None]
+    within = ((places > edges[..., :2]) & (places < edges[..., 2:])).all(-1) & present[:, None]
     within[..., 1] &= ~within[..., 0]
     return within
 
@@ -255,11 +257,11 @@ def train_detector(sitting: Sitting, training: Training) -> None:
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((sitting.seed, 8, step))
         scenes = [composer.scene(rng, one_object=0.5) for _ in range(training.batch)]
-        given = blemish(pictures(scenes), rng).to(device)
-        said = pooled[[way[rng.integers(len(way))] for way in ways]]
+        images = blemish(pictures(scenes), rng).to(device)
+        queries = pooled[[way[rng.integers(len(way))] for way in ways]]
         with sitting.autocast():
-            found = predict(detector, given, detector.owlvit.text_projection(said))
-        return detection_losses(found, scenes)
+            prediction = predict(detector, images, detector.owlvit.text_projection(queries))
+        return detection_losses(prediction, scenes)
 
     fit("detector", sitting, training, {"detector": detector}, loss_of, weight_decay=0.05)
     folder = sitting.out / "detector_model"
@@ -287,14 +289,14 @@ def average_precisions(
         for start in range(0, count, 100)
     ]
     logits, boxes = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("logits", "boxes"))
-    labels, true, there = objects(scenes)
+    labels, true, present = objects(scenes)
     area = true[..., 2] * true[..., 3]
-    smaller = torch.zeros_like(there)
-    two = there.all(1)
+    smaller = torch.zeros_like(present)
+    two = present.all(1)
     smaller[two, area[two].argmin(1)] = True
-    every = [precision(logits[..., k], boxes, true, there & (labels == k)) for k in range(len(entries()))]
+    every = [precision(logits[..., k], boxes, true, present & (labels == k)) for k in range(len(entries()))]
     small = [
-        precision(logits[..., k], boxes, true, smaller & (labels == k), there & ~smaller & (labels == k))
+        precision(logits[..., k], boxes, true, smaller & (labels == k), present & ~smaller & (labels == k))
         for k in range(len(entries()))
     ]
     return tuple(float(np.nanmean(values)) for values in (every, small))  # type: ignore[return-value]
@@ -314,8 +316,8 @@ def precision(logits: Tensor, boxes: Tensor, true: Tensor, wanted: Tensor, ignor
         In [0, 1]; not a number where nothing is wanted.
     """
     if ignored is not None:
-        kept = ~ignored.any(1)
-        logits, boxes, true, wanted = logits[kept], boxes[kept], true[kept], wanted[kept]
+        counted = ~ignored.any(1)
+        logits, boxes, true, wanted = logits[counted], boxes[counted], true[counted], wanted[counted]
     total = int(wanted.sum())
     if not total:
         return float("nan")

@@ -45,7 +45,7 @@ def draw(
     parts = []
     for start in range(0, len(prompts), batch):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
-        made = pipeline(
+        images = pipeline(
             prompts[start : start + batch],
             num_inference_steps=steps,
             guidance_scale=guidance,
@@ -54,20 +54,20 @@ def draw(
             height=64,
             width=64,
         ).images
-        parts.append(made.cpu().float() * 2 - 1)
+        parts.append(images.cpu().float() * 2 - 1)
     return torch.cat(parts)
 
 
 def single_prompts(seeds: int) -> tuple[list[str], list[int], torch.Tensor]:
     """Every concept, `seeds` times each, on backgrounds in turn: the prompts, the seeds and the concepts' indices."""
     hues = list(colours())
-    prompts, numbers, wanted = [], [], []
+    prompts, numbers, indices = [], [], []
     for seed in range(seeds):
         for index, entry in enumerate(entries()):
             prompts.append(f"{entry.phrase()} on a {hues[(index + 3 * seed) % len(hues)]} background")
             numbers.append(10_000 * (seed + 1) + index)
-            wanted.append(index)
-    return prompts, numbers, torch.tensor(wanted)
+            indices.append(index)
+    return prompts, numbers, torch.tensor(indices)
 
 
 def pair_prompts(count: int) -> tuple[list[str], list[int], torch.Tensor]:
@@ -93,8 +93,8 @@ def background_share(images: torch.Tensor, prompts: list[str]) -> float:
     names = list(colours())
     rim = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], 2).median(2).values
     nearest = torch.cdist(rim, table).argmin(1)
-    said = torch.tensor([names.index(prompt.split(" on a ")[1].removesuffix(" background")) for prompt in prompts])
-    return float((nearest == said).float().mean())
+    prompted = torch.tensor([names.index(prompt.split(" on a ")[1].removesuffix(" background")) for prompt in prompts])
+    return float((nearest == prompted).float().mean())
 
 
 def evaluate(
@@ -129,21 +129,21 @@ def drawing_figures(
     judge = load_judge(weights / "judge")
     tried = {}
     for guidance in guidances:
-        prompts, numbers, wanted = single_prompts(1)
-        tried[guidance] = rank(judge, draw(pipeline, prompts, numbers, steps, guidance), wanted)
+        prompts, numbers, indices = single_prompts(1)
+        tried[guidance] = rank(judge, draw(pipeline, prompts, numbers, steps, guidance), indices)
         print(f"guidance {guidance}: top-1 and top-5 {tried[guidance]}", flush=True)
     guidance = max(tried, key=lambda value: tried[value])
-    prompts, numbers, wanted = single_prompts(seeds)
+    prompts, numbers, indices = single_prompts(seeds)
     images = draw(pipeline, prompts, numbers, steps, guidance)
-    top1, top5 = rank(judge, images, wanted)
+    top1, top5 = rank(judge, images, indices)
     pairs, pair_seeds, both = pair_prompts(len(entries()))
     pair_images = draw(pipeline, pairs, pair_seeds, steps, guidance)
     found2, found5 = (both_found(judge, pair_images, both, first) for first in (2, 5))
     real_pairs = pictures([Composer().scene(np.random.default_rng((7, i)), pair) for i, pair in enumerate(named(both))])
     real = accuracy(judge, "cpu")
     vae = AutoencoderKL.from_pretrained(weights / "text_to_image" / "vae", torch_dtype=torch.float32).eval()
-    hits = (torch.cat([judge(part).logits.argmax(-1) for part in images.split(128)]) == wanted).detach()
-    missed = [name for index, name in enumerate(concepts()) if not hits[wanted == index].any()]
+    hits = (torch.cat([judge(part).logits.argmax(-1) for part in images.split(128)]) == indices).detach()
+    missed = [name for index, name in enumerate(concepts()) if not hits[indices == index].any()]
     return {
         "concepts": len(entries()),
         "pictures": len(prompts),
@@ -168,9 +168,9 @@ def write_sheet(pipeline: StableDiffusionPipeline, target: Path, steps: int, gui
     prompts, numbers, _ = single_prompts(1)
     spread = [round(i * (len(prompts) - 1) / 47) for i in range(48)]
     pairs, pair_seeds, _ = pair_prompts(16)
-    said = [prompts[i] for i in spread] + pairs
-    images = draw(pipeline, said, [numbers[i] for i in spread] + pair_seeds, steps, guidance)
+    captions = [prompts[i] for i in spread] + pairs
+    images = draw(pipeline, captions, [numbers[i] for i in spread] + pair_seeds, steps, guidance)
     pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     # The captions are shortened to fit beneath: "a cat, red" was prompted as "a cat on a red background".
-    contact_sheet(pixels, [text.removesuffix(" background").replace(" on a ", ", ") for text in said], target)
+    contact_sheet(pixels, [text.removesuffix(" background").replace(" on a ", ", ") for text in captions], target)
     print(f"{target.stat().st_size / 1e3:.0f} kB: {target}")

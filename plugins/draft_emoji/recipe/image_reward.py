@@ -114,11 +114,11 @@ def rate(model: nn.ModuleDict, tokenizer: BertTokenizer, images: Tensor, prompts
     shape = (1, 3, 1, 1)
     pixels = (images / 2 + 0.5 - images.new_tensor(CLIP_MEAN).view(shape)) / images.new_tensor(CLIP_STD).view(shape)
     ids, mask = (part.repeat(len(images) // len(prompts), 1) for part in encode(tokenizer, prompts, LENGTH))
-    seen = model["vision"](pixel_values=pixels).last_hidden_state
-    said = model["text"](
-        input_ids=ids.to(images.device), attention_mask=mask.to(images.device), encoder_hidden_states=seen
+    image_states = model["vision"](pixel_values=pixels).last_hidden_state
+    text_states = model["text"](
+        input_ids=ids.to(images.device), attention_mask=mask.to(images.device), encoder_hidden_states=image_states
     ).last_hidden_state
-    return model["head"](said[:, 0].float())[:, 0]
+    return model["head"](text_states[:, 0].float())[:, 0]
 
 
 def recoloured(composer: Composer, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -130,10 +130,10 @@ def recoloured(composer: Composer, rng: np.random.Generator, count: int) -> tupl
         while not names_colour(caption):
             caption = composer.caption(rng, scene)
         captions.append(caption)
-    others = [[hue for hue in composer.colours if hue != scene.background] for scene in scenes]
+    other_hues = [[hue for hue in composer.colours if hue != scene.background] for scene in scenes]
     changed = [
         composer.scene(rng, scene.labels, hues[rng.integers(len(hues))])
-        for scene, hues in zip(scenes, others, strict=True)
+        for scene, hues in zip(scenes, other_hues, strict=True)
     ]
     return pictures(scenes), pictures(changed), captions
 

@@ -54,14 +54,14 @@ def blemish(true: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     small = interpolate(true, size=side, mode="bilinear", antialias=True)
     soft = interpolate(small, size=64, mode="bilinear")
     chosen = torch.from_numpy(rng.random(count) < 0.5).view(-1, 1, 1, 1)
-    made = torch.where(chosen, soft, true)
+    softened = torch.where(chosen, soft, true)
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (count, 3, 1, 1)).astype(np.float32))
     shift = torch.from_numpy(rng.normal(0, 0.08, (count, 3, 1, 1)).astype(np.float32))
-    grain = torch.from_numpy(rng.standard_normal(made.shape, dtype=np.float32))
+    grain = torch.from_numpy(rng.standard_normal(softened.shape, dtype=np.float32))
     # Blotches of 8 px look like a denoiser's leftovers more than grain of one pixel does.
     blotch = interpolate(avg_pool2d(grain, 8) * 8, size=64, mode="bilinear")
     strength = torch.from_numpy(rng.uniform(0, 0.08, (count, 2, 1, 1, 1)).astype(np.float32))
-    return (made * gain + shift + strength[:, 0] * grain + strength[:, 1] * blotch).clamp(-1, 1)
+    return (softened * gain + shift + strength[:, 0] * grain + strength[:, 1] * blotch).clamp(-1, 1)
 
 
 def targets(scenes: list[Scene]) -> torch.Tensor:
@@ -88,9 +88,9 @@ def train_judge(sitting: Sitting, training: Training) -> None:
         judge.train()
         rng = np.random.default_rng((sitting.seed, 6, step))
         scenes = [composer.scene(rng, one_object=0.5) for _ in range(training.batch)]
-        given = blemish(pictures(scenes), rng).to(sitting.device)
+        images = blemish(pictures(scenes), rng).to(sitting.device)
         with sitting.autocast():
-            logits = judge(given.contiguous(memory_format=torch.channels_last)).logits
+            logits = judge(images.contiguous(memory_format=torch.channels_last)).logits
         shown = targets(scenes).to(sitting.device)
         # Summed over concepts: the mean would shrink the gradient by the size of the vocabulary.
         return {"bce": binary_cross_entropy_with_logits(logits.float(), shown, reduction="sum") / len(scenes)}
@@ -106,8 +106,8 @@ def accuracy(judge: RegNetForImageClassification, device: str, count: int = 2000
     composer, rng = Composer(), np.random.default_rng((1_000_003, 1))
     names = concepts()
     scenes = [composer.scene(rng, labels=(names[i % len(names)],)) for i in range(count)]
-    wanted = torch.arange(count) % len(names)
-    return rank(judge, pictures(scenes).to(device), wanted)
+    labels = torch.arange(count) % len(names)
+    return rank(judge, pictures(scenes).to(device), labels)
 
 
 @torch.no_grad()

@@ -73,8 +73,8 @@ def fit(
     step = load_checkpoint(folder, modules, optimizer)
     millions = sum(weight.numel() for weight in weights) / 1e6
     print(f"{name}: {millions:.2f} M trained, from step {step} of {training.steps}", flush=True)
-    began = saved = told = time.monotonic()
-    told_step, sums = step, {}
+    began = saved = reported = time.monotonic()
+    reported_step, sums = step, {}
     while step < training.steps:
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate(step)
@@ -92,11 +92,11 @@ def fit(
             sums[key] = sums.get(key, 0.0) + value.detach()
         now = time.monotonic()
         if step % every == 0 or step == training.steps:
-            count = step - told_step
+            count = step - reported_step
             means = "  ".join(f"{key} {float(value) / count:.4f}" for key, value in sums.items())
-            rate = count * training.batch / (now - told)
+            rate = count * training.batch / (now - reported)
             print(f"{name} {step} {now - began:.0f} s  {means}  {rate:.0f}/s", flush=True)
-            told, told_step, sums = now, step, {}
+            reported, reported_step, sums = now, step, {}
         if now - saved > save_seconds:
             save_checkpoint(folder, step, modules, optimizer)
             saved = now

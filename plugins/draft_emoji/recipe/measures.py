@@ -108,9 +108,9 @@ MEASURES: dict[str, Callable[[Path], dict[str, object]]] = {
 def reward_figures(weights: Path, parts: Collection[str] = tuple(MEASURES)) -> dict[str, object]:
     """How well the models behind the rewards know unseen scenes; those that are not there are left out."""
     figures: dict[str, object] = {}
-    for part, taken in MEASURES.items():
+    for part, figures_of in MEASURES.items():
         if part in parts and (weights / part).exists():
-            figures |= taken(weights)
+            figures |= figures_of(weights)
     return figures
 
 

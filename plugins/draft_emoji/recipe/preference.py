@@ -53,9 +53,11 @@ def degrade(images: Tensor, levels: Tensor, rng: np.random.Generator) -> Tensor:
 
 def preference(clip: CLIPModel, images: Tensor, pooled: Tensor) -> Tensor:
     """PickScore's s(x, c) = exp(scale) * cosine (arXiv 2305.01569) of B pictures and the pooled states of B texts."""
-    seen = normalize(clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output).float(), dim=-1)
-    said = normalize(clip.text_projection(pooled).float(), dim=-1)
-    return clip.logit_scale.exp() * (seen * said).sum(-1)
+    image_vectors = normalize(
+        clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output).float(), dim=-1
+    )
+    text_vectors = normalize(clip.text_projection(pooled).float(), dim=-1)
+    return clip.logit_scale.exp() * (image_vectors * text_vectors).sum(-1)
 
 
 def train_preference(sitting: Sitting, training: Training) -> None:
@@ -117,8 +119,8 @@ def pairs(
 def _another(composer: Composer, rng: np.random.Generator, labels: tuple[str, ...]) -> tuple[str, ...]:
     """The same concepts but for one."""
     changed = list(labels)
-    others = [name for name in composer.names if name not in labels]
-    changed[rng.integers(len(changed))] = others[rng.integers(len(others))]
+    other_names = [name for name in composer.names if name not in labels]
+    changed[rng.integers(len(changed))] = other_names[rng.integers(len(other_names))]
     return tuple(changed)
 
 
@@ -132,7 +134,7 @@ def wins(clip: CLIPModel, tokenizer: CLIPTokenizer, count: int = 1000) -> tuple[
         better, worse, captions = pairs(Composer(), rng, count, np.full(count, level), wrong=0.0 if whole else 1.0)
         pooled = clip.text_model(encode(tokenizer, captions).to(clip.device)).pooler_output
         scores = [
-            torch.cat([preference(clip, *each) for each in zip(side.split(100), pooled.split(100), strict=True)])
+            torch.cat([preference(clip, *batch) for batch in zip(side.split(100), pooled.split(100), strict=True)])
             for side in (better.to(clip.device), worse.to(clip.device))
         ]
         shares.append(float((scores[0] > scores[1]).float().mean()))

@@ -24,11 +24,11 @@ def prepare(sprites: Path, labels: Path, target: Path) -> None:
         SystemExit: A concept's code points are not an emoji, or it has no sprite.
     """
     table = json.loads(labels.read_text("utf-8"))
-    known = {row["hexcode"].lower().removesuffix("-fe0f"): row["label"] for row in table}
+    label_of = {row["hexcode"].lower().removesuffix("-fe0f"): row["label"] for row in table}
     rows = -(-len(entries()) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * SPRITE, rows * SPRITE))
     for number, entry in enumerate(entries()):
-        label = known.get(entry.hexcode.removesuffix("-fe0f"))
+        label = label_of.get(entry.hexcode.removesuffix("-fe0f"))
         file = sprites / f"{entry.hexcode}.webp"
         if label is None or not file.exists():
             raise SystemExit(f"no sprite or no emoji for {entry.name!r} ({entry.hexcode})")

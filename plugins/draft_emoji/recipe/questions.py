@@ -52,8 +52,8 @@ def statement(rng: np.random.Generator, composer: Composer, scene: Scene, kind: 
     absent = [name for name in composer.names if name not in scene.labels]
     other = absent[rng.integers(len(absent))]
     if kind == "colour":
-        others = [colour for colour in composer.colours if colour != background]
-        background = others[rng.integers(len(others))]
+        other_colours = [colour for colour in composer.colours if colour != background]
+        background = other_colours[rng.integers(len(other_colours))]
     elif kind == "object":
         labels[rng.integers(len(labels))] = other
     elif kind == "added":
@@ -62,10 +62,10 @@ def statement(rng: np.random.Generator, composer: Composer, scene: Scene, kind: 
         labels = [other]
     if kind in ("true", "colour") and rng.random() < 0.1:
         return f"a {background} background"
-    said = replace(scene, labels=tuple(labels), background=background)
-    caption = composer.caption(rng, said)
+    described = replace(scene, labels=tuple(labels), background=background)
+    caption = composer.caption(rng, described)
     while kind == "colour" and not names_colour(caption):
-        caption = composer.caption(rng, said)
+        caption = composer.caption(rng, described)
     return caption
 
 
@@ -74,8 +74,8 @@ def questions(
 ) -> tuple[list[str], list[str]]:
     """One question for each scene, half of them to be answered with yes, and the kinds of what they ask about."""
     kinds = [KINDS[0] if rng.random() < 0.5 else KINDS[rng.integers(1, len(KINDS))] for _ in scenes]
-    asked = [
+    texts = [
         wordings[rng.integers(len(wordings))].format(spoken(rng, statement(rng, composer, scene, kind)))
         for scene, kind in zip(scenes, kinds, strict=True)
     ]
-    return asked, kinds
+    return texts, kinds

@@ -68,11 +68,11 @@ def draw_caption(rng: np.random.Generator) -> tuple[str, tuple[int, int, int]]:
         return "", none
     picked = rng.choice(len(things), 2, replace=False)
     one = rng.random() < 0.6
-    said = [_say(rng, things[number]) for number in picked]
+    phrases = [_say(rng, things[number]) for number in picked]
     hue = int(rng.integers(len(hues)))
     templates = TEMPLATES_ONE if one else TEMPLATES_TWO
     template = templates[rng.integers(len(templates))]
-    caption = template.format(word=said[0].split(" ", 1)[-1], a=said[0], b=said[1], colour=hues[hue])
+    caption = template.format(word=phrases[0].split(" ", 1)[-1], a=phrases[0], b=phrases[1], colour=hues[hue])
     has_colour = "{colour}" in template
     if not has_colour and rng.random() < 0.15:
         # "a red cat" names a colour too, though no scene's caption says it this way.
@@ -137,13 +137,13 @@ def train_text(sitting: Sitting, training: Training) -> None:
     tower = CLIPTextModel(text_config(tokenizer)).to(sitting.device)
     things, hues = len(entries()), len(colours())
     readout = Readout(WIDTH, things, hues).to(sitting.device)
-    own = token_targets(tokenizer).to(sitting.device)
+    token_classes = token_targets(tokenizer).to(sitting.device)
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((sitting.seed, 1, step))
         drawn = [draw_caption(rng) for _ in range(training.batch)]
         ids = encode(tokenizer, [caption for caption, _ in drawn]).to(sitting.device)
-        first, second, colour = torch.tensor([said for _, said in drawn], device=sitting.device).T
+        first, second, colour = torch.tensor([labels for _, labels in drawn], device=sitting.device).T
         states = tower(ids).last_hidden_state
         # A little noise asks for a margin between captions, not only for separable ones.
         noisy = states + 0.3 * torch.randn_like(states)
@@ -152,7 +152,7 @@ def train_text(sitting: Sitting, training: Training) -> None:
         rows = after.nonzero()[:, 0]
         ends = noisy[after]
         # A concept's own token is read as itself, so that the denoiser can attend to words one by one.
-        words = own[ids]
+        words = token_classes[ids]
         words = torch.where(words == things + hues, torch.full_like(words, -100), words)
         return {
             "first": cross_entropy(readout.first(ends), first[rows]),
@@ -178,11 +178,11 @@ def _report(tower: CLIPTextModel, readout: Readout, tokenizer: CLIPTokenizer, de
     """Print how often unseen captions are read right, and how far apart the concepts' pooled states lie."""
     rng = np.random.default_rng((987_654, 1))
     drawn = [draw_caption(rng) for _ in range(1000)]
-    said = torch.tensor([row for _, row in drawn])
+    labels = torch.tensor([row for _, row in drawn])
     out = tower(encode(tokenizer, [caption for caption, _ in drawn]).to(device)).pooler_output
     read = torch.stack([readout.first(out), readout.second(out)], 1).argmax(-1).cpu()
     hue = readout.colour(out).argmax(-1).cpu()
-    right = [(read[:, 0] == said[:, 0]), (read[:, 1] == said[:, 1]), hue == said[:, 2]]
+    right = [(read[:, 0] == labels[:, 0]), (read[:, 1] == labels[:, 1]), hue == labels[:, 2]]
     print("text: read right, first / second / colour:", [round(float(r.float().mean()), 4) for r in right])
     states = tower(encode(tokenizer, [entry.phrase() for entry in entries()]).to(device)).pooler_output
     near = torch.cdist(states, states).fill_diagonal_(float("inf")).min(1)

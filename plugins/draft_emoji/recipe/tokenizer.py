@@ -25,14 +25,14 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 def words() -> list[str]:
     """Every word of the vocabulary, the colours, the templates and `OTHER_WORDS`, each once."""
-    found: dict[str, None] = {}
+    vocabulary: dict[str, None] = {}
     for entry in entries():
         for phrase in (*entry.words, *entry.other_forms):
-            found.update(dict.fromkeys(phrase.split()))
+            vocabulary.update(dict.fromkeys(phrase.split()))
     for template in (*TEMPLATES_ONE, *TEMPLATES_TWO):
-        found.update(dict.fromkeys(word for word in template.split() if "{" not in word))
-    found.update(dict.fromkeys([*colours(), *OTHER_WORDS]))
-    return [word for word in found if word.isalpha()]
+        vocabulary.update(dict.fromkeys(word for word in template.split() if "{" not in word))
+    vocabulary.update(dict.fromkeys([*colours(), *OTHER_WORDS]))
+    return [word for word in vocabulary if word.isalpha()]
 
 
 def train_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
@@ -84,8 +84,8 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    made = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=END)
-    made.save_pretrained(folder)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=END)
+    tokenizer.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 

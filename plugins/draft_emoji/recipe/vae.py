@@ -50,9 +50,9 @@ def unseen(count: int, seed: int = 1_000_003) -> list[Scene]:
     return [composer.scene(rng) for _ in range(count)]
 
 
-def _picture_losses(made: torch.Tensor, true: torch.Tensor) -> dict[str, torch.Tensor]:
+def _picture_losses(decoded: torch.Tensor, true: torch.Tensor) -> dict[str, torch.Tensor]:
     """Distances of pixels, and of neighbours' differences, which keep edges sharp."""
-    error = made.float() - true
+    error = decoded.float() - true
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     return {"l1": error.abs().mean(), "l2": error.square().mean(), "edges": 0.5 * edges}
 
@@ -82,10 +82,10 @@ def train_vae(sitting: Sitting, training: Training, init: Path | None = None) ->
         true = true.to(sitting.device)
         with sitting.autocast():
             latents = vae.encode(true).latent_dist
-            made = vae.decode(latents.sample()).sample
+            decoded = vae.decode(latents.sample()).sample
         mean, logvar = latents.mean.float(), latents.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return {**_picture_losses(made, true), "kl": 2e-4 * divergence}
+        return {**_picture_losses(decoded, true), "kl": 2e-4 * divergence}
 
     fit("vae_training", sitting, training, {"vae": vae}, loss_of, weight_decay=1e-3)
     finish_vae(vae, sitting)
@@ -145,8 +145,8 @@ def train_decoder(sitting: Sitting, training: Training) -> None:
                 latents = latents + 0.05 * torch.rand(len(latents), 1, 1, 1, device=latents.device) * torch.randn_like(
                     latents
                 )
-            made = vae.decode(latents).sample
-        return _picture_losses(made, true)
+            decoded = vae.decode(latents).sample
+        return _picture_losses(decoded, true)
 
     fit("decoder", sitting, training, {"vae": vae}, loss_of, weight_decay=1e-3)
     vae.eval()
@@ -159,6 +159,6 @@ def psnr(vae: AutoencoderKL, device: str, count: int = 256) -> float:
     """Peak signal-to-noise ratio of decoded means on unseen scenes, in dB, over all pixels together."""
     errors = []
     for part in pictures(unseen(count)).to(device).split(64):
-        made = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
-        errors.append(((made - part) / 2).square().mean())
+        decoded = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
+        errors.append(((decoded - part) / 2).square().mean())
     return -10 * math.log10(float(torch.stack(errors).mean()))

@@ -81,21 +81,21 @@ def answers(blip: BlipForQuestionAnswering, tokenizer: BertTokenizer, read: Tens
     """
     written, whole = (part.to(read.device) for part in encode_written(tokenizer, ["no", "yes"]))
     count = len(read)
-    said = likelihoods(
+    log_likelihoods = likelihoods(
         blip.text_decoder, read.repeat(2, 1, 1), written.repeat_interleave(count, 0), whole.repeat_interleave(count, 0)
     )
-    return said.view(2, count).T
+    return log_likelihoods.view(2, count).T
 
 
-def grouped(tokenizer: BertTokenizer, asked: list[str], groups: int | None = None) -> list[np.ndarray]:
+def grouped(tokenizer: BertTokenizer, texts: list[str], groups: int | None = None) -> list[np.ndarray]:
     """Rows of questions that go together: BLIP's decoder in transformers 5.23 sees padding whatever mask it is given.
 
     Args:
         tokenizer: Of the BLIP.
-        asked: B questions.
+        texts: B questions.
         groups: So many groups of nearly one length, which is faster; None for as many as there are lengths.
     """
-    lengths = np.array([len(ids) for ids in tokenizer(asked).input_ids])
+    lengths = np.array([len(ids) for ids in tokenizer(texts).input_ids])
     order = np.argsort(lengths, kind="stable")
     if groups is not None:
         return np.array_split(order, groups)
@@ -121,20 +121,20 @@ def train_vqa(sitting: Sitting, training: Training) -> None:
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((sitting.seed, 15, step))
         scenes = [composer.scene(rng, one_object=0.5) for _ in range(training.batch)]
-        asked, kinds = questions(rng, composer, scenes)
-        given = blemish(pictures(scenes), rng).to(device)
+        texts, kinds = questions(rng, composer, scenes)
+        images = blemish(pictures(scenes), rng).to(device)
         right = torch.tensor([int(kind == "true") for kind in kinds], device=device)
-        said, checked = [], []
+        log_probabilities, checked = [], []
         with sitting.autocast():
-            seen = blip.vision_model(pixel_values=given).last_hidden_state
-            for rows in grouped(tokenizer, asked, 4):
-                ids, read = look(blip, tokenizer, seen[rows], [asked[row] for row in rows])
-                said.append(answers(blip, tokenizer, read).gather(1, right[rows, None]))
+            states = blip.vision_model(pixel_values=images).last_hidden_state
+            for rows in grouped(tokenizer, texts, 4):
+                ids, read = look(blip, tokenizer, states[rows], [texts[row] for row in rows])
+                log_probabilities.append(answers(blip, tokenizer, read).gather(1, right[rows, None]))
                 checked.append(checking.loss(read, ids, [scenes[row] for row in rows]))
         return {
-            "answers": -torch.cat(said).mean(),
+            "answers": -torch.cat(log_probabilities).mean(),
             "words": torch.stack(checked).mean(),
-            "cells": 0.3 * reading.loss(seen, scenes),
+            "cells": 0.3 * reading.loss(states, scenes),
         }
 
     modules = {"vqa": blip, "reading": reading, "checking": checking}
@@ -144,11 +144,11 @@ def train_vqa(sitting: Sitting, training: Training) -> None:
 
 
 def look(
-    blip: BlipForQuestionAnswering, tokenizer: BertTokenizer, seen: Tensor, asked: list[str]
+    blip: BlipForQuestionAnswering, tokenizer: BertTokenizer, states: Tensor, texts: list[str]
 ) -> tuple[Tensor, Tensor]:
     """Token ids of questions, and what the text encoder makes of them while it looks at the vision tower's states."""
-    ids, mask = (part.to(seen.device) for part in encode(tokenizer, asked))
-    return ids, blip.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
+    ids, mask = (part.to(states.device) for part in encode(tokenizer, texts))
+    return ids, blip.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=states).last_hidden_state
 
 
 def start(captioner: BlipForConditionalGeneration) -> BlipForQuestionAnswering:
@@ -169,11 +169,11 @@ def accuracy(blip: BlipForQuestionAnswering, tokenizer: BertTokenizer, count: in
         right, kinds = [], []
         for _ in range(0, count, 100):
             scenes = [composer.scene(rng) for _ in range(100)]
-            asked, drawn = questions(rng, composer, scenes, wordings)
-            seen = blip.vision_model(pixel_values=pictures(scenes).to(blip.device)).last_hidden_state
+            texts, drawn = questions(rng, composer, scenes, wordings)
+            states = blip.vision_model(pixel_values=pictures(scenes).to(blip.device)).last_hidden_state
             yes = torch.empty(100, dtype=torch.int64)
-            for rows in grouped(tokenizer, asked):
-                _, read = look(blip, tokenizer, seen[rows], [asked[row] for row in rows])
+            for rows in grouped(tokenizer, texts):
+                _, read = look(blip, tokenizer, states[rows], [texts[row] for row in rows])
                 yes[rows] = answers(blip, tokenizer, read).argmax(1).cpu()
             right += (yes == torch.tensor([int(kind == "true") for kind in drawn])).tolist()
             kinds += drawn

@@ -99,15 +99,15 @@ class PocketFlow:
 
     def denoise(self, latents: Latents, time: Tensor, conditioning: Conditioning) -> Tensor:
         """The velocity at latents (B, C, h, w), which the transformer sees as (h / 2) (w / 2) tokens of 4 C numbers."""
-        given, height, width = conditioning.tensors, latents.shape[-2] // 2, latents.shape[-1] // 2
+        tensors, height, width = conditioning.tensors, latents.shape[-2] // 2, latents.shape[-1] // 2
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         out = self.network(
             _packed(latents).to(self.dtype),
             torch.stack([rows.flatten(), columns.flatten()], dim=1).to(latents.device),
             time.to(latents.dtype) / 1000,
-            given["text"].to(self.dtype),
-            given["pooled"].to(self.dtype),
-            given["guidance"].to(latents.dtype),
+            tensors["text"].to(self.dtype),
+            tensors["pooled"].to(self.dtype),
+            tensors["guidance"].to(latents.dtype),
         )
         return _unpacked(out, height, width).to(latents.dtype)
 

@@ -75,8 +75,8 @@ class PocketTransformer(nn.Module):
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 # Adapters may be switched before backward: the block is computed again with those that are on now.
-                kept: Any = partial(adapters_kept, block)
-                x, y = checkpoint(block, x, y, vector, places, use_reentrant=False, context_fn=kept)
+                context_fn: Any = partial(adapters_kept, block)
+                x, y = checkpoint(block, x, y, vector, places, use_reentrant=False, context_fn=context_fn)
             else:
                 x, y = block(x, y, vector, places)
         return self.proj_out(x)

@@ -46,7 +46,7 @@ def positional_modules(
     Raises:
         StageError: Embeddings are bundled, or number, classes or shapes are not those of Stable Diffusion 1 or 2.
     """
-    found: dict[str, dict[int, dict[str, Tensor]]] = {}
+    by_part: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         match = _NUMBERED.fullmatch(name)
         if match is None:
@@ -55,9 +55,9 @@ def positional_modules(
                 where=where,
                 hint="save the LoRA without its embeddings; without them its words would mean nothing",
             )
-        found.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = tensor
+        by_part.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = tensor
     grouped: dict[str, dict[str, Tensor]] = {}
-    for part, numbered in found.items():
+    for part, numbered in by_part.items():
         classes = _classes(part, metadata, where=where)
         shapes = [_shape(part, numbered.get(i, {}), i, where=where) for i in range(len(numbered))]
         slots = _slots(part, classes, shapes)
@@ -94,11 +94,11 @@ def _slots(part: str, classes: list[str], shapes: list[tuple[int, int]]) -> list
     """The modules in their order, or None if no model has such shapes in such an order."""
     if part == "text_encoder":
         candidates = [list(_text(width, len(shapes) // 4)) for width in (768, 1024)]
-        known = set(classes) == {"CLIPAttention"}
+        classes_fit = set(classes) == {"CLIPAttention"}
     else:
         candidates = [list(_unet(classes, cross, order)) for cross in (768, 1024) for order in (_OLD_ORDER, _NEW_ORDER)]
-        known = set(classes) <= {*_UNET_CLASSES, "ResnetBlock2D"}
-    return next((c for c in candidates if known and [slot[1:] for slot in c] == shapes), None)
+        classes_fit = set(classes) <= {*_UNET_CLASSES, "ResnetBlock2D"}
+    return next((c for c in candidates if classes_fit and [slot[1:] for slot in c] == shapes), None)
 
 
 def _text(width: int, layers: int) -> Iterator[Slot]:

@@ -49,8 +49,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Index the sites by member; the first that has a member counts, since later ones are another tool's."""
-        found: dict[str, tuple[Site, int]] = {}
+        by_member: dict[str, tuple[Site, int]] = {}
         for site in self.sites:
             for index, member in enumerate(site.members):
-                found.setdefault(member, (site, index))
-        object.__setattr__(self, "by_member", found)
+                by_member.setdefault(member, (site, index))
+        object.__setattr__(self, "by_member", by_member)

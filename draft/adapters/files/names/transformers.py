@@ -66,8 +66,8 @@ def member_of(path: str, family: str) -> tuple[Site, int, str] | None:
     """
     match = _DOTTED.search(path)
     key = path if match is None else f"{path[: match.start(1)]}#{path[match.end(1) :]}"
-    found = PLANS[family].by_member.get(key)
-    return None if found is None else (found[0], found[1], match[1] if match else "")
+    entry = PLANS[family].by_member.get(key)
+    return None if entry is None else (entry[0], entry[1], match[1] if match else "")
 
 
 def _spellings() -> Iterator[tuple[str, str]]:

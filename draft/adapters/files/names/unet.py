@@ -57,15 +57,15 @@ def _from_ldm(name: str) -> str | None:
         return fixed[name]
     match = re.fullmatch(r"(input_blocks|output_blocks)_(\d+)_(\d)_(.+)", name)
     if match:
-        side, index, inner, rest = match[1], int(match[2]), int(match[3]), match[4]
+        side, index, inner, suffix = match[1], int(match[2]), int(match[3]), match[4]
         place, block = ("down", index - 1) if side == "input_blocks" else ("up", index)
         level, layer = divmod(block, 3)
         sampler = f"{place}_blocks_{level}_{place}samplers_0_conv"
-        if rest == "op" or (rest == "conv" and inner > 0):
+        if suffix == "op" or (suffix == "conv" and inner > 0):
             return sampler
         if inner == 0:
-            return f"{place}_blocks_{level}_resnets_{layer}_{_RESNET[rest]}" if rest in _RESNET else None
-        return f"{place}_blocks_{level}_attentions_{layer}_{rest}"
+            return f"{place}_blocks_{level}_resnets_{layer}_{_RESNET[suffix]}" if suffix in _RESNET else None
+        return f"{place}_blocks_{level}_attentions_{layer}_{suffix}"
     match = re.fullmatch(r"middle_block_([012])_(.+)", name)
     if match is None:
         return None

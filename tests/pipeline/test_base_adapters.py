@@ -70,7 +70,7 @@ def test_what_a_stage_is_built_on_is_handed_to_the_training(folder: Path, worksh
     from draft.training import train as module
 
     given = []
-    monkeypatch.setattr(module, "train", lambda settings, **more: given.append(more["foundation"]) or {})
+    monkeypatch.setattr(module, "train", lambda settings, **more: given.append(more["adapters"]) or {})
     from draft.pipeline.kinds.train import run
 
     def learn(job):
@@ -80,10 +80,10 @@ def test_what_a_stage_is_built_on_is_handed_to_the_training(folder: Path, worksh
 
     workshop.run(executors={"train": learn})
     first, second = given
-    assert first.init is None and first.beneath == ()
+    assert first.init is None and first.base == ()
     made = folder / "runs" / "demo" / "one" / "adapter.safetensors"
     assert second.init == made
-    assert second.beneath == ((folder / "style.safetensors", 0.7), (made, 1.0))
+    assert second.base == ((folder / "style.safetensors", 0.7), (made, 1.0))
     assert workshop.plan() == ["one: reused", "two: reused"]
 
 

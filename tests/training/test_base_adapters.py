@@ -1,4 +1,4 @@
-"""A training on top of adapters: where it begins, what stays beneath it, and that its file holds what was learned."""
+"""A training on top of adapters: where it begins, what stays under it, and that its file holds what was learned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from draft.methods.values import AdjointMatching, DraftLV
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.scoring.objective import PenaltySettings
-from draft.training.base_adapters import FRESH, Foundation
+from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.identity import identity
 from draft.training.run import prepare
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
@@ -88,7 +88,7 @@ def _products(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]
 
 @pytest.fixture
 def run(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
-    def run(foundation: Foundation = FRESH, settings: TrainSettings = SETTINGS, *, folder: str = "out", **more) -> Path:
+    def run(adapters: AdapterFiles = FRESH, settings: TrainSettings = SETTINGS, *, folder: str = "out", **more) -> Path:
         train(
             settings,
             model=str(tiny_model),
@@ -96,7 +96,7 @@ def run(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
             terms=[Term("bright", Bright())],
             seed=3,
             folder=tmp_path / folder,
-            foundation=foundation,
+            adapters=adapters,
             **{"progress": Silent(), **more},
         )
         return tmp_path / folder / "adapter.safetensors"
@@ -106,8 +106,8 @@ def run(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def prepared(tiny_model: Path):
-    def prepared(foundation: Foundation, settings: TrainSettings = SETTINGS):
-        return prepare(settings, str(tiny_model), PROMPTS, [Term("bright", Bright())], 3, Silent(), foundation)
+    def prepared(adapters: AdapterFiles, settings: TrainSettings = SETTINGS):
+        return prepare(settings, str(tiny_model), PROMPTS, [Term("bright", Bright())], 3, Silent(), adapters)
 
     return prepared
 
@@ -126,7 +126,7 @@ def _model(tiny_model: Path):
 @pytest.mark.parametrize("scale", [1.0, 0.5, -2.0])
 def test_the_lora_begins_at_the_adapter_and_all_its_ranks_learn(prepared, tmp_path: Path, scale: float) -> None:
     path = _adapter(tmp_path / "a.safetensors", scale=scale)
-    run = prepared(Foundation(path))
+    run = prepared(AdapterFiles(path))
     begun, wanted = lora_factors(run.model.network), _products(denoiser_factors(read_adapter(path)))
     for name, product in _products(begun).items():
         torch.testing.assert_close(product, wanted.get(name, torch.zeros_like(product)), rtol=2e-6, atol=2e-7)
@@ -140,14 +140,14 @@ def test_the_lora_begins_at_the_adapter_and_all_its_ranks_learn(prepared, tmp_pa
 
 def test_factors_of_scale_one_are_taken_bit_for_bit(prepared, tmp_path: Path) -> None:
     path = _adapter(tmp_path / "a.safetensors")
-    begun = lora_factors(prepared(Foundation(path)).model.network)
+    begun = lora_factors(prepared(AdapterFiles(path)).model.network)
     for name, (a, b) in denoiser_factors(read_adapter(path)).items():
         assert torch.equal(begun[name][0][:2], a) and torch.equal(begun[name][1][:, :2], b)
 
 
 def test_a_second_training_goes_on_from_the_file_of_the_first(run, tmp_path: Path) -> None:
     first = run(folder="first")
-    second = run(Foundation(first), replace(SETTINGS, learning_rate=1e-30), folder="second")
+    second = run(AdapterFiles(first), replace(SETTINGS, learning_rate=1e-30), folder="second")
     before, after = (_products(denoiser_factors(read_adapter(path))) for path in (first, second))
     assert set(before) == set(after)
     assert any(product.any() for product in before.values())
@@ -155,7 +155,7 @@ def test_a_second_training_goes_on_from_the_file_of_the_first(run, tmp_path: Pat
         torch.testing.assert_close(after[name], product)
 
 
-def test_mixing_what_lies_beneath_with_what_was_learned_draws_what_the_training_saw(
+def test_mixing_the_base_adapters_with_what_was_learned_draws_what_the_training_saw(
     run, tiny_model: Path, tmp_path: Path
 ) -> None:
     one, two = _adapter(tmp_path / "one.safetensors"), _adapter(tmp_path / "two.safetensors", rank=5, scale=0.5, seed=1)
@@ -172,20 +172,20 @@ def test_mixing_what_lies_beneath_with_what_was_learned_draws_what_the_training_
             seen.append(sample_images(model, conditioning, unconditional, noise, SETTINGS.sampler, size))
         return False
 
-    learned = run(Foundation(start, ((one, 0.7), (two, -0.4))), after=look)
+    learned = run(AdapterFiles(start, ((one, 0.7), (two, -0.4))), after=look)
     mix_files([(one, 0.7), (two, -0.4), (learned, 1.0)], tmp_path / "mix.safetensors")
     drawn = _drawn(_model(tiny_model), tmp_path / "mix.safetensors")
     torch.testing.assert_close(drawn, seen[-1], rtol=0, atol=2e-6)
-    assert (drawn - _drawn(_model(tiny_model), learned)).abs().max() > 1e-3  # what lies beneath is not in the file
+    assert (drawn - _drawn(_model(tiny_model), learned)).abs().max() > 1e-3  # the base adapters are not in the file
     unet = _model(tiny_model).network
     add_lora(unet, SETTINGS.lora, seed=0)
     assert set(denoiser_factors(read_adapter(learned))) == set(lora_factors(unet))
 
 
-def test_with_the_lora_off_the_base_is_the_model_with_what_lies_beneath(prepared, tiny_model, tmp_path: Path) -> None:
+def test_with_the_lora_off_the_base_is_the_model_with_its_base_adapters(prepared, tiny_model, tmp_path: Path) -> None:
     one = _adapter(tmp_path / "one.safetensors")
     start = _adapter(tmp_path / "start.safetensors", seed=2)
-    run = prepared(Foundation(start, ((one, 0.7),)))
+    run = prepared(AdapterFiles(start, ((one, 0.7),)))
     batch = run.next_batch()
 
     def output(adapted: bool) -> Tensor:
@@ -207,7 +207,7 @@ def test_with_the_lora_off_the_base_is_the_model_with_what_lies_beneath(prepared
     assert [id(p) for p in run.parameters] == [id(p) for p in run.model.network.parameters() if p.requires_grad]
 
 
-def test_what_lies_beneath_gets_no_gradient_and_does_not_move(run, tmp_path: Path) -> None:
+def test_base_adapters_get_no_gradient_and_do_not_move(run, tmp_path: Path) -> None:
     one = _adapter(tmp_path / "one.safetensors")
     kept: list[dict[str, tuple[Tensor, Tensor]]] = []
 
@@ -218,7 +218,7 @@ def test_what_lies_beneath_gets_no_gradient_and_does_not_move(run, tmp_path: Pat
         assert moved and all(".default." in name for name in moved)
         return False
 
-    run(Foundation(None, ((one, 0.7),)), after=look)
+    run(AdapterFiles(None, ((one, 0.7),)), after=look)
     for name, (a, b) in denoiser_factors(read_adapter(one)).items():
         assert torch.equal(kept[-1][name][0], a) and torch.equal(kept[-1][name][1], b)
 
@@ -232,8 +232,8 @@ def test_what_lies_beneath_gets_no_gradient_and_does_not_move(run, tmp_path: Pat
     ids=["penalty", "adjoint matching"],
 )
 def test_methods_that_compare_with_the_base_train_on_top_of_it(run, tmp_path: Path, settings) -> None:
-    foundation = Foundation(None, ((_adapter(tmp_path / "one.safetensors"), 1.0),))
-    with_it = _products(denoiser_factors(read_adapter(run(foundation, settings, folder="with"))))
+    adapters = AdapterFiles(None, ((_adapter(tmp_path / "one.safetensors"), 1.0),))
+    with_it = _products(denoiser_factors(read_adapter(run(adapters, settings, folder="with"))))
     bare = _products(denoiser_factors(read_adapter(run(FRESH, settings, folder="without"))))
     assert any(not torch.allclose(with_it[name], bare[name]) for name in bare)
     rows = [json.loads(line) for line in (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()]
@@ -243,14 +243,14 @@ def test_methods_that_compare_with_the_base_train_on_top_of_it(run, tmp_path: Pa
 def test_an_interrupted_training_on_adapters_ends_with_the_same_bytes(run, tmp_path: Path) -> None:
     one, start = _adapter(tmp_path / "one.safetensors"), _adapter(tmp_path / "start.safetensors", seed=2)
     settings = replace(SETTINGS, max_steps=3, preview=PreviewSettings(every=3, count=1))
-    whole = run(Foundation(start, ((one, 0.7),)), settings, folder="whole")
+    whole = run(AdapterFiles(start, ((one, 0.7),)), settings, folder="whole")
     with pytest.raises(KeyboardInterrupt):
-        run(Foundation(start, ((one, 0.7),)), settings, folder="cut", progress=Stop(2))
+        run(AdapterFiles(start, ((one, 0.7),)), settings, folder="cut", progress=Stop(2))
     # Elsewhere and under other names: what counts is the content.
     (tmp_path / "moved").mkdir()
     for path in (one, start):
         path.rename(tmp_path / "moved" / f"x{path.name}")
-    moved = Foundation(tmp_path / "moved" / "xstart.safetensors", ((tmp_path / "moved" / "xone.safetensors", 0.7),))
+    moved = AdapterFiles(tmp_path / "moved" / "xstart.safetensors", ((tmp_path / "moved" / "xone.safetensors", 0.7),))
     reporter = Stop(100)
     cut = run(moved, settings, folder="cut", progress=reporter)
     assert "going on after update 1" in reporter.said
@@ -264,15 +264,21 @@ def test_the_identity_covers_the_files_contents_their_weights_and_their_part(tmp
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(one.read_bytes())
 
-    def name(foundation: Foundation) -> str:
-        return str(identity(SETTINGS, model="m", prompts=PROMPTS, terms=[], seed=0, foundation=foundation))
+    def name(adapters: AdapterFiles) -> str:
+        return str(identity(SETTINGS, model="m", prompts=PROMPTS, terms=[], seed=0, adapters=adapters))
 
     different = [
-        FRESH, Foundation(one), Foundation(two), Foundation(None, ((one, 1.0),)), Foundation(None, ((one, 0.5),)),
-        Foundation(one, ((two, 1.0),)), Foundation(None, ((one, 1.0), (two, 1.0))), Foundation(None, ((one, 0.0),)),
-    ]  # fmt: skip
+        FRESH,
+        AdapterFiles(one),
+        AdapterFiles(two),
+        AdapterFiles(None, ((one, 1.0),)),
+        AdapterFiles(None, ((one, 0.5),)),
+        AdapterFiles(one, ((two, 1.0),)),
+        AdapterFiles(None, ((one, 1.0), (two, 1.0))),
+        AdapterFiles(None, ((one, 0.0),)),
+    ]
     assert len({name(each) for each in different}) == len(different)
-    assert name(Foundation(one, ((two, 1.0),))) == name(Foundation(copy, ((two, 1.0),)))
+    assert name(AdapterFiles(one, ((two, 1.0),))) == name(AdapterFiles(copy, ((two, 1.0),)))
 
 
 @pytest.mark.parametrize(
@@ -294,18 +300,18 @@ def test_the_identity_covers_the_files_contents_their_weights_and_their_part(tmp
 def test_an_adapter_that_no_training_can_begin_at_is_refused(run, tmp_path: Path, options, message, hint) -> None:
     adapter = _adapter(tmp_path / "a.safetensors", **options)
     with pytest.raises(DraftError, match=message) as caught:
-        run(Foundation(adapter))
+        run(AdapterFiles(adapter))
     assert hint in caught.value.hint
 
 
-def test_adapters_beneath_must_fit_the_model_and_be_of_its_family(run, tmp_path: Path) -> None:
+def test_base_adapters_must_fit_the_model_and_be_of_its_family(run, tmp_path: Path) -> None:
     narrow = _adapter(tmp_path / "narrow.safetensors", inner=8)
     with pytest.raises(DraftError, match="does not fit"):
-        run(Foundation(None, ((narrow, 1.0),)))
+        run(AdapterFiles(None, ((narrow, 1.0),)))
     part = "unet.down_blocks.1.attentions.0.transformer_blocks.5.attn1"
     larger = _adapter(tmp_path / "xl.safetensors", part=part)
     with pytest.raises(DraftError, match="is for another family of models, sdxl; this model is sd") as caught:
-        run(Foundation(None, ((larger, 1.0),)))
+        run(AdapterFiles(None, ((larger, 1.0),)))
     assert caught.value.where == str(larger)
     with pytest.raises(DraftError, match="no such adapter file"):
-        run(Foundation(tmp_path / "nowhere.safetensors"))
+        run(AdapterFiles(tmp_path / "nowhere.safetensors"))
