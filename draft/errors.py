@@ -5,6 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+LONGEST = 1000
+"""Characters of a line that a message shows."""
+
+
+def presentable(text: str) -> str:
+    """A text as a terminal and a log may have it.
+
+    Args:
+        text: Any text, perhaps with parts that a file or a stranger chose.
+
+    Returns:
+        The text with control characters, marks of direction and halves of characters as escapes, and the middle of
+        lines that are longer than `LONGEST` left out.
+
+    Example:
+        >>> presentable("\x1b[31mred")
+        '\\x1b[31mred'
+    """
+    lines = text.split("\n")
+    return "\n".join(
+        _shortened("".join(c if c.isprintable() or c == "\t" else _escape(c) for c in line)) for line in lines
+    )
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= LONGEST:
+        return line
+    head, tail = line[: LONGEST * 3 // 5], line[-LONGEST // 5 :]
+    return f"{head} ... ({len(line) - len(head) - len(tail)} characters) ... {tail}"
+
+
+def _escape(character: str) -> str:
+    # Spaces of other scripts and words joined by invisible marks are text that people write.
+    code = ord(character)
+    plain = character.isspace() and code > 0xA0 and code not in (0x2028, 0x2029)
+    if plain or code in (0xA0, 0x200C, 0x200D):
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
 
 class DraftError(Exception):
     """Something the user can fix; shown without a traceback, exit code 2.
@@ -23,8 +62,8 @@ class DraftError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        hint = f"\n  hint: {self.hint}" if self.hint else ""
-        return f"{place}{self.what}{hint}"
+        hint = f"\n  hint: {presentable(self.hint)}" if self.hint else ""
+        return f"{presentable(place)}{presentable(self.what)}{hint}"
 
 
 class ConfigError(DraftError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from draft.errors import ConfigError, DraftError, StageError
+from draft.files import usable
 
 if TYPE_CHECKING:
     from draft.pipeline.reproduce import Reproduction
@@ -158,5 +159,5 @@ def _model(name: str) -> str:
 
     if not name or named_model(name) is not None:
         return name
-    path = Path(name).expanduser()
+    path = usable(name)
     return str(path.resolve()) if path.exists() else name

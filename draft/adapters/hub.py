@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from draft.errors import StageError
+from draft.files import usable
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revision>[^@]+))?")
 
@@ -20,10 +21,11 @@ def local_path(text: str) -> Path:
         A path on this machine; whether a path that was given exists is not looked at.
 
     Raises:
+        ConfigError: The path cannot be used.
         StageError: A broken address, no such file there, or no way to the hub.
     """
     if not text.startswith("hf://"):
-        return Path(text).expanduser()
+        return usable(text)
     match = _ADDRESS.fullmatch(text)
     if match is None:
         raise StageError(

@@ -71,7 +71,9 @@ class _Loader(yaml.SafeLoader):
             # JSON writes a character beyond 16 bits as a pair of halves.
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            raise yaml.composer.ComposerError(None, None, "half a character (U+D800 to U+DFFF)", node.start_mark) from None
+            raise yaml.composer.ComposerError(
+                None, None, "half a character (U+D800 to U+DFFF)", node.start_mark
+            ) from None
         if "\0" in node.value:
             raise yaml.composer.ComposerError(None, None, "the character NUL", node.start_mark)
         return node
@@ -101,8 +103,10 @@ def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
             return text.lower() == "true"
         case "int":  # one with a leading zero is decimal in YAML 1.2
             return int(text, 16) if text.startswith("0x") else int(text)
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan")) if not text.startswith("0x") else float(
-        int(text, 16)
+    return (
+        float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        if not text.startswith("0x")
+        else float(int(text, 16))
     )
 
 
@@ -170,7 +174,7 @@ class Document:
             for path in [path for path in table if path[: len(old)] == old]:
                 table[*new, *path[len(old) :]] = table.pop(path)  # type: ignore[assignment]
 
-    def replaced(self, keys: Keys) -> None:
+    def forget_environment(self, keys: Keys) -> None:
         """Forget that what was at a place, and inside it, came from the environment."""
         for path in [path for path in self.environment if path[: len(keys)] == keys]:
             del self.environment[path]

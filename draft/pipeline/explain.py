@@ -41,6 +41,10 @@ def validate(kind: Any, data: Any, path: Keys, document: Document) -> tuple[Any,
         # In JSON mode strictness still lets a list become a tuple and an integer a float.
         return _adapter(kind, tuple(METHODS)).validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
+        if any(detail["type"] == "json_invalid" for detail in error.errors(include_url=False, include_input=False)):
+            name = ".".join(map(str, path)) or "the file"
+            what = f"{name} cannot be read: {message(error.errors(include_url=False, include_input=False)[0])}"
+            return None, [ConfigError(what, where=document.place(path))]
         return None, list(_explain(error, data, kind, path, document))
 
 

@@ -216,7 +216,9 @@ def _raw_at(data: Any, keys: Keys) -> Any:
 
 
 def _holds(node: Any, key: str | int) -> bool:
-    return key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int) and key < len(node)
+    return (
+        key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int) and key < len(node)
+    )
 
 
 def _inside(result: Result, rest: Sequence[str], name: str) -> Result:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
+from draft.files import usable
 from draft.pipeline.check import Pipeline, check_document
 from draft.pipeline.document import Document, Keys, parse_document
 from draft.pipeline.fields import rename_aliases
@@ -46,6 +47,9 @@ def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: 
     if rehearse:
         explicit = {renamed.get(keys, keys) for keys in applied.explicit}
         replaced += use_stand_ins(document, explicit, path.resolve().parent, errors)
+        for change in replaced:
+            if change.key != "name":  # which keeps what it had and gets an ending
+                document.forget_environment(tuple(change.key.split(".")))
     pipeline, check_errors = check_document(document, path)
     # What could not be resolved is missing only because of that.
     errors += [error for error in check_errors if error.what not in {f"missing key {key!r}" for key in applied.broken}]
@@ -67,7 +71,7 @@ def find_pipeline(file: str | Path) -> Path:
     Raises:
         ConfigError: There is neither.
     """
-    path = Path(file).expanduser()
+    path = usable(file)
     if path.is_file():
         return path
     shipped = {path.stem: path for folder in _shipped_folders() for path in sorted(folder.glob("*.yaml"))}

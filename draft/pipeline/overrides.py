@@ -74,7 +74,7 @@ def apply_overrides(
         except ConfigError as error:
             error.where = error.where or f"command line, {text!r}"
             errors.append(error)
-    explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars"})
+    explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars" and len(keys) > 1})
     data, broken, document.environment = plain_data(config, document, errors)
     if REHEARSAL in document.data:
         data[REHEARSAL] = document.data[REHEARSAL]
@@ -114,6 +114,10 @@ def _parts(key: str) -> list[str]:
 
 
 def _override(config: Any, text: str, document: Document, errors: list[DraftError]) -> set[Keys]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("an override must be UTF-8 text", where=f"command line, {text!r}") from None
     key, equals, value_text = text.partition("=")
     parts = _parts(key)
     if not equals or not all(parts):

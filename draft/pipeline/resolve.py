@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from draft.errors import ConfigError, DraftError, did_you_mean
@@ -106,7 +107,9 @@ def masked(value: Any, entered: Mapping[Keys, Entered], keys: Keys = (), numbers
     if not entered:
         return value
     if keys in entered and not (keys in numbers and not isinstance(value, str)):
-        return value if value is None else DIGEST + hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+        if value is None or (isinstance(value, str) and value.startswith(DIGEST)):
+            return value
+        return DIGEST + hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
     if isinstance(value, Mapping):
         return {key: masked(inner, entered, (*keys, key), numbers) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -150,6 +153,20 @@ def written(value: Any, entered: Entered) -> str:
     if isinstance(value, str) and isinstance(entered.value, str) and entered.value and value.endswith(entered.value):
         return value.removesuffix(entered.value).replace("${", "\\${") + entered.source
     return entered.source
+
+
+def texts(entered: Mapping[Keys, Entered]) -> dict[str, str]:
+    """The texts that came from the environment, and the names of files among them, to what makes each.
+
+    Args:
+        entered: Where something came from the environment.
+
+    Returns:
+        A text that no page or report may hold, to what it has there.
+    """
+    values = {str(each.value): each.source for each in entered.values() if isinstance(each.value, str)}
+    names = {Path(text).name: source for text, source in values.items() if "/" in text or "\\" in text}
+    return {text: source for text, source in {**names, **values}.items() if text}
 
 
 def _unresolved(error: Exception, keys: Keys, text: Any, document: Document) -> ConfigError:

@@ -26,10 +26,11 @@ from draft.pipeline.load import load_pipeline
 from draft.pipeline.observers import Observers
 from draft.pipeline.partial import PARTIAL, Begun, inert_changes, inert_settings, read_begun, remove_begun, write_begun
 from draft.pipeline.plan import Step, make_plan
-from draft.pipeline.provenance import adapter_metadata
+from draft.pipeline.provenance import adapter_metadata, without_folders
 from draft.pipeline.rehearsal import listing
-from draft.pipeline.resolve import escaped
+from draft.pipeline.resolve import escaped, texts
 from draft.progress import Progress, Silent, duration
+from draft.report.withheld import withholding
 from draft.rewards.parts import walk_reward
 
 
@@ -177,12 +178,20 @@ def outputs(stage: CheckedStage, runs: Path) -> dict[str, Path]:
 def resolved(pipeline: Pipeline) -> dict[str, Any]:
     """A pipeline as plain data without variables, that loads again to the same pipeline from anywhere."""
     stages = {name: _written(stage) for name, stage in pipeline.stages.items()}
-    return {"name": pipeline.name, "seed": pipeline.seed, "stages": stages}
+    seed = pipeline.environment.get(("seed",))
+    return {"name": pipeline.title, "seed": seed.source if seed else pipeline.seed, "stages": stages}
 
 
 def _written(stage: CheckedStage) -> dict[str, Any]:
     written: dict[str, Any] = escaped(dict(stage.data), (), stage.environment)
     return written
+
+
+def _shown(stage: CheckedStage, folder: Path) -> str:
+    """The settings of a stage as pages show them: like in a file, and paths without the folders of this machine."""
+    entered = stage.environment.get(("seed",))
+    seed = entered.source if entered else stage.seed
+    return dump_yaml({stage.name: without_folders(_written(stage), folder), "seed": seed})
 
 
 def _run_stage(
@@ -202,8 +211,8 @@ def _run_stage(
         folder=partial,
         files=files,
         progress=reporter,
-        title=pipeline.name,
-        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed}),
+        title=pipeline.title,
+        config_text=_shown(stage, pipeline.file.parent),
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )
@@ -211,7 +220,8 @@ def _run_stage(
         hooks.started(stage.name, partial)
     started, clock = _now(), time.monotonic()
     try:
-        metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
+        with withholding(texts({**pipeline.environment, **stage.environment}), (runs.resolve(), pipeline.file.parent)):
+            metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
     finally:
         reporter.stop()
     seconds = time.monotonic() - clock

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from draft.report.data import versions
+from draft.report.withheld import page_without_withheld
 
 _LARGEST_UNTOUCHED = 128
 _LARGEST = 320
@@ -29,7 +30,8 @@ def render(template: str, **values: Any) -> str:
     Returns:
         The page. Text is escaped, a missing value is an error.
     """
-    return _environment().get_template(template).render(versions=versions(), **values)
+    page = _environment().get_template(template).render(versions=versions(), **values)
+    return page_without_withheld(page)
 
 
 @cache

@@ -8,7 +8,6 @@ import pytest
 
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.provenance import provenance, without_secrets
-from draft.pipeline.resolve import environment_values
 
 
 @pytest.mark.parametrize(
@@ -65,14 +64,6 @@ def test_what_comes_from_the_environment_is_in_no_file(workshop, plugin, monkeyp
         assert "the-very-secret" not in text and "target: in ${oc.env:MY_PLACE}" in text
     again = load_pipeline(workshop.runs / "config.yaml")
     assert again.stages["train"].terms[0].reward.target == "in the-very-secret"
-
-
-def test_a_name_that_is_itself_looked_up_hides_the_whole_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_ONE", "abcdef-one")
-    assert environment_values({"a": ["x ${oc.env:SECRET_ONE} y"]}) == {"abcdef-one": "SECRET_ONE"}
-    assert environment_values({"a": "${oc.env:SECRET_ONE,default}"}) == {"abcdef-one": "SECRET_ONE"}
-    assert "abcdef-one" in environment_values("${oc.env:${vars.name}}")
-    assert environment_values({"a": "no", "b": 3, "c": "${vars.x}"}) == {}
 
 
 def test_prompts_that_a_header_should_not_carry_are_counted(workshop, monkeypatch: pytest.MonkeyPatch) -> None:

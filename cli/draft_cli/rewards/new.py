@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from draft.authoring.scaffold import check_name, write_package
+from draft.files import usable
 
 
 def new_command(
@@ -18,7 +19,7 @@ def new_command(
 ) -> None:
     """Write a complete package for a reward of your own, which installs and passes its tests unchanged."""
     names = check_name(name)
-    folder = Path(names.distribution) if output is None else output.expanduser()
+    folder = Path(names.distribution) if output is None else usable(output)
     files = write_package(names, folder)
     typer.echo("\n".join(f"wrote {file}" for file in files))
     typer.echo(f"next: pip install -e {folder}, then draft rewards check {name}, and write your score in {files[0]}")
