@@ -5,34 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-LONGEST = 1000
+LONGEST = 600
 """Characters of a line that a message shows."""
 
 
-def presentable(text: str) -> str:
+def presentable(text: str, longest: int = LONGEST) -> str:
     """A text as a terminal and a log may have it.
 
     Args:
         text: Any text, perhaps with parts that a file or a stranger chose.
+        longest: Characters of a line.
 
     Returns:
         The text with control characters, marks of direction and halves of characters as escapes, and the middle of
-        lines that are longer than `LONGEST` left out.
+        longer lines left out.
 
     Example:
         >>> presentable("\x1b[31mred")
         '\\x1b[31mred'
     """
-    lines = text.split("\n")
-    return "\n".join(
-        _shortened("".join(c if c.isprintable() or c == "\t" else _escape(c) for c in line)) for line in lines
-    )
+    lines = ("".join(c if c.isprintable() or c == "\t" else _escape(c) for c in line) for line in text.split("\n"))
+    return "\n".join(_shortened(line, longest) for line in lines)
 
 
-def _shortened(line: str) -> str:
-    if len(line) <= LONGEST:
+def _shortened(line: str, longest: int) -> str:
+    if len(line) <= longest:
         return line
-    head, tail = line[: LONGEST * 3 // 5], line[-LONGEST // 5 :]
+    head, tail = line[: longest * 3 // 5], line[-longest // 5 :]
     return f"{head} ... ({len(line) - len(head) - len(tail)} characters) ... {tail}"
 
 
@@ -61,9 +60,9 @@ class DraftError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
+        place = f"{presentable(self.where, LONGEST // 2)}: " if self.where else ""
         hint = f"\n  hint: {presentable(self.hint)}" if self.hint else ""
-        return f"{presentable(place)}{presentable(self.what)}{hint}"
+        return f"{place}{presentable(self.what)}{hint}"
 
 
 class ConfigError(DraftError):

@@ -127,9 +127,12 @@ def compare(reproduction: Reproduction, metadata: Mapping[str, str], output: Pat
     recorded = parsed(metadata.get("draft.config"))
     recorded = recorded if isinstance(recorded, dict) else {}
     now = step.identity
-    old, new = without_files(settled(recorded, stage)), without_files(now)
-    shared = {key: new.get(key) for key in old}  # the header leaves out what is large or of the machine
-    changes = differences(old, without_secrets(shared))
+    try:
+        old, new = without_files(settled(recorded, stage)), without_files(now)
+        shared = {key: new.get(key) for key in old}  # the header leaves out what is large or of the machine
+        changes = differences(old, without_secrets(shared))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StageError("what the file records of its settings (draft.config) is damaged", where=_WHERE) from error
     if changes:
         raise StageError(f"here it would be another adapter: {'; '.join(changes)}", where=_WHERE)
     # Another version wrote the settings otherwise: with what the header leaves out as it is here, is it the same?

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -23,7 +24,7 @@ DEEPEST = 40
 """Levels of lists and mappings inside each other."""
 
 DIGITS = 400
-"""Most digits of a number; more is beyond every float."""
+"""Most characters of a number; more is beyond every float."""
 
 _ROOM = 400_000
 """Characters that anchors may make of a file, beyond what stands in it."""
@@ -90,24 +91,24 @@ class _Loader(yaml.SafeLoader):
 def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
     """A number, a boolean or null, also where it has its tag written out."""
     text, kind = str(node.value), node.tag.removeprefix(_TAG)
-    digits = sum(character.isalnum() for character in text)
-    if kind in ("int", "float") and digits > DIGITS:
-        what = f"a number of {digits} digits, more than {DIGITS}"
-        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
-    if not _PATTERNS[kind].match(text) and not (kind == "float" and _PATTERNS["int"].match(text)):
-        raise yaml.constructor.ConstructorError(None, None, f"not of the kind !!{kind}: {text!r}", node.start_mark)
-    match kind:
-        case "null":
-            return None
-        case "bool":
-            return text.lower() == "true"
-        case "int":  # one with a leading zero is decimal in YAML 1.2
-            return int(text, 16) if text.startswith("0x") else int(text)
-    return (
-        float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        if not text.startswith("0x")
-        else float(int(text, 16))
-    )
+    problem = ""
+    if kind in ("int", "float") and len(text) > DIGITS:
+        problem = f"a number of {len(text)} characters, more than {DIGITS}"
+    elif not _PATTERNS[kind].match(text) and not (kind == "float" and _PATTERNS["int"].match(text)):
+        problem = f"not of the kind !!{kind}: {text!r}"
+    elif kind == "null":
+        return None
+    elif kind == "bool":
+        return text.lower() == "true"
+    elif kind == "float" and not _PATTERNS["int"].match(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    else:
+        # One with a leading zero is decimal in YAML 1.2.
+        number = int(text, 16) if text.startswith("0x") else int(text)
+        if abs(number) <= sys.float_info.max:
+            return float(number) if kind == "float" else number
+        problem = "a number beyond 1.8e308"
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _PATTERNS: dict[str, re.Pattern[str]] = {}

@@ -141,11 +141,13 @@ def _isolation(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def parsed(text: str | None) -> Any:
-    """JSON of a header entry; None where it is missing or damaged."""
+    """JSON of a header entry; None where it is missing, damaged or no text that a file could hold."""
     try:
-        return json.loads(text) if text else None
-    except ValueError:
+        value = json.loads(text) if text else None
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return None
+    return value
 
 
 def _is_path(text: str) -> bool:
