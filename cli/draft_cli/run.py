@@ -18,6 +18,11 @@ Rehearse = Annotated[
 ]
 
 
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Allow what the file's `isolated` runs and installs, and remember that.")
+]
+
+
 def run_command(
     file: File,
     overrides: Overrides = None,
@@ -35,6 +40,7 @@ def run_command(
         ),
     ] = None,
     rehearse: Rehearse = False,
+    trust: Trust = False,
     runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where results go.")] = Path("runs"),
 ) -> None:
     """Run a pipeline: reuse what still holds, run the rest, resume what was interrupted."""
@@ -52,6 +58,7 @@ def run_command(
         fresh=fresh,
         branch_from=branch_from,
         rehearse=rehearse,
+        trust=trust,
         progress=progress(),
     )
     listed = [(f"{stage.name}.{name}", str(path)) for stage in result.stages for name, path in stage.outputs.items()]
@@ -59,13 +66,18 @@ def run_command(
         typer.echo(f"results in {result.folder}:\n{rows(listed)}")
 
 
-def check_command(file: File, overrides: Overrides = None, rehearse: Rehearse = False) -> None:
+def check_command(file: File, overrides: Overrides = None, rehearse: Rehearse = False, trust: Trust = False) -> None:
     """Check a pipeline file without running it: all errors at once, each with its line."""
+    from draft.pipeline.allowed import load_allowed
     from draft.pipeline.isolated import unchecked
     from draft.pipeline.load import load_pipeline
     from draft.pipeline.rehearsal import listing
+    from draft.progress import progress
 
-    pipeline = load_pipeline(file, overrides or [], rehearse=rehearse)
+    if trust:
+        pipeline = load_allowed(file, overrides or [], progress(), rehearse=rehearse, trust=True, build=False)
+    else:
+        pipeline = load_pipeline(file, overrides or [], rehearse=rehearse)
     if pipeline.replacements:
         typer.echo(listing(pipeline.replacements))
     for line in unchecked(pipeline.terms):

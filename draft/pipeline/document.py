@@ -248,7 +248,7 @@ def parse_value(text: str) -> Any:
 
 
 def is_prompt(keys: Keys) -> bool:
-    """Whether a text at a place of a file is one of a stage's prompts, wherever it has them; options of rewards are not."""
+    """Whether a text at a place of a file is one of a stage's prompts; options of rewards are not."""
     inside = keys[2:]
     return (
         keys[:1] == ("stages",)

@@ -1,7 +1,7 @@
 """Texts with `${...}` in them, taken apart: names of values, calls of resolvers, and what stands around them.
 
-The grammar is OmegaConf's, as far as pipeline files use it: `${a.b[0]}`, `${.sibling}`, `${name:argument, ...}`, each of
-them nested in others, and `\\${` for the two characters themselves.
+The grammar is OmegaConf's, as far as pipeline files use it: `${a.b[0]}`, `${.sibling}`, `${name:argument, ...}`, each
+of them nested in others, and `\\${` for the two characters themselves.
 """
 
 from __future__ import annotations
@@ -109,12 +109,7 @@ def parse(text: str) -> Text:
     Raises:
         ValueError: Not readable.
     """
-    parts, at = [], 0
-    for part, at in _pieces(text, 0, ""):
-        parts.append(part)
-    if at != len(text):
-        raise ValueError("no closing bracket")
-    return Text(tuple(parts))
+    return Text(tuple(part for part, _ in _pieces(text, 0, "")))
 
 
 def parse_argument(text: str) -> Argument:
@@ -219,10 +214,8 @@ def _argument(text: str, at: int, ends: str, depth: int) -> tuple[Argument, int]
     at = _blank(text, at)
     first = text[at : at + 1]
     if first in ("'", '"') and first:
-        parts = []
-        at += 1
-        for part, at in _pieces(text, at, first, depth):
-            parts.append(part)
+        pieces = list(_pieces(text, at + 1, first, depth))
+        parts, at = [part for part, _ in pieces], pieces[-1][1] if pieces else at + 1
         if not text.startswith(first, at):
             raise ValueError("no closing quote")
         found: Argument = Text(tuple(parts))

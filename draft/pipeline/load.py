@@ -10,6 +10,7 @@ from typing import Any
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.files import usable
+from draft.isolation.consent import asking
 from draft.pipeline.check import Pipeline, check_document
 from draft.pipeline.document import Document, Keys, parse_document
 from draft.pipeline.fields import rename_aliases
@@ -18,7 +19,9 @@ from draft.pipeline.overrides import apply_overrides
 from draft.pipeline.rehearsal import use_stand_ins
 
 
-def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: bool = False) -> Pipeline:
+def load_pipeline(
+    file: str | Path, overrides: Sequence[str] = (), *, rehearse: bool = False, ask: bool = False
+) -> Pipeline:
     """Load a pipeline file, apply overrides, resolve variables, and check everything that needs no torch.
 
     Args:
@@ -26,6 +29,8 @@ def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: 
         overrides: Changes as full dotted keys, e.g. ``["stages.train.max_steps=20"]``; values are YAML.
         rehearse: Load the small version of it that runs on the embedded models: stand-ins replace the file's values,
             the file's `rehearsal:` replaces those, and the overrides replace both.
+        ask: Whether to run the environments of isolated rewards, which the user must have allowed, to learn what
+            these rewards are; otherwise their options are not checked.
 
     Returns:
         The pipeline, valid as far as can be seen without loading a model.
@@ -41,16 +46,17 @@ def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: 
     except OSError as error:
         raise ConfigError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
     document, errors = parse_document(text, str(file) if Path(file).is_file() else str(path))
-    applied = apply_overrides(document, overrides, errors, rehearse=rehearse)
-    renamed = _rename_aliases(document, errors)
-    replaced = applied.replaced
-    if rehearse:
-        explicit = {renamed.get(keys, keys) for keys in applied.explicit}
-        replaced += use_stand_ins(document, explicit, path.resolve().parent, errors)
-        for change in replaced:
-            if change.key != "name":  # which keeps what it had and gets an ending
-                document.forget_environment(tuple(change.key.split(".")))
-    pipeline, check_errors = check_document(document, path)
+    with asking(ask):
+        applied = apply_overrides(document, overrides, errors, rehearse=rehearse)
+        renamed = _rename_aliases(document, errors)
+        replaced = applied.replaced
+        if rehearse:
+            explicit = {renamed.get(keys, keys) for keys in applied.explicit}
+            replaced += use_stand_ins(document, explicit, path.resolve().parent, errors)
+            for change in replaced:
+                if change.key != "name":  # which keeps what it had and gets an ending
+                    document.forget_environment(tuple(change.key.split(".")))
+        pipeline, check_errors = check_document(document, path)
     # What could not be resolved is missing only because of that.
     errors += [error for error in check_errors if error.what not in {f"missing key {key!r}" for key in applied.broken}]
     if errors or pipeline is None:

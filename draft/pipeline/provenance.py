@@ -96,8 +96,8 @@ def without_secrets(value: Any, key: str = "") -> Any:
         key: The last key that leads to the value.
 
     Returns:
-        The data without paths of this machine, digests of values from the environment, and what looks like a password by its
-        name or its form.
+        The data without paths of this machine, digests of values from the environment, and what looks like a
+        password by its name or its form.
     """
     if isinstance(value, Mapping):
         return {name: without_secrets(inner, str(name)) for name, inner in value.items()}

@@ -16,13 +16,13 @@ from draft.errors import StageError
 from draft.files import locked, sha256, write_text
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
+from draft.pipeline.allowed import load_allowed
 from draft.pipeline.check import Pipeline
 from draft.pipeline.document import Keys, dump_yaml
 from draft.pipeline.folders import publish, settle
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
-from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
+from draft.pipeline.isolated import foreign_versions, unchecked
 from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
-from draft.pipeline.load import load_pipeline
 from draft.pipeline.observers import Observers
 from draft.pipeline.partial import PARTIAL, Begun, inert_changes, inert_settings, read_begun, remove_begun, write_begun
 from draft.pipeline.plan import Step, make_plan
@@ -84,6 +84,7 @@ def run_pipeline(
     fresh: bool = False,
     branch_from: str | None = None,
     rehearse: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
 ) -> RunResult:
@@ -101,6 +102,8 @@ def run_pipeline(
         branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
             settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
+        trust: Allow what the file's `isolated` runs and installs, and remember that; otherwise the user must have
+            allowed it before.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
 
@@ -111,10 +114,10 @@ def run_pipeline(
         DraftError: Something the user can fix; if a stage had begun, with a note on how to resume.
         KeyboardInterrupt: It was interrupted, with such a note.
     """
-    pipeline = load_pipeline(file, overrides, rehearse=rehearse)
     reporter = Silent() if progress is None else progress
-    if not dry_run and build_missing(pipeline.terms, reporter):
-        pipeline = load_pipeline(file, overrides, rehearse=rehearse)
+    pipeline = load_allowed(
+        file, overrides, reporter, rehearse=rehearse, trust=trust, needed=not dry_run, build=not dry_run
+    )
     if pipeline.replacements:
         reporter.say(listing(pipeline.replacements))
     runs = Path(runs_dir) / pipeline.name
