@@ -1,4 +1,4 @@
-"""What pages and reports must not contain, whatever the way it takes there: values from the environment, local folders."""
+"""What pages and reports must not contain, whatever its way there: values from the environment, local folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class _Withheld:
     folders: Mapping[str, str] = field(default_factory=dict)
 
 
-_WITHHELD: ContextVar[_Withheld] = ContextVar("withheld", default=_Withheld())
+_NOTHING = _Withheld()
+_WITHHELD: ContextVar[_Withheld | None] = ContextVar("withheld", default=None)
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def without_withheld(value: Any) -> Any:
     Returns:
         The data, the same where there is nothing to leave out.
     """
-    withheld = _WITHHELD.get()
+    withheld = _WITHHELD.get() or _NOTHING
     if not withheld.values and not withheld.folders:
         return value
     if isinstance(value, Mapping):
@@ -75,7 +76,7 @@ def without_withheld(value: Any) -> Any:
 
 def page_without_withheld(page: str) -> str:
     """A finished page without what is withheld."""
-    return _replaced(page, _WITHHELD.get(), escape)
+    return _replaced(page, _WITHHELD.get() or _NOTHING, escape)
 
 
 def _replaced(text: str, withheld: _Withheld, encoded: Any) -> str:
