@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 from draft.rewards.describe import facts, headline, options, yaml_example
-from draft.rewards.discovery import OWN, reward_entries
+from draft.rewards.discovery import DISTRIBUTION, reward_entries
 from draft.rewards.loading import find_reward
 from draft.rewards.reward import Reward
 from draft_rewards._weights import WEIGHTS
@@ -34,7 +34,7 @@ nothing is fetched at all. Weights are read from safetensors, or with `torch.loa
 
 def page() -> str:
     """The complete page."""
-    rewards = [find_reward(entry.name) for entry in reward_entries() if entry.dist == OWN]
+    rewards = [find_reward(entry.name) for entry in reward_entries() if entry.dist == DISTRIBUTION]
     rows = [f"| [`{r.name}`](#{r.name}) | {_kind(r)} | {headline(r)} |" for r in rewards]
     overview = "\n".join(["| reward | | what it scores |", "| --- | --- | --- |", *rows])
     return "\n\n".join([HEAD.strip(), overview, *map(section, rewards), WEIGHTS_HEAD.strip(), weights()]) + "\n"

@@ -205,15 +205,15 @@ def _packed(texts: Iterable[str]) -> Texts:
 _COLUMN = re.compile(r"\{(\w+)\}")
 
 
-def per_prompt(value: str, prompts: Sequence[str]) -> list[str]:
+def per_prompt(value: str | float, prompts: Sequence[str]) -> list[str]:
     """An option's value for each prompt: the value itself, or where it reads ``"{column}"`` that column's.
 
     Args:
-        value: A plain string, or a column's name in braces; ``"{prompt}"`` is the prompt itself.
+        value: Text or a number, or a column's name in braces; ``"{prompt}"`` is the prompt itself.
         prompts: B prompts; only a `Prompts` has columns.
 
     Returns:
-        A list of B strings.
+        A list of B strings, as a prompt file holds nothing else.
 
     Raises:
         DraftError: The value names a column the prompts do not have.
@@ -221,10 +221,13 @@ def per_prompt(value: str, prompts: Sequence[str]) -> list[str]:
     Example:
         >>> per_prompt("{target}", Prompts(["a cat"], {"target": ["cat"]}))
         ['cat']
+        >>> [float(value) for value in per_prompt(0.5, ["a cat", "a dog"])]
+        [0.5, 0.5]
     """
-    match = _COLUMN.fullmatch(value)
+    text = str(value)
+    match = _COLUMN.fullmatch(text)
     if match is None:
-        return [value] * len(prompts)
+        return [text] * len(prompts)
     if match[1] == "prompt":
         return [str(prompt) for prompt in prompts]
     batch = prompts if isinstance(prompts, Prompts) else Prompts(prompts)

@@ -33,7 +33,7 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def pytest_report_header() -> str:
     """The versions that decide what a number comes out as."""
-    names = ("torch", "diffusers", "transformers", "peft", "kornia", "pydantic", "omegaconf")
+    names = ("torch", "diffusers", "transformers", "peft", "pydantic", "omegaconf")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import draft
-from draft.authoring.scaffold import Names, package_files
+from draft.authoring.scaffold import Names, check_author, package_files
 from draft.testing import run_checks
 
 ROOT = Path(__file__).parents[1]
@@ -161,7 +162,12 @@ def alike(got: str, wanted: str, *, measured: bool) -> bool:
 
 
 def test_the_example_in_the_repository_is_what_the_page_leads_to() -> None:
-    wanted = package_files(Names("palette")) | files()
+    (new,) = (
+        command for block in blocks() for command, _ in commands(block.text) if command.startswith("draft rewards new ")
+    )
+    name, *options = shlex.split(new)[3:]
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    wanted = package_files(Names(name), check_author(given["--author"], given["--url"])) | files()
     there = {
         file.relative_to(EXAMPLE).as_posix(): file.read_text(encoding="utf-8")
         for file in EXAMPLE.rglob("*")
@@ -174,7 +180,7 @@ def test_the_example_in_the_repository_is_what_the_page_leads_to() -> None:
 def test_the_kit_finds_the_mistake_that_the_page_warns_of() -> None:
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     right, wrong = ".square().mean(dim=1)", ".square().mean(dim=1).sqrt()"
-    source = files()["draft_reward_palette.py"]
+    source = files()["draft_reward_palette/__init__.py"]
     assert source.count(right) == 1 and f"`{wrong}`" in page
     namespace: dict[str, object] = {"__name__": "mistaken"}
     exec(compile(source.replace(right, wrong), "mistaken.py", "exec"), namespace)

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from draft.errors import ConfigError, DraftError, did_you_mean
+from draft.requirements import own_requirements, require
 
 COMMANDS = {
     "run": ("draft_cli.run:run_command", "Run a pipeline file."),
@@ -57,6 +58,7 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             hint = did_you_mean(cmd_name, list(COMMANDS), otherwise=f"the commands are {', '.join(COMMANDS)}")
             raise ConfigError(f"unknown command {cmd_name!r}", where="command line", hint=hint)
+        require(own_requirements(), of="Draft")
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         target = getattr(importlib.import_module(module), attribute)
         if not isinstance(target, typer.Typer):

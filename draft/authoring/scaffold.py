@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import re
 from dataclasses import dataclass
@@ -11,9 +12,15 @@ from string import Template
 
 from draft.errors import ConfigError
 from draft.rewards.discovery import REWARDS, all_entries
+from draft.rewards.reward import Reward
 
 LONGEST = 40
 """Most characters of a reward's name: it becomes part of the names of files and of the distribution."""
+REQUIREMENT = "draft-diffusion>=0.1,<1"
+"""What a new package needs: any Draft that may understand it; `api_version` decides when the reward is loaded."""
+LICENCE = "LICENSE"
+_PLACEHOLDER = "YOUR NAME"
+"""What is to be replaced before a package is published; its workflow refuses to publish it."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,51 @@ def check_name(name: str) -> Names:
     return Names(name)
 
 
-def write_package(names: Names, folder: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Author:
+    """Whose package it is.
+
+    Args:
+        name: As in the licence and the metadata.
+        email: Empty: none is given.
+        url: The repository's address; empty: a placeholder.
+    """
+
+    name: str = _PLACEHOLDER
+    email: str = ""
+    url: str = ""
+
+
+def check_author(author: str, url: str) -> Author:
+    """Read an author as people write one.
+
+    Args:
+        author: ``"Name"`` or ``"Name <mail@example.org>"``; empty: a placeholder.
+        url: The repository's address; empty: a placeholder.
+
+    Returns:
+        The author.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    match = re.fullmatch(r"([^<>\n]+?)\s*(?:<([^<>@\s]+@[^<>@\s]+)>)?", author.strip() or _PLACEHOLDER)
+    if match is None:
+        raise ConfigError(
+            f"must be a name, or 'Name <mail@example.org>' (got {author!r})", where="command line, --author"
+        )
+    if url and not re.fullmatch(r"https?://[^\s\"\\]+", url):
+        raise ConfigError(f"must be an address such as https://... (got {url!r})", where="command line, --url")
+    return Author(match[1], match[2] or "", url)
+
+
+def write_package(names: Names, folder: Path, author: Author | None = None) -> list[Path]:
     """Write the package of a new reward; files that are there are never touched.
 
     Args:
         names: As `check_name` gives them.
-        folder: Where to; made if need be, and may hold other files, such as a licence.
+        folder: Where to; made if need be, and may hold other files. A licence that is there stays.
+        author: Whose it is; None: placeholders.
 
     Returns:
         The files written, in the order in which an author reads them.
@@ -93,7 +139,9 @@ def write_package(names: Names, folder: Path) -> list[Path]:
     Raises:
         ConfigError: A file is there already, or cannot be written.
     """
-    files = {folder / path: text for path, text in package_files(names).items()}
+    files = {folder / path: text for path, text in package_files(names, author).items()}
+    if (folder / LICENCE).is_file():
+        del files[folder / LICENCE]
     if existing := [file for file in files if file.exists() or file.is_symlink()]:
         raise ConfigError(
             f"there is a file already, and nothing is overwritten (got {str(existing[0])!r})",
@@ -112,31 +160,44 @@ def write_package(names: Names, folder: Path) -> list[Path]:
     return list(files)
 
 
-def package_files(names: Names) -> dict[str, str]:
+def package_files(names: Names, author: Author | None = None) -> dict[str, str]:
     """The files of a new reward's package.
 
     Args:
         names: What its parts are called.
+        author: Whose it is; None: placeholders.
 
     Returns:
         Path in the package to content.
     """
+    author = author or Author()
+    url = author.url or f"https://github.com/{_PLACEHOLDER.replace(' ', '-')}/{names.distribution}"
+    mail = f", email = {json.dumps(author.email)}" if author.email else ""
     words = {
         "name": names.reward,
         "class_name": names.class_name,
         "module": names.module,
         "distribution": names.distribution,
+        "api_version": str(Reward.api_version),
+        "requirement": REQUIREMENT,
+        "author_name": author.name,
+        "author_toml": f"{{ name = {json.dumps(author.name, ensure_ascii=False)}{mail} }}",
+        "url_toml": json.dumps(url),
     }
     sources = {
-        f"{names.module}.py": "module.py",
+        f"{names.module}/__init__.py": "package.py",
         f"tests/test_{names.reward}.py": "test.py",
+        "tests/test_wheel.py": "test_wheel.py",
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",
+        LICENCE: "LICENSE",
         ".github/workflows/test.yml": "workflow.yml",
+        ".github/workflows/publish.yml": "publish.yml",
         ".gitignore": "gitignore",
     }
     folder = resources.files("draft.authoring") / "template"
-    return {
+    files = {
         path: Template((folder / f"{source}.template").read_text(encoding="utf-8")).substitute(words)
         for path, source in sources.items()
     }
+    return files | {f"{names.module}/py.typed": ""}

@@ -17,6 +17,7 @@ from draft.errors import ConfigError, DraftError
 from draft.progress import Progress
 from draft.prompts import load_prompts
 from draft.report.data import as_csv, as_json
+from draft.rewards.loading import name_of
 from draft.rewards.reward import Reward, Term
 from draft.scoring.rewards import LoadedReward, numbers
 from draft.types import Prompts
@@ -161,7 +162,7 @@ def score_pictures(
 
 def reward_values(reward: Reward) -> dict[str, Any]:
     """A reward as plain values: its name as `use`, and its parameters."""
-    return {"use": reward.name, **reward.model_dump(mode="json")}
+    return {"use": name_of(type(reward)), **reward.model_dump(mode="json")}
 
 
 def json_text(reward: Reward, rows: Sequence[ScoredPicture]) -> str:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from draft.errors import ConfigError, ResourceError
+from draft.errors import ConfigError, DraftError, ResourceError
+from draft.isolation.environment import locate
+from draft.isolation.reward import IsolatedReward, isolated_class, isolated_reward
+from draft.isolation.settings import Isolation
 from draft.rewards.loading import find_reward
 from draft.rewards.parts import part_options, walk_reward
 from draft.rewards.reward import MODEL_OPTIONS, Reward
 from draft.rewards.terms import build_reward
 
 
-def choose_reward(name: str, options: Mapping[str, Any], *, stand_in: bool) -> Reward:
+def choose_reward(name: str, options: Mapping[str, Any], *, stand_in: bool, python: str = "") -> Reward:
     """Make a reward from its name and options, with its stand-in for the rest if asked for.
 
     Args:
         name: The reward's name, or ``"distribution:name"``.
         options: The reward's own parameters; they win over the stand-in's.
         stand_in: Whether what is not given comes from its `stand_in`, and from those of the rewards it is made of.
+        python: The environment that has the reward, a folder or its Python, relative to the current folder; empty:
+            this one.
 
     Returns:
         The reward, validated.
@@ -27,7 +33,46 @@ def choose_reward(name: str, options: Mapping[str, Any], *, stand_in: bool) -> R
     Raises:
         DraftError: Unknown or wrong options, or a reward that names weights and declares no stand-in.
     """
+    if python:
+        if stand_in:
+            options = _chosen(_class_there(name, python), name, options)
+        return isolated_reward(environment(python), name, options, where=name)
     return build_reward(name, _small(name, options) if stand_in else options, where=name)
+
+
+def choose_class(name: str, *, python: str = "") -> type[Reward]:
+    """The class of a reward, as its card shows it.
+
+    Args:
+        name: The reward's name, or ``"distribution:name"``.
+        python: The environment that has the reward; empty: this one.
+
+    Returns:
+        The class.
+
+    Raises:
+        DraftError: There is no such reward, or no such environment.
+    """
+    return _class_there(name, python) if python else find_reward(name)
+
+
+def environment(python: str) -> Isolation:
+    """The isolation that the command line's `--python` means.
+
+    Args:
+        python: An environment's folder or its Python, relative to the current folder.
+
+    Returns:
+        The settings, the path absolute.
+
+    Raises:
+        ConfigError: There is no Python.
+    """
+    try:
+        return locate(Isolation(python=python), lambda keys: Path.cwd(), "")
+    except DraftError as error:
+        error.where = "command line, --python"
+        raise
 
 
 @contextmanager
@@ -55,8 +100,23 @@ def offering_stand_in(reward: Reward) -> Iterator[None]:
         raise
 
 
+def _class_there(name: str, python: str) -> type[IsolatedReward]:
+    found = isolated_class(environment(python), name, where=name, card=True)
+    assert found is not None and issubclass(found, IsolatedReward)  # an environment that is there is never unbuilt
+    return found
+
+
 def _small(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    kind = find_reward(name)
+    return _chosen(find_reward(name), name, options)
+
+
+def _chosen(kind: type[Reward], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    if issubclass(kind, IsolatedReward) and kind.isolated.parts:
+        raise ConfigError(
+            f"the parts of reward {kind.name!r} cannot get stand-ins in another environment",
+            where=name,
+            hint="write the options that name embedded models, without --stand-in",
+        )
     named = [option for option in kind.model_fields if _names_weights(option) and option not in options]
     if kind.stand_in is None and named:
         raise ConfigError(

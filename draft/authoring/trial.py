@@ -22,6 +22,7 @@ from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import ConfigError, DraftWarning, did_you_mean
 from draft.progress import Progress
+from draft.rewards.discovery import EXTENSIONS, turned_off
 from draft.rewards.extensions import model_path, named_model, named_models
 from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Reward
@@ -146,7 +147,7 @@ def _load(settings: TrialSettings, device: torch.device) -> TextToImage:
         raise ConfigError(
             f"no such model (got {path!r})",
             where="command line, --model",
-            hint=did_you_mean(path, names, otherwise=otherwise),
+            hint=did_you_mean(path, names, otherwise=turned_off(EXTENSIONS) or otherwise),
         )
     path = str(Path(path).expanduser())
     require_memory(path, settings.device, torch.float32)

@@ -11,21 +11,25 @@ from pydantic_core import to_jsonable_python
 
 from draft.errors import DraftError, PluginError
 from draft.isolation.failures import encode_error
-from draft.rewards.discovery import DISTRIBUTION, reward_entries
+from draft.requirements import DISTRIBUTION
 from draft.rewards.extensions import named_models
-from draft.rewards.loading import find_reward
+from draft.rewards.loading import find_entry, find_reward
 from draft.rewards.parts import part_options, walk_reward
 from draft.rewards.reward import Reward
 from draft.rewards.terms import build_reward, reward_source
 
+CARD = ("licence", "typical", "memory")
+"""Attributes of a reward's class that only its card shows."""
 
-def describe(use: str, options: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+
+def describe(use: str, options: Mapping[str, Any], *, where: str, card: bool = False) -> dict[str, Any]:
     """What another environment must know of a reward to check a pipeline with it.
 
     Args:
         use: The reward's name, or ``"distribution:name"``.
         options: Its options as the pipeline has them.
         where: Their place, for errors.
+        card: Whether what `draft rewards show` says of it is wanted, too.
 
     Returns:
         The class's attributes and fields, the versions of what it runs with, and either `options`, complete with
@@ -34,8 +38,7 @@ def describe(use: str, options: Mapping[str, Any], *, where: str) -> dict[str, A
     Raises:
         PluginError: There is no such reward here, or no PyTorch.
     """
-    reward = find_reward(use)
-    entry = next(entry for entry in reward_entries() if use in (entry.name, entry.qualified))
+    reward, entry = find_reward(use), find_entry(use)
     try:
         versions = {DISTRIBUTION: version(DISTRIBUTION), "torch": version("torch"), entry.dist: entry.version}
     except PackageNotFoundError as error:
@@ -51,6 +54,10 @@ def describe(use: str, options: Mapping[str, Any], *, where: str) -> dict[str, A
         "parts": part_options(reward),
         "versions": versions,
     }
+    if card:
+        described["package"] = entry.source
+        described["schema"] = reward.model_json_schema()
+        described |= {name: getattr(reward, name) for name in CARD}
     try:
         built = build_reward(use, options, where=where)
     except DraftError as error:

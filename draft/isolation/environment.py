@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from draft.errors import ConfigError, DraftError
 from draft.files import absolute, cache_folder
 from draft.isolation.settings import Isolation
-from draft.rewards.discovery import DISTRIBUTION
+from draft.requirements import DISTRIBUTION
 
 FINISHED = "draft.json"
 """The file in an environment's folder that is written last: without it the folder is half an environment."""

@@ -12,6 +12,7 @@ from pydantic import Field, create_model
 
 from draft.errors import ConfigErrors, DraftError, PluginError, StageError
 from draft.isolation.consent import may_ask
+from draft.isolation.describe import CARD
 from draft.isolation.environment import ready_python
 from draft.isolation.failures import decode_error
 from draft.isolation.process import Worker
@@ -35,6 +36,8 @@ class Place:
         parts: Its options that hold other rewards.
         versions: Distribution to version: of the reward, of PyTorch and of Draft.
         models: Option to folder, for options that name a registered model.
+        package: Distribution and version of the reward; empty unless it was asked for its card.
+        schema: The JSON Schema of its options, likewise.
         workers: The processes that were started for it and may run.
     """
 
@@ -46,6 +49,8 @@ class Place:
     parts: tuple[str, ...]
     versions: Mapping[str, str]
     models: Mapping[str, str]
+    package: str = ""
+    schema: Mapping[str, Any] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
 
 
@@ -53,6 +58,11 @@ class IsolatedReward(Reward):
     """A reward that is loaded in its own process; subclasses are made by `isolated_reward`."""
 
     isolated: ClassVar[Place]
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """The schema of its options as its own environment describes them, where that was asked for."""
+        return dict(cls.isolated.schema) or super().model_json_schema(*args, **options)
 
     def load(self, device: torch.device) -> Score:
         """Start the process and load the reward there.
@@ -106,18 +116,19 @@ def isolated_reward(isolation: Isolation, use: str, options: Mapping[str, Any], 
     return reward_class.model_validate(described["options"])
 
 
-def isolated_class(isolation: Isolation, use: str, *, where: str) -> type[Reward] | None:
+def isolated_class(isolation: Isolation, use: str, *, where: str, card: bool = False) -> type[Reward] | None:
     """The class of a reward of another environment, as `find_reward` gives one of this.
 
     Args:
         isolation: The settings, with absolute paths.
         use: The reward's name there.
         where: The term's place.
+        card: Whether the class is to answer what `draft rewards show` asks: types and bounds, licence, memory.
 
     Returns:
         The class; None where the environment is still to be made.
     """
-    reward_class, described = _ask(isolation, use, {}, where)
+    reward_class, described = _ask(isolation, use, {}, where, card=card)
     return None if described is None else reward_class
 
 
@@ -142,7 +153,7 @@ def ending_processes(terms: Iterable[Term]) -> Iterator[None]:
 
 
 def _ask(
-    isolation: Isolation, use: str, options: Mapping[str, Any], where: str
+    isolation: Isolation, use: str, options: Mapping[str, Any], where: str, *, card: bool = False
 ) -> tuple[type[Reward], dict[str, Any] | None]:
     """The class of a reward, and what its environment says of it and of these options; None: it is not there yet."""
     python = ready_python(isolation) if may_ask(isolation) else None
@@ -151,7 +162,7 @@ def _ask(
         reward_class.name, reward_class.isolated = use, (isolation, f"{where}.isolated")
         return reward_class, None
     worker = Worker(python, name=use, where=f"{where}.isolated", isolation=isolation)
-    request = {"ask": "describe", "use": use, "options": dict(options), "where": where}
+    request = {"ask": "describe", "use": use, "options": dict(options), "where": where, "card": card}
     try:
         described, _ = worker.ask("checking its options", request)
     except DraftError as error:
@@ -166,7 +177,7 @@ def _ask(
         for entry in described["fields"]
     }
     reward_class = create_model(described["class"], __base__=IsolatedReward, __doc__=described["doc"], **fields)
-    for attribute in ("name", "cite", "differentiable", "per_image", "stand_in"):
+    for attribute in ("name", "cite", "differentiable", "per_image", "stand_in", *CARD):
         if attribute in described:
             setattr(reward_class, attribute, described[attribute])
     reward_class.isolated = Place(
@@ -178,5 +189,7 @@ def _ask(
         parts=tuple(described["parts"]),
         versions=described["versions"],
         models=described.get("models", {}),
+        package=described.get("package", ""),
+        schema=described.get("schema", {}),
     )
     return reward_class, described

@@ -27,7 +27,7 @@ from draft.errors import DraftError, StageError
 from draft.isolation.describe import describe
 from draft.isolation.failures import encode_error
 from draft.isolation.frames import PROTOCOL, Broken, receive, send
-from draft.rewards.discovery import DISTRIBUTION
+from draft.requirements import DISTRIBUTION
 from draft.rewards.reward import Score
 from draft.rewards.terms import build_reward
 from draft.types import Prompts
@@ -76,7 +76,8 @@ def _answer(loaded: Loaded, request: dict[str, Any], body: bytearray) -> tuple[d
     try:
         match request["ask"]:
             case "describe":
-                return describe(request["use"], request["options"], where=request["where"]), b""
+                wanted = {"where": request["where"], "card": request.get("card", False)}
+                return describe(request["use"], request["options"], **wanted), b""
             case "load":
                 return _load(loaded, request), b""
             case "score":

@@ -19,6 +19,7 @@ from draft.pipeline.fields import walk
 from draft.pipeline.isolated import read_isolation, written
 from draft.pipeline.kinds.kind import HeldFile, Inputs
 from draft.prompts import load_prompts
+from draft.rewards.discovery import EXTENSIONS, turned_off
 from draft.rewards.extensions import derived_model, model_place, named_model, named_models
 from draft.rewards.reward import Term
 from draft.rewards.terms import build_term
@@ -222,9 +223,8 @@ def check_model(name: Any, keys: Keys, document: Document, base: Base, errors: l
             raise ConfigError(f"no such model (got {name!r}, which is {str(path)!r})")
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
             otherwise = f"give a folder, a hub id such as owner/name, or one of {', '.join(_text_to_image())}"
-            raise ConfigError(
-                f"no such model (got {name!r})", hint=did_you_mean(name, _text_to_image(), otherwise=otherwise)
-            )
+            hint = did_you_mean(name, _text_to_image(), otherwise=turned_off(EXTENSIONS) or otherwise)
+            raise ConfigError(f"no such model (got {name!r})", hint=hint)
     except DraftError as error:
         error.where = document.place(keys)
         errors.append(error)

@@ -18,7 +18,7 @@ from draft.marks import hints
 from draft.pipeline.fields import REQUIRED, alternatives, classes, default_of, tag
 from draft.pipeline.inputs import STAGE, Head, ScheduledAdapter
 from draft.pipeline.kinds import KINDS
-from draft.rewards.discovery import reward_entries
+from draft.rewards.discovery import reward_entries, spellings
 from draft.rewards.loading import find_reward
 from draft.rewards.words import type_in_words
 
@@ -53,11 +53,13 @@ def _installed_rewards() -> dict[str, Any]:
         "isolated": _isolated_schema(),
     }
     schemas: dict[str, Any] = {}
-    for entry in reward_entries():
+    for entry, name in spellings(reward_entries()).items():
+        if name != entry.name:
+            continue  # a label cannot be its name
         try:
             schema = find_reward(entry.name).model_json_schema()
         except DraftError:
-            continue  # broken or twice there: said where it is used, and editors need the rest
+            continue  # broken: said where it is used, and editors need the rest
         if "$defs" not in schema:
             schema["properties"] = {**term_options, **schema.get("properties", {})}
             schemas[entry.name] = {"anyOf": [{"type": "object", "required": ["use"]}, {"type": "null"}, schema]}

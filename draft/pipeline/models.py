@@ -10,6 +10,7 @@ from draft.diffusion.families import family_of
 from draft.diffusion.families.problems import family_problems, size_problems
 from draft.errors import DraftError
 from draft.pipeline.kinds.kind import Candidate
+from draft.requirements import unmet
 
 
 def with_family(config: Any, model: str) -> Any:
@@ -50,6 +51,9 @@ def model_problems(candidate: Candidate, config: Any, keys: Sequence[str] = ()) 
         return
     if family is None:
         return
+    if missed := unmet([family.needs] if family.needs else []):
+        needed = ", ".join(f"{requirement} (got {installed or 'none'})" for requirement, installed in missed.items())
+        yield candidate.error(f"the family {family.name!r} of this model needs {needed}", "model")
     for problem in family_problems(family, sampler, cfg_gradient=getattr(config, "cfg_gradient", "both")):
         yield candidate.problem(problem, *keys)
     for problem in size_problems(model, getattr(config, "resolution", None), multiple=family.multiple):

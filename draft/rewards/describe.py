@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,18 @@ def options(reward: type[Reward]) -> list[Option]:
     return listed
 
 
-def yaml_example(reward: type[Reward]) -> str:
-    """A term of a pipeline's `rewards:` with every option at its default, ready to paste."""
-    lines = ["rewards:", f"  {reward.name}:", "    weight: 1.0"]
+def yaml_example(reward: type[Reward], terms: Mapping[str, str] | None = None) -> str:
+    """A term of a pipeline's `rewards:` with every option at its default, ready to paste.
+
+    Args:
+        reward: The reward's class.
+        terms: Keys of the term besides those options, with their values in YAML.
+
+    Returns:
+        YAML.
+    """
+    lines = ["rewards:", f"  {reward.name}:", *(f"    {key}: {value}" for key, value in (terms or {}).items())]
+    lines.append("    weight: 1.0")
     for option in options(reward):
         value = "???   # required" if option.default == "required" else option.default
         lines.append(f"    {option.name}: {value}")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+
+from draft.requirements import DISTRIBUTION
 
 REWARDS = "draft"
 """The entry-point group of rewards: name = the reward's name, value = the module with `draft_rewards`."""
 EXTENSIONS = "draft.extensions"
 """The entry-point group of what a run needs besides rewards: named models and observers."""
-DISTRIBUTION = "draft-diffusion"
-"""Draft's own distribution, which no environment variable turns off."""
 
 
 @dataclass(frozen=True, order=True)
@@ -71,13 +71,80 @@ def all_entries(group: str) -> list[Entry]:
 
 def enabled(dist: str, environment: Mapping[str, str] | None = None) -> bool:
     """Whether a distribution's plugins may be loaded; see `entries` for the two environment variables."""
+    return not disabled_by(dist, environment)
+
+
+def disabled_by(dist: str, environment: Mapping[str, str] | None = None) -> str:
+    """The environment variable that turns a distribution's plugins off, as it is set; empty if none does.
+
+    Args:
+        dist: The distribution's name.
+        environment: Where the variables are read; None: the process's environment.
+
+    Returns:
+        For example ``"DRAFT_DISABLE_PLUGINS=1"``.
+    """
     values = os.environ if environment is None else environment
-    if _canonical(dist) == DISTRIBUTION:
-        return True
-    if values.get("DRAFT_DISABLE_PLUGINS", "0") not in ("", "0"):
-        return False
+    if built_in(dist):
+        return ""
+    if (switch := values.get("DRAFT_DISABLE_PLUGINS", "0")) not in ("", "0"):
+        return f"DRAFT_DISABLE_PLUGINS={switch}"
     chosen = values.get("DRAFT_PLUGINS")
-    return chosen is None or _canonical(dist) in {_canonical(name) for name in chosen.split(",")}
+    if chosen is None or _canonical(dist) in {_canonical(name) for name in chosen.split(",")}:
+        return ""
+    return f"DRAFT_PLUGINS={chosen}"
+
+
+def turned_off(group: str, name: str = "") -> str:
+    """Why a name may be missing: the packages that an environment variable turns off.
+
+    Args:
+        group: `REWARDS` or `EXTENSIONS`.
+        name: Only packages with an entry point of this name, or ``"distribution:name"``; empty: all of them.
+
+    Returns:
+        A hint such as ``"DRAFT_DISABLE_PLUGINS=1 turns off draft-a 1.2, which offers it"``; empty where nothing is.
+    """
+    found = [entry for entry in all_entries(group) if not name or name in (entry.name, entry.qualified)]
+    off = {entry.source: cause for entry in found if (cause := disabled_by(entry.dist))}
+    if not off:
+        return ""
+    packages, cause = ", ".join(off), next(iter(off.values()))
+    if not name:
+        return f"{cause} turns off {packages}, which may offer it"
+    return f"{cause} turns off {packages}, which {'offers' if len(off) == 1 else 'offer'} it"
+
+
+def built_in(dist: str) -> bool:
+    """Whether a distribution is Draft's own."""
+    return _canonical(dist) == DISTRIBUTION
+
+
+def choose(named: Sequence[Entry], name: str) -> list[Entry]:
+    """The entry points that a name means: a built-in one keeps its plain name, whoever else uses it.
+
+    Args:
+        named: Entry points.
+        name: A plain name, or ``"distribution:name"``.
+
+    Returns:
+        One; none where nothing has the name; several where packages share it and none of them is Draft's own.
+    """
+    found = [entry for entry in named if name in (entry.name, entry.qualified)]
+    own = [entry for entry in found if built_in(entry.dist)]
+    return own or found
+
+
+def spellings(named: Sequence[Entry]) -> dict[Entry, str]:
+    """The shortest name that means each entry point: its plain one, or ``"distribution:name"`` where that is another's.
+
+    Args:
+        named: Entry points.
+
+    Returns:
+        Entry point to name.
+    """
+    return {entry: entry.name if choose(named, entry.name) == [entry] else entry.qualified for entry in named}
 
 
 def reward_entries() -> list[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +13,14 @@ import pluggy
 from draft.errors import PluginError, PluginWarning
 from draft.family import Family
 from draft.rewards.derived import RECORD, digest, ensure_derived, place
-from draft.rewards.discovery import EXTENSIONS, entries
+from draft.rewards.discovery import EXTENSIONS, built_in, entries
 from draft.rewards.hookspecs import NamedModel
 from draft.rewards.loading import new_manager, register
 
 Row = TypeVar("Row", NamedModel, Family)
+
+ROWS: Mapping[str, type[NamedModel] | type[Family]] = {"draft_models": NamedModel, "draft_families": Family}
+"""The hooks that return rows, and what those are."""
 
 
 def extensions() -> pluggy.PluginManager:
@@ -39,11 +43,14 @@ def named_models() -> dict[str, NamedModel]:
     """The models that pipelines may name.
 
     Returns:
-        Name to model, sorted; where two plugins use one name, both appear as ``"distribution:name"`` only.
+        Name to model, sorted; a name that two plugins use stays with Draft's own model, all others that share it
+        appear as ``"distribution:name"`` only.
     """
     offered = _offered()
-    names = [model.name for _, model in offered]
-    keyed = {(m.name if names.count(m.name) == 1 else f"{dist}:{m.name}"): m for dist, m in offered}
+    keyed = {}
+    for dist, model in offered:
+        plain = _choose(offered, model.name) == [(dist, model)]
+        keyed[model.name if plain else f"{dist}:{model.name}"] = model
     return dict(sorted(keyed.items()))
 
 
@@ -127,11 +134,18 @@ def named_model(name: str) -> NamedModel | None:
     Raises:
         PluginError: Two plugins do.
     """
-    matches = [(dist, model) for dist, model in _offered() if name in (model.name, f"{dist}:{model.name}")]
+    matches = _choose(_offered(), name)
     if len(matches) > 1:
         ways = " or ".join(repr(f"{dist}:{model.name}") for dist, model in matches)
         raise PluginError(f"two plugins offer a model {name!r}", hint=f"write {ways}")
     return matches[0][1] if matches else None
+
+
+def _choose(offered: Sequence[tuple[str, NamedModel]], name: str) -> list[tuple[str, NamedModel]]:
+    # As `draft.rewards.discovery.choose` for rewards: a name of Draft's own models means those.
+    found = [(dist, model) for dist, model in offered if name in (model.name, f"{dist}:{model.name}")]
+    own = [(dist, model) for dist, model in found if built_in(dist)]
+    return own or found
 
 
 def _verify(model: NamedModel) -> None:
@@ -162,16 +176,33 @@ def _offered() -> list[tuple[str, NamedModel]]:
     return [(dist, replace(m, path=place(m.path)) if m.derive is not None else m) for dist, m in offered]
 
 
+def rows_of(hook: str, kind: type[Row], function: Callable[[], Any]) -> list[Row]:
+    """Call one implementation of a hook that returns rows, and check them; whatever it raises is passed on.
+
+    Args:
+        hook: One of `ROWS`.
+        kind: What its rows are.
+        function: The implementation.
+
+    Returns:
+        The rows.
+
+    Raises:
+        TypeError: It returns something else.
+    """
+    rows = list(function())
+    if wrong := [row for row in rows if not isinstance(row, kind)]:
+        raise TypeError(f"{hook!r} must return draft.{kind.__name__} values (got {wrong[0]!r})")
+    return rows
+
+
 def _answers(hook: str, kind: type[Row]) -> list[tuple[str, Row]]:
     # Each implementation is called alone: in one joint call the first that raises would hide all others.
     offered: list[tuple[str, Row]] = []
     for implementation in getattr(extensions().hook, hook).get_hookimpls():
         dist = implementation.plugin_name.partition(":")[0]
         try:
-            answer: Any = implementation.function()
-            rows = list(answer)
-            if wrong := [row for row in rows if not isinstance(row, kind)]:
-                raise TypeError(f"{hook!r} must return draft.{kind.__name__} values (got {wrong[0]!r})")
+            rows = rows_of(hook, kind, implementation.function)
         except Exception as error:
             text = f"plugin {dist}: its hook {hook!r} failed ({type(error).__name__}: {error})"
             warnings.warn(f"{text}; going on without it", PluginWarning, stacklevel=4)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import inspect
+import sys
+import warnings
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 import pluggy
 
-from draft.errors import PluginError, did_you_mean
-from draft.rewards.discovery import REWARDS, Entry, entries, reward_entries
+from draft.errors import PluginError, PluginWarning, did_you_mean
+from draft.rewards.contract import check_class, in_brief, plugin_error
+from draft.rewards.discovery import (
+    REWARDS,
+    Entry,
+    built_in,
+    choose,
+    entries,
+    reward_entries,
+    spellings,
+    turned_off,
+)
 from draft.rewards.hookspecs import ExtensionHooks, RewardHooks
-from draft.rewards.reward import RESERVED, Reward
-
-SUPPORTED_API = (1,)
-"""The versions of the reward contract that this Draft understands: the current one and the one before."""
+from draft.rewards.reward import Reward
 
 
 def find_reward(name: str) -> type[Reward]:
@@ -31,17 +38,57 @@ def find_reward(name: str) -> type[Reward]:
     Raises:
         PluginError: No such reward, or two of that name, or its plugin is broken.
     """
+    entry = find_entry(name)
+    return next(reward for reward in load_rewards(entry) if reward.name == entry.name)
+
+
+def find_entry(name: str) -> Entry:
+    """The entry point of the one reward that is called `name`; nothing is imported.
+
+    Args:
+        name: The reward's name, or ``"distribution:name"``. A plain name that Draft's own rewards have is theirs,
+            and a package that uses it, too, is a warning.
+
+    Returns:
+        The entry point.
+
+    Raises:
+        PluginError: No such reward, perhaps because its package is turned off, or two of that name.
+    """
     known = reward_entries()
-    matches = [entry for entry in known if name in (entry.name, entry.qualified)]
+    matches = choose(known, name)
     if not matches:
-        hint = did_you_mean(name, [entry.name for entry in known], otherwise="`draft rewards list` shows them all")
+        hint = turned_off(REWARDS, name) or did_you_mean(
+            name, [entry.name for entry in known], otherwise="`draft rewards list` shows them all"
+        )
         raise PluginError(f"unknown reward (got {name!r})", hint=hint)
     if len(matches) > 1:
         owners = " and ".join(entry.source for entry in matches)
         ways = " or ".join(repr(entry.qualified) for entry in matches)
         raise PluginError(f"two plugins offer a reward {name!r}: {owners}", hint=f"write {ways}")
-    entry = matches[0]
-    return next(reward for reward in load_rewards(entry) if reward.name == entry.name)
+    for other in known:
+        if other.name == name and built_in(matches[0].dist) and other != matches[0]:
+            # One place of the code for all callers, so that each text is shown once.
+            text = f"reward {name!r} is the built-in one; that of {other.source} is {other.qualified!r}"
+            warnings.warn(text, PluginWarning, stacklevel=1)
+    return matches[0]
+
+
+def name_of(reward: type[Reward]) -> str:
+    """The name by which `find_reward` finds a class: its own, or ``"distribution:name"`` where that is another's.
+
+    Args:
+        reward: A reward's class.
+
+    Returns:
+        The name; `reward.name` of a class that no package offers.
+    """
+    spelled = spellings(reward_entries())
+    same = [entry for entry in spelled if entry.name == reward.name]
+    for entry in same if len(same) > 1 else ():
+        if any(value is reward for value in vars(sys.modules.get(entry.module, object)).values()):
+            return spelled[entry]
+    return reward.name
 
 
 def load_rewards(entry: Entry) -> list[type[Reward]]:
@@ -56,7 +103,7 @@ def load_rewards(entry: Entry) -> list[type[Reward]]:
     Raises:
         PluginError: The module fails to import, misspells a hook, or offers something else than its entry points say.
     """
-    fail = partial(_error, entry)
+    fail = partial(plugin_error, entry)
     manager = new_manager()
     module = register(manager, entry)
     implementations = manager.hook.draft_rewards.get_hookimpls()
@@ -65,11 +112,12 @@ def load_rewards(entry: Entry) -> list[type[Reward]]:
     try:
         rewards = implementations[0].function()
     except Exception as error:
-        raise fail(f"its hook 'draft_rewards' raised {_brief(error)}") from error
+        raise fail(f"its hook 'draft_rewards' raised {in_brief(error)}", at=error) from error
     if not isinstance(rewards, list | tuple):
-        raise fail(f"'draft_rewards' must return a list of rewards (got {type(rewards).__name__})")
+        got = type(rewards).__name__
+        raise fail(f"'draft_rewards' must return a list of rewards (got {got})", at=implementations[0].function)
     for reward in rewards:
-        _check_class(entry, reward)
+        check_class(entry, reward)
     offered = sorted(reward.name for reward in rewards)
     same_module = {e.name for e in entries(REWARDS) if (e.dist, e.module) == (entry.dist, entry.module)}
     if offered != sorted(same_module):
@@ -102,14 +150,14 @@ def register(manager: pluggy.PluginManager, entry: Entry) -> ModuleType:
     Raises:
         PluginError: The module cannot be imported, or a hook's name or arguments are not Draft's.
     """
-    fail = partial(_error, entry)
+    fail = partial(plugin_error, entry)
     if ":" in entry.module:
         raise fail(f"its entry point must be a module (got {entry.module!r})", hint="drop the part after ':'")
     try:
         module = importlib.import_module(entry.module)
     except (Exception, SystemExit) as error:
         # A plugin is a stranger's code: whatever it raises must not take the command down with it.
-        raise fail(f"cannot be imported: {_brief(error)}", hint=_import_hint(error)) from error
+        raise fail(f"cannot be imported: {in_brief(error)}", hint=_import_hint(error), at=error) from error
     if manager.is_registered(module):
         return module
     known = [name for name in vars(manager.hook) if name.startswith("draft_")]
@@ -117,7 +165,7 @@ def register(manager: pluggy.PluginManager, entry: Entry) -> ModuleType:
     for name in dir(module):
         if manager.parse_hookimpl_opts(module, name) is not None and name not in known:
             hint = did_you_mean(name, known, otherwise=f"hooks are {', '.join(known)}")
-            raise fail(f"unknown hook {name!r}", hint=hint)
+            raise fail(f"unknown hook {name!r}", hint=hint, at=getattr(module, name))
     for target in (new_manager(), manager):
         # The first one is a rehearsal: a plugin that fails halfway would leave its other hooks behind.
         try:
@@ -126,40 +174,6 @@ def register(manager: pluggy.PluginManager, entry: Entry) -> ModuleType:
         except (pluggy.PluginValidationError, ValueError) as error:
             raise fail(str(error).strip().splitlines()[-1].strip()) from error
     return module
-
-
-def _check_class(entry: Entry, reward: Any) -> None:
-    fail = partial(_error, entry)
-    if not (inspect.isclass(reward) and issubclass(reward, Reward)):
-        got = reward.__name__ if inspect.isclass(reward) else repr(reward)
-        raise fail(f"'draft_rewards' must return subclasses of draft.Reward (got {got})")
-    if not isinstance(getattr(reward, "name", None), str):
-        raise fail(f"{reward.__name__} has no `name`", hint='add a class attribute: name = "..."')
-    if inspect.isabstract(reward):
-        raise fail(f"reward {reward.name!r} has no method `load`")
-    if reserved := [field for field in reward.model_fields if field in RESERVED]:
-        raise fail(
-            f"reward {reward.name!r} has a field {reserved[0]!r}, which Draft reserves",
-            hint=f"rename it; reserved are {', '.join(RESERVED)}",
-        )
-    if unknown := [option for option in reward.stand_in or {} if option not in reward.model_fields]:
-        raise fail(f"reward {reward.name!r} has a `stand_in` for {unknown[0]!r}, which is no option of it")
-    if reward.api_version not in SUPPORTED_API:
-        spoken = ", ".join(map(str, SUPPORTED_API))
-        way = f"upgrade {'draft-diffusion' if reward.api_version > max(SUPPORTED_API) else entry.dist}"
-        raise fail(
-            f"reward {reward.name!r} is written for version {reward.api_version} of the reward contract, "
-            f"this Draft speaks {spoken}",
-            hint=way,
-        )
-
-
-def _error(entry: Entry, what: str, *, hint: str = "") -> PluginError:
-    return PluginError(f"plugin {entry.source} ({entry.module}): {what}", hint=hint)
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def _import_hint(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from pydantic import PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from draft.errors import ConfigErrors, DraftError, OptionError
+from draft.rewards.loading import name_of
 from draft.rewards.reward import RESERVED, Reward
 from draft.rewards.terms import build_reward
 
@@ -106,7 +107,7 @@ def _part(label: Any, options: Any) -> Reward:
 
 
 def _dump(parts: Mapping[str, Reward]) -> dict[str, Any]:
-    return {label: {"use": part.name, **part.model_dump(mode="json")} for label, part in parts.items()}
+    return {label: {"use": name_of(type(part)), **part.model_dump(mode="json")} for label, part in parts.items()}
 
 
 Parts: TypeAlias = Annotated[

@@ -67,7 +67,8 @@ class Reward(BaseModel, ABC):
                 return lambda images, prompts: images.mean(dim=(1, 2, 3))
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # Numbers become text where an option is text; `build_reward` does the same where it validates strictly.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
 
     name: ClassVar[str]
     cite: ClassVar[str] = ""

@@ -91,12 +91,52 @@ def build_reward(name: str, options: Mapping[str, Any], *, where: str = "") -> R
         ConfigErrors: Parameters are unknown or out of bounds; all of them, each with its place.
     """
     reward = find_reward(name)
+    # In JSON mode strictness still lets a list become a tuple, and "50" is refused as an integer.
+    given = json.loads(json.dumps(dict(options), default=str))
     try:
-        # In JSON mode strictness still lets a list become a tuple, and "50" is refused as an integer.
-        return reward.model_validate_json(json.dumps(dict(options), default=str), strict=True)
+        return _validated(reward, given)
     except ValidationError as error:
-        errors = [_explain(detail, reward, where) for detail in error.errors()]
-        raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from None
+        findings = error.errors()
+    if sum(_as_text(given, finding) for finding in findings):
+        try:
+            return _validated(reward, given)
+        except ValidationError as error:
+            findings = error.errors()
+    errors = [_explain(finding, reward, where) for finding in findings]
+    raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
+
+
+def _validated(reward: type[Reward], given: Mapping[str, Any]) -> Reward:
+    return reward.model_validate_json(json.dumps(given), strict=True)
+
+
+def _as_text(given: Any, finding: Mapping[str, Any]) -> bool:
+    """Make a number text where an option is text: whoever writes ``target: 281`` means ``"281"``.
+
+    Args:
+        given: The options; changed in place.
+        finding: One of pydantic's.
+
+    Returns:
+        Whether something was changed.
+    """
+    number = finding["input"]
+    if finding["type"] != "string_type" or isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    container = key = None
+    for part in finding["loc"]:
+        if _has(given, part):  # else it names one of the types that the option may have
+            container, key, given = given, part, given[part]
+    if container is None or given != number:
+        return False
+    container[key] = str(number)
+    return True
+
+
+def _has(container: Any, key: int | str) -> bool:
+    if isinstance(container, list):
+        return isinstance(key, int) and key < len(container)
+    return isinstance(container, dict) and key in container
 
 
 def reward_config(term: Term) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import draft
-from draft_rewards._loading import explained, hub_options, load_frozen
+from draft_rewards._loading import explained, hub_options, load_frozen, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing, read_preprocessing
 
 if TYPE_CHECKING:
@@ -121,15 +121,15 @@ def load_blip(family: Any, model: str, *, revision: str = "", device: torch.devi
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     path, options = draft.model_path(model), hub_options(revision, model)
     with explained(what, model, where=where, revision=revision):
         kind = AutoConfig.from_pretrained(path, **options).model_type
         if kind != "blip":
             raise ValueError(f"its model_type must be blip (got {kind!r})")
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         preprocessing = read_preprocessing(path, options, kind="Blip")
+    tokenizer = load_tokenizer(model, revision=revision, what=what, where=where)
     # transformers 4 draws BLIP's embeddings before it reads them.
     with torch.random.fork_rng(devices=[]):
         network = load_frozen(family, model, revision=revision, device=device, what=what, where=where)

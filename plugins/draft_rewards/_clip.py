@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
-from draft_rewards._loading import TOKENS_AND_SIZES, explained, hub_options, load_frozen
+from draft_rewards._loading import NOTHING, TOKENS_AND_SIZES, explained, hub_options, load_frozen, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing, find_preprocessing
 from draft_rewards._text import text_vector
 
@@ -30,7 +30,7 @@ class Clip:
 
     Args:
         model: The frozen `transformers.CLIPModel`, float32.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; None where no texts are read.
         preprocessing: Its image preprocessing.
     """
 
@@ -59,15 +59,26 @@ class Clip:
         return text_vector(self.model, self.tokenizer, text)
 
 
-def load_clip(model: str, *, processor: str = "", revision: str = "", device: torch.device, where: str) -> Clip:
+def load_clip(
+    model: str,
+    *,
+    processor: str = "",
+    revision: str = "",
+    texts: bool = True,
+    device: torch.device,
+    where: str,
+    others: Mapping[str, Sequence[str]] = NOTHING,
+) -> Clip:
     """Load a CLIP of transformers from a registered name, a folder or the hub; safetensors only.
 
     Args:
         model: A name of `draft models`, a folder, or a hub id.
         processor: Where tokenizer and image preprocessing come from, likewise; empty: from `model`.
         revision: A hub revision of `model`; empty: the pinned one, see `_loading.hub_options`.
+        texts: Whether texts will be read; without them no tokenizer is loaded.
         device: Where to put it.
         where: The reward's name, for errors.
+        others: What else the reward will load, see `_loading.explained`.
 
     Returns:
         The model, frozen and in evaluation mode, with its tokenizer and preprocessing.
@@ -75,15 +86,18 @@ def load_clip(model: str, *, processor: str = "", revision: str = "", device: to
     Raises:
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
-    from transformers import AutoTokenizer, CLIPModel
+    from transformers import CLIPModel
 
-    network = load_frozen(CLIPModel, model, revision=revision, device=device, what="CLIP model", where=where)
+    others = {**others, processor: TOKENS_AND_SIZES}
+    network = load_frozen(
+        CLIPModel, model, revision=revision, device=device, what="CLIP model", where=where, others=others
+    )
     source, meant = processor or model, "" if processor else revision
     path, options = draft.model_path(source), hub_options(meant, source)
     what, files = ("CLIP processor", TOKENS_AND_SIZES) if processor else ("CLIP model", ())
     with explained(what, source, where=where, revision=meant, files=files):
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         preprocessing = find_preprocessing(path, options, kind="CLIP")
+    tokenizer = load_tokenizer(source, revision=meant, what=what, where=where, files=files) if texts else None
     if preprocessing is None:
         side = network.config.vision_config.image_size
         preprocessing = Preprocessing(shortest_edge=side, cropped=(side, side))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import draft
 from draft_rewards._blip import padded
 from draft_rewards._image_reward_published import convert
-from draft_rewards._loading import TOKENS_AND_SIZES, explained, hub_options
+from draft_rewards._loading import TOKENS_AND_SIZES, explained, hub_options, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -53,15 +53,16 @@ def load_image_reward(
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
     import torch
-    from transformers import BertTokenizer
 
-    with explained("ImageReward model", model, where=where, revision=revision):
+    others = {tokenizer: TOKENS_AND_SIZES}
+    with explained("ImageReward model", model, where=where, revision=revision, others=others):
         config, tensors = read(model, revision)
         network = assemble(config, tensors).to(device)
     source, meant = tokenizer or model, "" if tokenizer else revision
-    with explained("tokenizer", source, where=where, revision=meant, files=TOKENS_AND_SIZES):
-        # Not AutoTokenizer, to which `image_reward` is no model type.
-        encode = BertTokenizer.from_pretrained(draft.model_path(source), **hub_options(meant, source))
+    # Not AutoTokenizer, to which `image_reward` is no model type.
+    encode = load_tokenizer(
+        source, name="BertTokenizer", revision=meant, what="tokenizer", where=where, files=TOKENS_AND_SIZES
+    )
     side, padding = config["vision_config"]["image_size"], config["text_config"]["pad_token_id"]
 
     @lru_cache(maxsize=8192)

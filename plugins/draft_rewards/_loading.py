@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
+from draft import tokenizer
 from draft.errors import ResourceError
 from draft_rewards._weights import download_command, published_weights, revision_of
 
@@ -29,10 +31,22 @@ Revision = Annotated[
 TOKENS_AND_SIZES = ("*.json", "*.txt")
 """Patterns of the files that a processor needs: everything but weights."""
 
+NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
+"""Where a reward loads no other model."""
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)*")
 
 
-def load_frozen(family: Any, model: str, *, revision: str, device: torch.device, what: str, where: str) -> Any:
+def load_frozen(
+    family: Any,
+    model: str,
+    *,
+    revision: str,
+    device: torch.device,
+    what: str,
+    where: str,
+    others: Mapping[str, Sequence[str]] = NOTHING,
+) -> Any:
     """Load a network's weights, frozen, in evaluation mode and float32.
 
     They are read from safetensors. Where a model has none, its `pytorch_model.bin` is read as weights alone: torch
@@ -45,6 +59,7 @@ def load_frozen(family: Any, model: str, *, revision: str, device: torch.device,
         device: Where to put it.
         what: What is being loaded, e.g. ``"CLIP model"``, for errors.
         where: The reward's name, for errors.
+        others: What else the reward will load, see `explained`.
 
     Returns:
         The network.
@@ -52,7 +67,7 @@ def load_frozen(family: Any, model: str, *, revision: str, device: torch.device,
     Raises:
         DraftError: It cannot be loaded, or its weights lack tensors, which transformers would draw at random.
     """
-    with explained(what, model, where=where, revision=revision):
+    with explained(what, model, where=where, revision=revision, others=others):
         options = hub_options(revision, model)
         pickled = _folder_without_safetensors(draft.model_path(model), options)
         if pickled:
@@ -70,6 +85,37 @@ def load_frozen(family: Any, model: str, *, revision: str, device: torch.device,
     return network.to(device=device).float().eval().requires_grad_(False)
 
 
+def load_tokenizer(
+    model: str,
+    *,
+    name: str = "AutoTokenizer",
+    revision: str = "",
+    what: str,
+    where: str,
+    files: Sequence[str] = (),
+) -> Any:
+    """Load a tokenizer of transformers, and refuse one without a vocabulary.
+
+    Args:
+        model: A name of `draft models`, a folder, or a hub id.
+        name: Its class in transformers, without `Fast`.
+        revision: A hub revision; empty: the pinned one, see `hub_options`.
+        what: What it belongs to, e.g. ``"CLIP model"``, for errors.
+        where: The reward's name, for errors.
+        files: Patterns of the files that are read, where they are not all that the reward reads of this model.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        DraftError: It cannot be loaded, or would read all prompts alike.
+    """
+    with explained(what, model, where=where, revision=revision, files=files):
+        options = hub_options(revision, model)
+        owner = repr(model) if what.endswith("tokenizer") else f"the {what} {model!r}"
+        return tokenizer.load_tokenizer(name, draft.model_path(model), of=owner, where=where, **options)
+
+
 def hub_options(revision: str, model: str) -> dict[str, Any]:
     """Arguments of transformers' loaders for a hub revision.
 
@@ -85,8 +131,18 @@ def hub_options(revision: str, model: str) -> dict[str, Any]:
 
 
 @contextmanager
-def explained(what: str, model: str, *, where: str, revision: str = "", files: Sequence[str] = ()) -> Iterator[None]:
+def explained(
+    what: str,
+    model: str,
+    *,
+    where: str,
+    revision: str = "",
+    files: Sequence[str] = (),
+    others: Mapping[str, Sequence[str]] = NOTHING,
+) -> Iterator[None]:
     """Turn what goes wrong while files are read into an error that names the model and how to get it.
+
+    torch's random numbers on the CPU are left as they were.
 
     Args:
         what: What is being loaded, e.g. ``"CLIP model"``.
@@ -94,24 +150,35 @@ def explained(what: str, model: str, *, where: str, revision: str = "", files: S
         where: The reward's name.
         revision: The option `revision`, for the command that fetches it.
         files: Patterns of the files that are read, where they are not all that the reward reads of this model.
+        others: What else the reward will load, to the patterns of its files, or none as in `download_command`: the
+            hint fetches what is on the hub of it, too, so that one visit to the network is enough.
 
     Raises:
         DraftError: The block raised because files are missing, broken or of another kind; a `ResourceError` where
             only the hub has them.
     """
+    import torch
     from safetensors import SafetensorError
 
     try:
-        yield
+        # transformers 4 draws initial weights before it reads the real ones.
+        with torch.random.fork_rng(devices=[]):
+            yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         if isinstance(error, UnpicklingError):
             reason = "its file is a pickle of more than weights, and no other is read"
         ways = f"give a name of `draft models`, a folder that holds the {what}, or a hub id you can reach"
         path = draft.model_path(model)
-        if not isinstance(error, OSError) or Path(path).exists() or not _HUB_ID.fullmatch(path):
+        if not isinstance(error, OSError) or not _on_the_hub(path):
             raise draft.DraftError(f"cannot load the {what} {model!r}: {reason}", where=where, hint=ways) from error
-        reason, hint = _out_of_reach(model, reason, download_command(model, revision, files))
+        commands = [download_command(model, revision, files)]
+        commands += [
+            download_command(other, "", patterns)
+            for other, patterns in others.items()
+            if other and _on_the_hub(draft.model_path(other))
+        ]
+        reason, hint = _out_of_reach(model, reason, " && ".join(dict.fromkeys(commands)))
         entry = published_weights(model)
         facts = f" ({entry.megabytes} MB, licence: {entry.licence})" if entry and not files else ""
         raise ResourceError(
@@ -120,6 +187,10 @@ def explained(what: str, model: str, *, where: str, revision: str = "", files: S
             where=where,
             hint=f"{hint}; or {ways}",
         ) from error
+
+
+def _on_the_hub(path: str) -> bool:
+    return not Path(path).exists() and _HUB_ID.fullmatch(path) is not None
 
 
 def _out_of_reach(model: str, reason: str, command: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 
 import draft
-from draft_rewards._loading import explained, hub_options, load_frozen
+from draft_rewards._loading import explained, hub_options, load_frozen, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing, read_preprocessing
 from draft_rewards._text import text_vector
 
@@ -112,7 +112,7 @@ def load_detector(model: str, *, revision: str = "", device: torch.device, where
     Raises:
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
-    from transformers import AutoConfig, AutoTokenizer, Owlv2ForObjectDetection, OwlViTForObjectDetection
+    from transformers import AutoConfig, Owlv2ForObjectDetection, OwlViTForObjectDetection
 
     families = {"owlvit": OwlViTForObjectDetection, "owlv2": Owlv2ForObjectDetection}
     path, options, what = draft.model_path(model), hub_options(revision, model), "OWL-ViT detector"
@@ -120,8 +120,8 @@ def load_detector(model: str, *, revision: str = "", device: torch.device, where
         kind = AutoConfig.from_pretrained(path, **options).model_type
         if kind not in families:
             raise ValueError(f"its model_type must be owlvit or owlv2 (got {kind!r})")
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         preprocessing = read_preprocessing(path, options, kind={"owlvit": "OwlViT", "owlv2": "Owlv2"}[kind])
+    tokenizer = load_tokenizer(model, revision=revision, what=what, where=where)
     network = load_frozen(families[kind], model, revision=revision, device=device, what=what, where=where)
     return Detector(network, tokenizer, preprocessing)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import draft
 from draft_rewards._blip import padded
-from draft_rewards._loading import explained, hub_options, load_frozen
+from draft_rewards._loading import explained, hub_options, load_frozen, load_tokenizer
 from draft_rewards._preprocessing import read_preprocessing
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ def load_paligemma(model: str, *, revision: str, device: torch.device, where: st
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
     import torch
-    from transformers import AutoTokenizer, PaliGemmaForConditionalGeneration
+    from transformers import PaliGemmaForConditionalGeneration
 
     path, options, what = draft.model_path(model), hub_options(revision, model), "PaliGemma"
     with explained(what, model, where=where, revision=revision):
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         preprocessing = read_preprocessing(path, options, kind="Siglip")
+    tokenizer = load_tokenizer(model, revision=revision, what=what, where=where)
     network = load_frozen(
         PaliGemmaForConditionalGeneration, model, revision=revision, device=device, what=what, where=where
     )

@@ -58,7 +58,9 @@ class Aesthetic(draft.Reward):
         from draft_rewards._aesthetic import load_head
         from draft_rewards._clip import load_clip
 
-        clip = load_clip(self.model, revision=self.revision, device=device, where=self.name)
+        clip = load_clip(
+            self.model, revision=self.revision, texts=False, device=device, where=self.name, others={self.head: ()}
+        )
         width = clip.model.visual_projection.out_features
         head = load_head(self.head, width, revision=self.head_revision, device=device, where=self.name)
 

@@ -93,7 +93,7 @@ class Diversity(draft.Reward):
             return _pixels()
         from draft_rewards._clip import load_clip
 
-        clip = load_clip(self.model, revision=self.revision, device=device, where=self.name)
+        clip = load_clip(self.model, revision=self.revision, texts=False, device=device, where=self.name)
 
         def describe(images: Images) -> Tensor:
             if images.requires_grad:

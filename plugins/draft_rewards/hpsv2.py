@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import draft
-from draft_rewards._loading import TOKENS_AND_SIZES, Revision, explained, hub_options
+from draft_rewards._loading import TOKENS_AND_SIZES, Revision, explained, hub_options, load_tokenizer
 from draft_rewards._text import Text
 
 if TYPE_CHECKING:
@@ -93,8 +93,6 @@ class Hpsv2(draft.Reward):
         return score
 
     def _clip(self, device: torch.device) -> Clip:
-        from transformers import AutoTokenizer
-
         from draft_rewards._clip import Clip, load_clip
         from draft_rewards._open_clip import load_open_clip, with_clean_texts
         from draft_rewards._preprocessing import Preprocessing
@@ -111,9 +109,7 @@ class Hpsv2(draft.Reward):
                 where=self.name,
                 hint=f"leave `processor` out, or give a folder with CLIP's tokenizer; `model` is {self.model!r}",
             )
-        with explained("CLIP tokenizer", self.processor, where=self.name, files=TOKENS_AND_SIZES):
-            options = hub_options("", self.processor)
-            tokenizer = AutoTokenizer.from_pretrained(draft.model_path(self.processor), **options)
+        tokenizer = load_tokenizer(self.processor, what="CLIP tokenizer", where=self.name, files=TOKENS_AND_SIZES)
         network = load_open_clip(file, what=CHECKPOINT, device=device, where=self.name)
         return _framed(Clip(network, with_clean_texts(tokenizer), Preprocessing()))
 
@@ -133,11 +129,11 @@ class Hpsv2(draft.Reward):
             return path
         if path.is_dir():
             return path / wanted if (path / wanted).is_file() else None
-        options = hub_options(self.revision, self.model)
+        options, others = hub_options(self.revision, self.model), {self.processor: TOKENS_AND_SIZES}
         if self.model == HUB:
-            with explained(CHECKPOINT, f"{HUB}/{wanted}", where=self.name, revision=self.revision):
+            with explained(CHECKPOINT, f"{HUB}/{wanted}", where=self.name, revision=self.revision, others=others):
                 return Path(str(cached_file(HUB, wanted, **options)))
-        with explained("HPSv2 model", self.model, where=self.name, revision=self.revision):
+        with explained("HPSv2 model", self.model, where=self.name, revision=self.revision, others=others):
             if path.is_absolute() or self.model.startswith(".") or self.model.count("/") > 1:
                 raise ValueError("there is no such file or folder")
             file = cached_file(self.model, wanted, _raise_exceptions_for_missing_entries=False, **options)

@@ -223,7 +223,7 @@ def test_a_finished_run_lists_its_results_and_a_second_one_reuses_them(draft: Dr
     assert draft("run", "small.yaml") == (0, f"[1/1] both: reused\n{results}", "")
 
 
-HEAVY = ("torch", "diffusers", "transformers", "peft", "kornia", "rich", "matplotlib")
+HEAVY = ("torch", "diffusers", "transformers", "peft", "rich", "matplotlib")
 SCRIPT = """
 import sys
 from draft_cli.app import main

@@ -98,3 +98,14 @@ def test_a_pickle_is_no_model_whether_it_is_there_or_not(told, workshop, name: s
 def test_a_folder_whose_name_ends_like_a_pickle_is_a_model(told, workshop) -> None:
     (workshop.folder / "model").rename(workshop.folder / "model.bin")
     assert told(TRAIN, "model: model", "model: ./model.bin") == []
+
+
+def test_a_family_that_needs_newer_libraries_is_refused(told, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from draft.diffusion import families
+
+    row = replace(families.FAMILIES[0], needs="diffusers>=99")
+    monkeypatch.setattr("draft.pipeline.models.family_of", lambda model: row)
+    (message,) = told(TRAIN)
+    assert message.startswith("demo.yaml:5: the family 'sd' of this model needs diffusers>=99 (got ")

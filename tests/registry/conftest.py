@@ -61,7 +61,8 @@ class Site:
 
     def command(self, *words: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run `python -m draft` in a process of its own, with this folder on the path."""
-        values = {**os.environ, "PYTHONPATH": str(self.folder), "COLUMNS": "200", **(environment or {})}
+        paths = os.pathsep.join(path for path in (str(self.folder), os.environ.get("PYTHONPATH", "")) if path)
+        values = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200", **(environment or {})}
         return subprocess.run(
             [sys.executable, "-m", "draft", *words],
             env=values,

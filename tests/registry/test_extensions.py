@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from draft.errors import PluginError, PluginWarning
+from draft.diffusion.families import family_named
+from draft.errors import DraftError, PluginError, PluginWarning
+from draft.pipeline.load import load_pipeline
 from draft.rewards.extensions import extensions, model_path, named_models
 
 MODELS = """
@@ -55,6 +57,30 @@ def test_two_models_with_one_name_are_an_error_only_when_it_is_used(site: Any, t
     with pytest.raises(PluginError, match="two plugins offer a model 'twin'") as raised:
         model_path("twin")
     assert raised.value.hint == "write 'draft-x:twin' or 'draft-y:twin'"
+
+
+def test_a_built_in_model_keeps_its_name(site: Any, tmp_path: Path) -> None:
+    before = model_path("emoji/clip")
+    site.install("draft-z", "ext_z", MODELS.format(name="emoji/clip", path=tmp_path.as_posix()), extension="z")
+    assert model_path("emoji/clip") == before
+    assert model_path("draft-z:emoji/clip") == str(tmp_path)
+    assert {"emoji/clip", "draft-z:emoji/clip"} <= set(named_models())
+
+
+def test_a_model_may_be_missing_because_its_package_is_turned_off(
+    site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("draft-m", "ext_off", MODELS.format(name="quiet_one", path=tmp_path.as_posix()), extension="m")
+    monkeypatch.setenv("DRAFT_DISABLE_PLUGINS", "1")
+    (tmp_path / "a.yaml").write_text(
+        "name: a\nstages:\n  train: {kind: train, model: quiet_one, prompts: [a cat], rewards: {jpeg: {}}}\n"
+    )
+    with pytest.raises(DraftError) as raised:
+        load_pipeline(tmp_path / "a.yaml")
+    assert "DRAFT_DISABLE_PLUGINS=1 turns off draft-m 1.2.3, which may offer it" in str(raised.value)
+    with pytest.raises(DraftError) as raised:
+        family_named("quiet")
+    assert raised.value.hint == "DRAFT_DISABLE_PLUGINS=1 turns off draft-m 1.2.3, which may offer it"
 
 
 def test_an_observer_is_told_of_stages_with_the_arguments_it_asks_for(site: Any, tmp_path: Path) -> None:

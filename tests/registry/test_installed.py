@@ -84,6 +84,7 @@ def test_a_pipeline_may_use_the_installed_example(example: Any, tmp_path: Path) 
     without = example.command("check", str(file), environment={"DRAFT_DISABLE_PLUGINS": "1"})
     assert without.returncode == 2
     assert "unknown reward (got 'palette')" in without.stderr
+    assert "hint: DRAFT_DISABLE_PLUGINS=1 turns off draft-reward-palette 0.1.0, which offers it" in without.stderr
 
 
 def test_the_commands_survive_every_kind_of_bad_plugin(site: Any) -> None:
@@ -98,8 +99,10 @@ def test_the_commands_survive_every_kind_of_bad_plugin(site: Any) -> None:
     assert all(word in listed.stdout for word in ("draft-one:twin", "draft-two:twin", "broken", "typo", "jpeg"))
 
     plugins = site.command("plugins")
-    assert plugins.returncode == 0, plugins.stderr
-    assert "plugin draft-broken 1.2.3 (bad_import): cannot be imported" in plugins.stdout
+    assert plugins.returncode == 1, plugins.stderr
+    broken = f"No module named 'no_such_module' at {site.folder / 'bad_import.py'}:1"
+    assert "plugin draft-broken 1.2.3 (bad_import): cannot be imported" in plugins.stdout and broken in plugins.stdout
+    assert "3 of " in plugins.stdout.splitlines()[-1]
     assert "did you mean 'draft_rewards'?" in plugins.stdout
 
     models = site.command("models")

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from draft.errors import PluginError
+from draft.errors import PluginError, PluginWarning
+from draft.rewards import contract
 from draft.rewards.describe import summary
-from draft.rewards.discovery import reward_entries
-from draft.rewards.loading import find_reward
+from draft.rewards.discovery import reward_entries, spellings
+from draft.rewards.loading import find_reward, name_of
+from draft.rewards.reward import Reward
+from draft.rewards.terms import build_reward
 
 
 def names() -> list[str]:
@@ -99,6 +102,45 @@ def test_two_plugins_with_one_name_are_an_error_only_when_it_is_used(site: Any) 
     assert find_reward("draft-two:twin").__module__ == "door_two"
 
 
+def test_a_built_in_reward_keeps_its_name_and_the_other_is_reached_by_its_distribution(site: Any) -> None:
+    before = find_reward("jpeg")
+    site.reward("draft-shadow", "door_shadow", "jpeg")
+    with pytest.warns(PluginWarning, match="that of draft-shadow 1.2.3 is 'draft-shadow:jpeg'"):
+        assert find_reward("jpeg") is before
+    other = find_reward("draft-shadow:jpeg")
+    assert other.__module__ == "door_shadow"
+    assert (name_of(before), name_of(other)) == ("jpeg", "draft-shadow:jpeg")
+    assert [name for entry, name in spellings(reward_entries()).items() if entry.name == "jpeg"] == [
+        "jpeg",
+        "draft-shadow:jpeg",
+    ]
+    # A reward made of others is sent to a process of its own as plain values: the name must lead to the same class.
+    combined = build_reward("expression", {"formula": "a", "of": {"a": {"use": "draft-shadow:jpeg"}}})
+    again = build_reward("expression", combined.model_dump(mode="json"))
+    assert type(again.of["a"]) is other  # type: ignore[attr-defined]
+
+
+def test_what_fails_in_a_plugin_is_told_with_its_line(site: Any) -> None:
+    source = "import draft\n\n@draft.hookimpl\ndef draft_rewards():\n    return draft.per_prompt()\n"
+    site.install("draft-line", "door_line", source, rewards={"line": "door_line"})
+    assert refused("line").what.endswith(f" at {site.folder / 'door_line.py'}:5"), "not the line of the library"
+    site.install("draft-syntax", "door_syntax", "import draft\n\ndef :\n", rewards={"syntax": "door_syntax"})
+    assert refused("syntax").what.endswith(f" at {site.folder / 'door_syntax.py'}:3")
+    site.reward("draft-nameless", "door_nameless", "nameless", field="weight: float = 1.0")
+    assert refused("nameless").what.endswith(f" at {site.folder / 'door_nameless.py'}:4")
+
+
+@pytest.mark.parametrize(("variable", "value"), [("DRAFT_DISABLE_PLUGINS", "1"), ("DRAFT_PLUGINS", "draft-other")])
+def test_a_reward_that_is_turned_off_is_not_called_unknown_without_the_reason(
+    site: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    site.reward("draft-quiet", "door_quiet", "quiet")
+    monkeypatch.setenv(variable, value)
+    for name in ("quiet", "draft-quiet:quiet"):
+        assert refused(name).hint == f"{variable}={value} turns off draft-quiet 1.2.3, which offers it"
+    assert "draft rewards list" in refused("nothing_of_the_kind").hint
+
+
 def test_the_rewards_must_carry_the_names_of_their_entry_points(site: Any) -> None:
     site.reward("draft-misnamed", "door_misnamed", "really", entry="promised")
     assert "entry points promise promised but door_misnamed offers really" in refused("promised").what
@@ -115,6 +157,22 @@ def test_a_reward_for_another_version_of_the_contract_is_refused(site: Any) -> N
     error = refused("future")
     assert "version 2 of the reward contract, this Draft speaks 1" in error.what
     assert error.hint == "upgrade draft-diffusion"
+
+
+def test_a_reward_without_a_version_is_of_the_first_contract_whatever_this_draft_speaks(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.reward("draft-old", "door_old", "old")
+    site.reward("draft-new", "door_new", "new", field="api_version = 3")
+    site.reward("draft-half", "door_half", "half", field="api_version = '3'")
+    monkeypatch.setattr(contract, "SUPPORTED_API", (3, 2))
+    monkeypatch.setattr(Reward, "api_version", 3)
+    error = refused("old")
+    assert "'old' is written for version 1 of the reward contract, this Draft speaks 3, 2" in error.what
+    assert error.hint == "upgrade draft-old"
+    assert find_reward("new").name == "new"
+    assert "must have a whole number as `api_version` (got '3')" in refused("half").what
+    assert find_reward("jpeg").name == "jpeg", "Draft's own rewards are always up to date"
 
 
 def test_a_stand_in_for_an_option_that_is_not_there_is_refused(site: Any) -> None:

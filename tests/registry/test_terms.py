@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import draft
 from draft.errors import ConfigError, ConfigErrors, DraftError
 from draft.rewards.terms import build_term, reward_config, reward_source
 
@@ -27,7 +28,7 @@ def test_use_defaults_to_the_label() -> None:
 
 def test_the_fingerprint_sees_use_weight_and_options_but_no_label_and_no_device() -> None:
     config = reward_config(build_term("hard", {"use": "jpeg", "weight": 0.5, "device": "cuda:1"}))
-    assert json.loads(json.dumps(config)) == {"use": "jpeg", "weight": 0.5, "quality": 50}
+    assert json.loads(json.dumps(config)) == {"use": "jpeg", "weight": 0.5, "quality": 50, "rounding": "exact"}
 
 
 def test_the_source_of_a_reward_is_the_file_of_its_module() -> None:
@@ -55,6 +56,24 @@ def test_all_errors_come_at_once_each_with_its_place() -> None:
 )
 def test_options_are_strict(options: dict[str, Any], told: str) -> None:
     assert errors_of("jpeg", options)[0].what == told
+
+
+def test_a_number_is_text_where_an_option_is_text(site: Any) -> None:
+    field = "target: str = 'x'; many: str | list[str] = 'y'; word: str | None = None; factor: float | str = 1.0"
+    site.reward("draft-wordy", "door_numbers", "numbers", field=field)
+    term = build_term("numbers", {"target": 281, "many": [1, "b", 0.5], "word": 2, "factor": "{column}"})
+    assert reward_config(term)["target"] == "281"
+    assert reward_config(term)["many"] == ["1", "b", "0.5"] and reward_config(term)["word"] == "2"
+    assert type(term.reward)(target=281) == build_term("numbers", {"target": "281"}).reward
+    assert [error.what for error in errors_of("numbers", {"target": True, "word": [1], "factor": None})] == [
+        "must be text (got true)",
+        "must be text (got [1])",
+        "must be a number (got null)",
+        "must be text (got null)",
+    ]
+    prompts = draft.Prompts(["a cat", "a dog"], {"column": ["1", "2"]})
+    assert draft.per_prompt(281, prompts) == ["281", "281"]
+    assert [float(value) for value in draft.per_prompt(term.reward.factor, prompts)] == [1, 2]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), True, None, "1"])

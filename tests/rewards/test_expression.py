@@ -334,7 +334,7 @@ def test_the_fingerprint_sees_options_sources_and_models_of_all_its_rewards(tmp_
     plain = made()
     assert sorted(plain["sources"]) == ["fit", "fit.of.a", "fit.of.b"]
     assert len(set(plain["sources"].values())) == 3
-    assert plain["rewards"]["fit"]["of"]["b"] == {"use": "jpeg", "quality": 50}, "defaults count"
+    assert plain["rewards"]["fit"]["of"]["b"] == {"use": "jpeg", "quality": 50, "rounding": "exact"}, "defaults count"
     assert made(("{use: jpeg}", "{use: jpeg, quality: 50}")) == plain
     assert made(("{use: jpeg}", "{use: jpeg, quality: 51}")) != plain
     other = made(("{use: jpeg}", "{use: symmetry}"))

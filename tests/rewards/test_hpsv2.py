@@ -150,7 +150,7 @@ def test_missing_weights_say_which_file_how_large_and_under_which_licence(
         draft.load("hpsv2", version="v2.0", revision="abc")
     assert asked == [("xswu/HPSv2", "HPS_v2_compressed.pt", {"revision": "abc"})]
     assert "(1972 MB, licence: Apache-2.0)" in raised.value.needs
-    assert "`hf download xswu/HPSv2 HPS_v2_compressed.pt --revision abc`" in raised.value.hint
+    assert "`hf download xswu/HPSv2 HPS_v2_compressed.pt --revision abc && hf download laion/" in raised.value.hint
     with pytest.raises(ResourceError):
         draft.load("hpsv2")
     assert asked[1][1:] == ("HPS_v2.1_compressed.pt", {"revision": "697403c78157020a1ae59d23f111aa58ced35b0a"})

@@ -8,20 +8,22 @@ from typing import Annotated
 import typer
 
 from draft.authoring.stand_in import choose_reward, offering_stand_in
-from draft_cli.rewards.options import AUTO, Name, Settings, StandIn, parse_settings
+from draft_cli.rewards.options import AUTO, Name, Python, Set, Settings, StandIn, parse_settings
 
 
 def check_command(
     name: Name,
-    settings: Settings = None,
+    words: Settings = None,
+    settings: Set = None,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, with the columns that options name.")
     ] = None,
     device: Annotated[str, typer.Option(help=f"Where to load it: {AUTO}")] = "cpu",
     stand_in: StandIn = False,
+    python: Python = "",
 ) -> None:
     """Run the conformance kit over one reward; exit code 1 if it breaks its contract."""
-    reward = choose_reward(name, parse_settings(settings or []), stand_in=stand_in)
+    reward = choose_reward(name, parse_settings([*(words or []), *(settings or [])]), stand_in=stand_in, python=python)
     from draft.prompts import load_prompts
     from draft.testing import PROMPTS, run_checks, table
 

@@ -6,47 +6,59 @@ import inspect
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
 
+from draft.authoring.stand_in import choose_class
+from draft.isolation.reward import IsolatedReward
 from draft.rewards.describe import facts, headline, options, summary, yaml_example
-from draft.rewards.discovery import Entry, reward_entries
-from draft.rewards.loading import find_reward
+from draft.rewards.discovery import reward_entries, spellings
+from draft.rewards.loading import find_entry
 from draft.rewards.reward import Reward
-from draft_cli.rewards.options import Name
+from draft_cli.rewards.options import Name, Python
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def list_command(as_json: Json = False) -> None:
     """List the installed rewards, from package metadata alone: no plugin is imported."""
-    entries = reward_entries()
+    spelled = spellings(reward_entries())
     if as_json:
         rows = [
-            {"name": e.name, "package": e.dist, "version": e.version, "module": e.module, "summary": summary(e)}
-            for e in entries
+            {
+                "name": e.name,
+                "use": name,
+                "package": e.dist,
+                "version": e.version,
+                "module": e.module,
+                "summary": summary(e),
+            }
+            for e, name in spelled.items()
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    counted = [entry.name for entry in entries]
-    rows = [(_shown(entry, counted), entry.source, summary(entry)) for entry in entries]
+    rows = [(name, entry.source, summary(entry)) for entry, name in spelled.items()]
     typer.echo(columns([("reward", "package", "what it scores"), *rows]))
 
 
-def show_command(name: Name) -> None:
+def show_command(name: Name, python: Python = "") -> None:
     """Show one reward: description, source, options with bounds, package, and YAML to paste."""
-    reward = find_reward(name)
-    entry = next(entry for entry in reward_entries() if name in (entry.name, entry.qualified))
-    typer.echo(card(reward, entry))
+    reward = choose_class(name, python=python)
+    terms = {"use": json.dumps(name)} if name != reward.name else {}
+    if issubclass(reward, IsolatedReward):
+        terms["isolated"] = f"{{python: {json.dumps(str(reward.isolated.python))}}}"
+        typer.echo(card(reward, reward.isolated.package, terms))
+    else:
+        typer.echo(card(reward, find_entry(name).source, terms))
 
 
-def card(reward: type[Reward], entry: Entry) -> str:
-    """A reward on one page of plain text."""
+def card(reward: type[Reward], source: str, terms: Mapping[str, str]) -> str:
+    """A reward on one page of plain text; `terms` are what a pipeline has to write besides its options."""
     kind = "differentiable" if reward.differentiable else "a metric, not differentiable"
     details = (reward.__doc__ or "").strip().partition("\n\n")[2]
-    parts = [f"{reward.name}   {entry.source}   {kind}", headline(reward)]
+    parts = [f"{reward.name}   {source}   {kind}", headline(reward)]
     if details:
         parts.append(inspect.cleandoc("\n" + details))
     if entries := facts(reward):
@@ -54,7 +66,7 @@ def card(reward: type[Reward], entry: Entry) -> str:
     if listed := options(reward):
         rows = [(o.name, o.type, o.default, o.bounds, o.description) for o in listed]
         parts.append(columns([("option", "type", "default", "bounds", "meaning"), *rows]))
-    parts.append(f"in a pipeline:\n\n{_indent(yaml_example(reward))}")
+    parts.append(f"in a pipeline:\n\n{_indent(yaml_example(reward, terms))}")
     return "\n\n".join(parts)
 
 
@@ -66,10 +78,6 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
         limit = shutil.get_terminal_size().columns
         lines = [line if len(line) <= limit else f"{line[: limit - 1]}…" for line in lines]
     return "\n".join(lines)
-
-
-def _shown(entry: Entry, names: Sequence[str]) -> str:
-    return entry.name if names.count(entry.name) == 1 else entry.qualified
 
 
 def _indent(text: str) -> str:

@@ -13,11 +13,13 @@ from draft.errors import ConfigError
 from draft.pipeline.document import parse_value
 
 Name = Annotated[str, typer.Argument(help="The reward's name, or distribution:name.")]
-Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The reward's options, e.g. quality=80.")
-]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The same as --set.", hidden=True)]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the reward, e.g. quality=80.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="An option of the reward, e.g. quality=80; again for more."),
+]
+Python = Annotated[
+    str, typer.Option("--python", metavar="ENV", help="Where the reward is installed: an environment, or its Python.")
 ]
 StandIn = Annotated[bool, typer.Option("--stand-in", help="The small embedded models instead of the reward's weights.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")]

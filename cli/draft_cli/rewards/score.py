@@ -13,7 +13,7 @@ import typer
 
 from draft.authoring.stand_in import choose_reward
 from draft_cli.rewards.listing import columns
-from draft_cli.rewards.options import AUTO, Force, Name, Set, StandIn, check_output, parse_settings
+from draft_cli.rewards.options import AUTO, Force, Name, Python, Set, StandIn, check_output, parse_settings
 
 if TYPE_CHECKING:
     from draft.authoring.scores import ScoredPicture
@@ -35,6 +35,7 @@ def score_command(
     batch_size: Annotated[int, typer.Option("--batch-size", help="Most images scored at once.")] = 8,
     device: Annotated[str, typer.Option(help=f"Where to score: {AUTO}")] = "auto",
     stand_in: StandIn = False,
+    python: Python = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the reward's options.")] = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write a table, with the reward's options.")
@@ -42,7 +43,7 @@ def score_command(
     force: Force = False,
 ) -> None:
     """Score images: a table on a terminal, one line 'score<TAB>file<TAB>prompt' for each image elsewhere."""
-    reward = choose_reward(name, parse_settings(settings or []), stand_in=stand_in)
+    reward = choose_reward(name, parse_settings(settings or []), stand_in=stand_in, python=python)
     if csv is not None:
         check_output(csv, force=force)
     from draft.progress import Silent, progress

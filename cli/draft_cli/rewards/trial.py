@@ -14,7 +14,7 @@ from draft.authoring.stand_in import choose_reward
 from draft.errors import ConfigError
 from draft.files import usable
 from draft_cli.rewards.listing import columns
-from draft_cli.rewards.options import AUTO, Force, Name, Settings, StandIn, check_output, parse_settings
+from draft_cli.rewards.options import AUTO, Force, Name, Python, Set, Settings, StandIn, check_output, parse_settings
 
 if TYPE_CHECKING:
     from draft.authoring.ascent import Frame
@@ -37,7 +37,8 @@ class Start(StrEnum):
 
 def try_command(
     name: Name,
-    settings: Settings = None,
+    words: Settings = None,
+    settings: Set = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What is drawn first; again for more pictures.")
     ] = None,
@@ -53,11 +54,12 @@ def try_command(
     ] = None,
     device: Annotated[str, typer.Option(help=f"Where to run: {AUTO}")] = "auto",
     stand_in: StandIn = False,
+    python: Python = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     force: Force = False,
 ) -> None:
     """See what a reward wants: climb it with a picture's pixels and with a model's latent, and draw a strip of both."""
-    reward = choose_reward(name, parse_settings(settings or []), stand_in=stand_in)
+    reward = choose_reward(name, parse_settings([*(words or []), *(settings or [])]), stand_in=stand_in, python=python)
     file = Path(f"{reward.name}_try.png") if output is None else usable(output)
     check_output(file, force=force)
     if file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):

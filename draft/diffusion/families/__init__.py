@@ -17,6 +17,8 @@ from draft.diffusion.families.family import Load, TextToImage
 from draft.diffusion.families.rows import FAMILIES
 from draft.errors import DraftError, PluginError
 from draft.family import AdapterFiles, Family, Guidance
+from draft.requirements import DISTRIBUTION, require
+from draft.rewards.discovery import EXTENSIONS, turned_off
 from draft.rewards.extensions import derived_model, make_derived, offered_families
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def families() -> dict[str, Family]:
     Raises:
         PluginError: Two have one name, or one pipeline class.
     """
-    offered = [("draft-diffusion", family) for family in FAMILIES] + offered_families()
+    offered = [(DISTRIBUTION, family) for family in FAMILIES] + offered_families()
     by_name: dict[str, tuple[str, Family]] = {}
     for dist, family in offered:
         for other_dist, other in by_name.values():
@@ -79,7 +81,8 @@ def family_named(name: str) -> Family:
     builtin = next((family for family in FAMILIES if family.name == name), None)
     family = builtin or families().get(name)
     if family is None:
-        raise DraftError(f"unknown family of models {name!r}", hint=f"known: {', '.join(families())}")
+        hint = turned_off(EXTENSIONS) or f"known: {', '.join(families())}"
+        raise DraftError(f"unknown family of models {name!r}", hint=hint)
     return family
 
 
@@ -125,6 +128,7 @@ def load_text_to_image(model: str, *, device: torch.device, dtype: torch.dtype) 
         DraftError: Weights are missing or unreachable, a pickle was given, or the family is not supported.
     """
     family = _family(model)
+    require([family.needs] if family.needs else [], of=f"the family {family.name!r}")
     load: Load = _imported(family.load, family)
     return load(model, device=device, dtype=dtype)
 
@@ -166,8 +170,7 @@ def _imported(path: str, family: Family) -> Any:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        needs = f"{family.described} needs {family.needs}" if family.needs else ""
-        raise PluginError(f"the family {family.name!r} cannot be loaded: {error}", hint=needs) from error
+        raise PluginError(f"the family {family.name!r} cannot be loaded: {error}") from error
 
 
 def _index(folder: Path) -> Mapping[str, Any]:

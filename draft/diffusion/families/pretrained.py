@@ -19,6 +19,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from draft.errors import DraftError, ResourceError
+from draft.tokenizer import load_tokenizer
 
 
 def read_index(model: str) -> Mapping[str, Any]:
@@ -106,6 +107,32 @@ def read_component(model: str, folder: Path, component: str, kind: Any, dtype: t
             str(folder / component), use_safetensors=True, **_variant(folder / component), **precision(dtype, kind)
         )
     return network
+
+
+def read_tokenizer(model: str, folder: Path, component: str, name: str = "CLIPTokenizer") -> Any:
+    """Read a tokenizer, and refuse one without a vocabulary.
+
+    Args:
+        model: The model as the user named it, for errors.
+        folder: The folder that it is in.
+        component: The tokenizer's name, e.g. ``"tokenizer_2"``.
+        name: Its class in transformers.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        DraftError: Files are missing or damaged.
+    """
+    fetch = "" if Path(model).exists() else f"hf download {model} --include '{component}/*'"
+    with reading_weights(model):
+        return load_tokenizer(
+            name.removesuffix("Fast"),
+            str(folder / component),
+            of=f"model {model!r}",
+            fetch=fetch,
+            local_files_only=True,
+        )
 
 
 def check_weights(model: str, folder: Path, components: Iterable[str]) -> None:

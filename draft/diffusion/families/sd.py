@@ -19,7 +19,14 @@ from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import family_named
 from draft.diffusion.families.architectures import TEXT_WIDTH
 from draft.diffusion.families.components import Components, can_recompute
-from draft.diffusion.families.pretrained import check_weights, local_folder, read_component, read_config, read_index
+from draft.diffusion.families.pretrained import (
+    check_weights,
+    local_folder,
+    read_component,
+    read_config,
+    read_index,
+    read_tokenizer,
+)
 from draft.diffusion.families.problems import latent_sides
 from draft.diffusion.families.single_file import NETWORKS, open_single_file, settle_prediction
 from draft.diffusion.saturation import clip
@@ -186,8 +193,8 @@ def load_stable_diffusion(model: str, *, device: torch.device, dtype: torch.dtyp
         folder = local_folder(model, StableDiffusionPipeline, without=("safety_checker", "feature_extractor"))
         check_weights(model, folder, NETWORKS)
         configs = {name: read_config(folder, name) for name in ("unet", "vae", "scheduler")}
-        kind = getattr(transformers, read_index(str(folder))["tokenizer"][1], transformers.CLIPTokenizer)
-        tokenizer = kind.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+        name = read_index(str(folder))["tokenizer"][1]
+        tokenizer = read_tokenizer(model, folder, "tokenizer", name if hasattr(transformers, name) else "CLIPTokenizer")
         read, single = partial(_read, model, folder), None
         text_files = [folder / "text_encoder", folder / "tokenizer"]
     channels, latents = configs["unet"].get("in_channels", 4), configs["vae"].get("latent_channels", 4)

@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import nn
-from transformers.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.models.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from draft.diffusion.families.pretrained import (
     check_weights,
@@ -22,7 +22,7 @@ from draft.diffusion.families.pretrained import (
     read_component,
     read_config,
     read_index,
-    reading_weights,
+    read_tokenizer,
 )
 from draft.errors import DraftError
 
@@ -75,10 +75,7 @@ def open_pretrained(model: str) -> Parts:
     check_weights(model, folder, NETWORKS)
     configs = complete({part: read_config(folder, part) for part in (*NETWORKS, "scheduler")})
     check_configs(f"model {model!r}", configs)
-    with reading_weights(model):
-        first, second = (
-            CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True) for name in _TOKENIZERS
-        )
+    first, second = (read_tokenizer(model, folder, name) for name in _TOKENIZERS)
     zeros = bool(read_index(str(folder)).get("force_zeros_for_empty_prompt", True))
     text_files = tuple(folder / name for name in (*TEXT, *_TOKENIZERS))
     return Parts(configs, (first, second), zeros, partial(_read, model, folder), text_files)

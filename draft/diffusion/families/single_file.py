@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.models.clip import CLIPTextModel, CLIPTokenizer
+from transformers.models.clip import CLIPTextModel
 
 from draft.diffusion.families.architectures import PADDING, Version, configuration
 from draft.diffusion.families.single_file_part import UNET, read_part
@@ -47,7 +47,7 @@ class SingleFile:
     """
 
     configs: dict[str, dict[str, Any]]
-    tokenizer: CLIPTokenizer
+    tokenizer: Any
     read: Callable[[str, torch.dtype], nn.Module]
     settled: bool
 
@@ -82,7 +82,7 @@ def _read(
     path: Path,
     version: Version,
     configs: Mapping[str, Mapping[str, Any]],
-    tokenizer: CLIPTokenizer,
+    tokenizer: Any,
     shapes: Mapping[str, list[int]],
     part: str,
     dtype: torch.dtype,

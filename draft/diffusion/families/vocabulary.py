@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from transformers.models.clip import CLIPTokenizer
 from transformers.utils.hub import cached_file
 
 from draft.errors import ResourceError
+from draft.tokenizer import check_tokenizer, load_tokenizer, tokenizer_class
 
 _VOCABULARY = ("vocab.json", "merges.txt")
 _HUB = "openai/clip-vit-large-patch14"
@@ -20,7 +21,7 @@ _CACHED = (
 )
 
 
-def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizer:
+def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> Any:
     """CLIP's tokenizer, which checkpoints do not carry: from the folder beside, from the hub's cache, or from the hub.
 
     Args:
@@ -32,12 +33,12 @@ def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizer:
         The tokenizer.
 
     Raises:
-        ResourceError: The vocabulary is nowhere.
+        DraftError: The vocabulary is nowhere, or it is empty or damaged.
     """
     files = [str(beside / name) for name in _VOCABULARY if (beside / name).is_file()]
     whole = len(files) == len(_VOCABULARY)
     if (beside / "tokenizer.json").is_file() or (whole and (beside / "tokenizer_config.json").is_file()):
-        return CLIPTokenizer.from_pretrained(str(beside), local_files_only=True)
+        return load_tokenizer("CLIPTokenizer", str(beside), of=f"checkpoint {path}", local_files_only=True)
     if not whole:
         files = _from_hub()
     if not files:
@@ -47,7 +48,9 @@ def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> CLIPTokenizer:
             hint=f"with a connection: `hf download {_HUB} {' '.join(_VOCABULARY)}`; without: put these two files "
             f"(ComfyUI has them in comfy/sd1_tokenizer) into {beside}",
         )
-    return CLIPTokenizer(*files, model_max_length=77, pad_token=padding)
+    tokenizer = tokenizer_class("CLIPTokenizer")(*files, model_max_length=77, pad_token=padding)
+    check_tokenizer(tokenizer, str(Path(files[0]).parent), of=f"checkpoint {path}")
+    return tokenizer
 
 
 def _from_hub() -> list[str]:

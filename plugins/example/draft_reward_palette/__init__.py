@@ -22,6 +22,7 @@ class Palette(draft.Reward):
     """
 
     name = "palette"
+    api_version = 1
 
     inks: str = draft.Field(
         "#000000 #ffffff",
@@ -67,5 +68,5 @@ def colours(inks: str) -> list[list[float]]:
 
 @draft.hookimpl
 def draft_rewards() -> list[type[draft.Reward]]:
-    """The rewards of this module."""
+    """The rewards of this package."""
     return [Palette]
