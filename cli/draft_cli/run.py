@@ -71,6 +71,7 @@ def check_command(file: File, overrides: Overrides = None, rehearse: Rehearse = 
     from draft.pipeline.allowed import load_allowed
     from draft.pipeline.isolated import unchecked
     from draft.pipeline.load import load_pipeline
+    from draft.pipeline.models import missing_weights
     from draft.pipeline.rehearsal import listing
     from draft.progress import progress
 
@@ -80,7 +81,7 @@ def check_command(file: File, overrides: Overrides = None, rehearse: Rehearse = 
         pipeline = load_pipeline(file, overrides or [], rehearse=rehearse)
     if pipeline.replacements:
         typer.echo(listing(pipeline.replacements))
-    for line in unchecked(pipeline.terms):
+    for line in (*unchecked(pipeline.terms), *missing_weights(pipeline.stages.values())):
         typer.echo(line)
     count = len(pipeline.stages)
     names = ", ".join(f"{name} ({stage.config.kind})" for name, stage in pipeline.stages.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from draft import hub
 from draft.errors import StageError
 from draft.files import usable
 
@@ -36,11 +37,14 @@ def local_path(text: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    hub.ask_once()
     try:
         return Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
     except LocalEntryNotFoundError as error:
         raise StageError(
-            "not in the cache, and the hub cannot be reached", where=text, hint="go online, or give a file"
+            f"not in the cache, and {hub.unreached() or 'the hub cannot be reached'}",
+            where=text,
+            hint="go online, or give a file",
         ) from error
     except (EntryNotFoundError, RepositoryNotFoundError) as error:
         raise StageError(
