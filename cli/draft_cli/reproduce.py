@@ -57,6 +57,8 @@ def reproduce(
         for file in write_pipeline(reproduction, output, force=force):
             typer.echo(f"wrote {file}")
         typer.echo(f"{reproduction.target}.adapter is the adapter; run it with: draft run {output}")
+    if reproduction.packages:
+        typer.echo(f"its rewards came from: {', '.join(reproduction.packages)}", err=output is None)
     for key, what in reproduction.missing.items():
         typer.echo(f"to be given: {key}: {what}", err=output is None)
     if check:
@@ -107,7 +109,7 @@ def compare(reproduction: Reproduction, metadata: Mapping[str, str], output: Pat
     Raises:
         DraftError: The pipeline cannot run here, or would make another adapter.
     """
-    from draft.pipeline.identity import differences, fingerprint, settled, without_files
+    from draft.pipeline.identity import differences, fingerprint, settled, uncompared, without_files
     from draft.pipeline.load import load_pipeline
     from draft.pipeline.plan import make_plan
     from draft.pipeline.provenance import parsed, without_secrets
@@ -138,7 +140,8 @@ def compare(reproduction: Reproduction, metadata: Mapping[str, str], output: Pat
     # Another version wrote the settings otherwise: with what the header leaves out as it is here, is it the same?
     left_out = {key: now[key] for key in ("model", "reward_models", "upstream") if key in now}
     if metadata["draft.fingerprint"] == fingerprint({**recorded, **left_out}):
-        return same
+        note = uncompared(recorded, stage).replace("its record has", "its header has")
+        return f"{same} ({note})" if note else same
     if not stage.files:
         what = "here it would be another adapter: the model, or one that a reward uses, is another"
         raise StageError(what, where=_WHERE)

@@ -39,6 +39,9 @@ def run_command(
             "--branch-from", metavar="[STAGE:]UPDATE", help="Begin a training at its checkpoint after an update."
         ),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all finished results and compare their sha256 before reusing them.")
+    ] = False,
     rehearse: Rehearse = False,
     trust: Trust = False,
     runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where results go.")] = Path("runs"),
@@ -59,6 +62,7 @@ def run_command(
         branch_from=branch_from,
         rehearse=rehearse,
         trust=trust,
+        verify=verify,
         progress=progress(),
     )
     listed = [(f"{stage.name}.{name}", str(path)) for stage in result.stages for name, path in stage.outputs.items()]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from draft.errors import DraftWarning
 from draft.files import write_text
 
 
@@ -63,11 +65,15 @@ def read_training_record(file: Path) -> TrainingRecord | None:
         file: As `write_training_record` wrote it.
 
     Returns:
-        The training; None where there is no such file.
+        The training; None where there is no such file, or a damaged one, which a warning names.
     """
     if not file.is_file():
         return None
-    data = json.loads(file.read_text(encoding="utf-8"))
-    curve = tuple(Point(**point) for point in data.pop("curve"))
-    spent = {axis: Point(**point) for axis, point in data.pop("spent").items()}
-    return TrainingRecord(curve=curve, spent=spent, **data)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        curve = tuple(Point(**point) for point in data.pop("curve"))
+        spent = {axis: Point(**point) for axis, point in data.pop("spent").items()}
+        return TrainingRecord(curve=curve, spent=spent, **data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        warnings.warn(f"{file} is damaged; its training begins again", DraftWarning, stacklevel=2)
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from draft.errors import ResourceError, StageError
 from draft.isolation.reward import ending_processes
 from draft.progress import Silent
 from draft.rewards.reward import Term
+from draft.training.branch import FOLDER
 from draft.training.train import Progressed, train
 from draft.types import Prompts
 
@@ -91,7 +93,10 @@ def run_training(
     if (finished := read_training_record(done)) is not None:
         return finished
     folder.mkdir(parents=True, exist_ok=True)
-    state = read_training_record(notes) or TrainingRecord(rate=rate, seed=seed)
+    if (state := read_training_record(notes)) is None:
+        # A checkpoint goes on after evaluations that only the notes hold: without them it is worth nothing.
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        state = TrainingRecord(rate=rate, seed=seed)
     device = choose_device(config.device)
     baseline = held_memory(device)
 

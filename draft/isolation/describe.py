@@ -14,6 +14,7 @@ from draft.isolation.failures import encode_error
 from draft.requirements import DISTRIBUTION
 from draft.rewards.extensions import named_models
 from draft.rewards.loading import find_entry, find_reward
+from draft.rewards.packages import package_of
 from draft.rewards.parts import part_options, walk_reward
 from draft.rewards.reward import Reward
 from draft.rewards.terms import build_reward, reward_source
@@ -33,7 +34,7 @@ def describe(use: str, options: Mapping[str, Any], *, where: str, card: bool = F
 
     Returns:
         The class's attributes and fields, the versions of what it runs with, and either `options`, complete with
-        defaults, the folders of registered models among them and the files of its source, or `errors`.
+        defaults, the folders of registered models among them, the files of its source and its packages, or `errors`.
 
     Raises:
         PluginError: There is no such reward here, or no PyTorch.
@@ -69,8 +70,15 @@ def describe(use: str, options: Mapping[str, Any], *, where: str, card: bool = F
         "differentiable": built.differentiable,
         "per_image": built.per_image,
         "sources": [(keys, str(reward_source(type(part)))) for keys, part in walk_reward(built)],
+        "packages": [(keys, _package(type(part))) for keys, part in walk_reward(built)],
         "models": {key: str(models[value].path) for key, value in _texts(plain, "") if value in models},
     }
+
+
+def _package(reward: type[Reward]) -> dict[str, Any]:
+    package = package_of(reward)
+    files = {name: str(path) for name, path in package.files.items()}
+    return {"name": package.name, "version": package.version, "files": files}
 
 
 def _field(name: str, reward: type[Reward]) -> dict[str, Any]:

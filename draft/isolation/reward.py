@@ -17,6 +17,8 @@ from draft.isolation.environment import ready_python
 from draft.isolation.failures import decode_error
 from draft.isolation.process import Worker
 from draft.isolation.settings import Isolation
+from draft.rewards.discovery import DISTRIBUTION
+from draft.rewards.packages import Package, package_files
 from draft.rewards.reward import Reward, Score, Term
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Place:
         use: What the reward is called there; with its distribution where two use the name.
         where: The reward's place in the pipeline.
         sources: The file of its class, and of those of the rewards it is made of, by the keys that lead there.
+        packages: What these are installed as there.
         parts: Its options that hold other rewards.
         versions: Distribution to version: of the reward, of PyTorch and of Draft.
         models: Option to folder, for options that name a registered model.
@@ -46,6 +49,7 @@ class Place:
     use: str
     where: str
     sources: Mapping[tuple[str, ...], Path]
+    packages: Mapping[tuple[str, ...], Package]
     parts: tuple[str, ...]
     versions: Mapping[str, str]
     models: Mapping[str, str]
@@ -152,6 +156,21 @@ def ending_processes(terms: Iterable[Term]) -> Iterator[None]:
                 workers.pop().end()
 
 
+def _packages(described: Mapping[str, Any]) -> dict[tuple[str, ...], Package]:
+    """What a reward and its parts are installed as, in words of an environment with this or an earlier Draft."""
+    if "packages" in described:
+        return {
+            tuple(keys): Package(
+                package["name"], package["version"], {name: Path(path) for name, path in package["files"].items()}
+            )
+            for keys, package in described["packages"]
+        }
+    others = [(name, version) for name, version in described["versions"].items() if name not in (DISTRIBUTION, "torch")]
+    name, version = others[0] if others else (DISTRIBUTION, "")
+    sources = {tuple(keys): Path(file) for keys, file in described.get("sources", ())}
+    return {keys: Package(name, version, package_files(file)) for keys, file in sources.items()}
+
+
 def _ask(
     isolation: Isolation, use: str, options: Mapping[str, Any], where: str, *, card: bool = False
 ) -> tuple[type[Reward], dict[str, Any] | None]:
@@ -186,6 +205,7 @@ def _ask(
         use=use,
         where=where,
         sources={tuple(keys): Path(file) for keys, file in described.get("sources", ())},
+        packages=_packages(described),
         parts=tuple(described["parts"]),
         versions=described["versions"],
         models=described.get("models", {}),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from draft.files import sha256
@@ -41,7 +43,7 @@ class StageRecord:
         stage: The stage's name.
         fingerprint: The sha256 of `identity`.
         identity: Everything the result depends on; compared to say what changed.
-        outputs: Output name to its files: one, or all of a folder.
+        outputs: Name of an output, or of what else belongs to the results, to its files: one, or all of a folder.
         inputs: Reference to the sha256 of what it pointed at.
         metrics: Closing figures.
         versions: Distribution to version, of what took part.
@@ -91,40 +93,68 @@ def write_record(record: StageRecord, folder: Path) -> None:
     (folder / RECORD).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def record_outputs(folder: Path, outputs: Mapping[str, str]) -> dict[str, tuple[FileRecord, ...]]:
+def record_outputs(
+    folder: Path, outputs: Mapping[str, str], extras: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, tuple[FileRecord, ...]]:
     """Measure the outputs of a stage that has just run.
 
     Args:
         folder: Its folder.
         outputs: Output name to path in the folder.
+        extras: The same of what else belongs to the results, and need not be there.
 
     Returns:
-        Output name to file records; an output that is not there has none.
+        Name to file records; an output that is not there has none. Checkpoints are no results.
     """
     records = {}
-    for name, path in outputs.items():
+    for name, path in {**outputs, **extras}.items():
         target = folder / path
         files = sorted(file for file in target.rglob("*") if file.is_file()) if target.is_dir() else [target]
-        records[name] = tuple(
+        measured = tuple(
             FileRecord(file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns, sha256(file))
             for file in files
-            if file.is_file()
+            if file.is_file() and file.suffix != ".ckpt"
         )
+        if measured or name in outputs:
+            records[name] = measured
     return records
 
 
-def damage(record: StageRecord, folder: Path) -> str:
-    """What is wrong with a finished stage's outputs: ``""``, or ``"output missing: ..."``, ``"output changed: ..."``.
+def damage(
+    record: StageRecord, folder: Path, *, content: bool = False, names: Callable[[str], bool] = lambda name: True
+) -> str:
+    """What is wrong with a finished stage's results: ``""``, or ``"output missing: ..."``, ``"output changed: ..."``.
 
-    Size and time are looked at first; the content only where the time differs, as after a copy.
+    Args:
+        record: The stage's record.
+        folder: Its folder.
+        content: Whether to compare the sha256 of every file. Otherwise size and time are looked at first, and the
+            content only where the time differs, as after a copy.
+        names: Which outputs are looked at.
+
+    Returns:
+        The first thing that is wrong, in words.
     """
-    for files in record.outputs.values():
-        for file in files:
-            try:
-                stat = os.stat(folder / file.path)
-            except OSError:
-                return f"output missing: {file.path}"
-            same = stat.st_size == file.size
-            if not same or (stat.st_mtime_ns != file.mtime_ns and sha256(folder / file.path) != file.sha256):
+    for file in (file for name, files in record.outputs.items() if names(name) for file in files):
+        path = folder / file.path
+        try:
+            state = os.stat(path)
+        except OSError:
+            return f"output missing: {file.path}"
+        try:
+            read = content or state.st_mtime_ns != file.mtime_ns
+            if state.st_size != file.size or (read and _content(path, state) != file.sha256):
                 return f"output changed: {file.path}"
+        except OSError as error:
+            return f"output cannot be read: {file.path} ({error.strerror or error})"
     return ""
+
+
+def _content(path: Path, state: os.stat_result) -> str:
+    return _digest(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@cache
+def _digest(path: Path, size: int, modified: int, changed: int) -> str:
+    """The sha256 of a file, read once by each process: a plan is made twice, before and after the lock is taken."""
+    return sha256(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from draft.files import sync
@@ -16,24 +18,33 @@ def publish(partial: Path, final: Path, *, keep: Path | None = None) -> None:
 
     Args:
         partial: The finished folder.
-        final: Its name; a folder of that name is replaced.
+        final: Its name; what has that name is replaced: of a link the link, never what it points at.
         keep: The name that the replaced folder gets; None: it is deleted.
     """
     for path in [*partial.rglob("*"), partial]:
         sync(path)
     old = keep or final.with_name(f"{final.name}{OLD}")
-    if final.exists():
+    if os.path.lexists(final):
         final.rename(old)
     partial.rename(final)
     sync(final.parent)
     if keep is None:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
 
 def settle(final: Path) -> None:
     """Mend what a crash between two renames has left."""
     old = final.with_name(f"{final.name}{OLD}")
-    if old.exists() and not final.exists():
+    if os.path.lexists(old) and not os.path.lexists(final):
         old.rename(final)
-    elif old.exists():
-        shutil.rmtree(old)
+    else:
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, or whatever has its name; of a link the link alone. What cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -14,16 +14,16 @@ from draft.isolation.reward import IsolatedReward
 from draft.marks import Extends, Holds, Inert, hints, marks, plain
 from draft.pipeline.document import Keys, put
 from draft.pipeline.fields import INPUTS, completed, walk
-from draft.pipeline.isolated import source_files
 from draft.pipeline.kinds.kind import REWARDS, CheckedStage, Kind
 from draft.pipeline.references import parse_reference
 from draft.pipeline.resolve import masked
-from draft.pipeline.sources import source_digest
+from draft.pipeline.sources import package_differences, packages_from_sources, stage_packages
 from draft.prompts import prompts_digest
+from draft.rewards.discovery import DISTRIBUTION
 from draft.rewards.extensions import derived_model, named_models
 from draft.rewards.terms import reward_config
 
-_PARTS = ("kind", "version", "settings", "rewards", "seed", "sources", "reward_models", "upstream")
+_PARTS = ("kind", "version", "settings", "rewards", "seed", "packages", "sources", "reward_models", "upstream")
 """The parts of an identity that every stage may have; any other is a digest, or the labels of what is measured."""
 
 
@@ -35,8 +35,8 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         upstream: Fingerprints of the stages it refers to, by name.
 
     Returns:
-        Its kind and version, resolved settings but for inert ones, seed, prompts, rewards with the sha256 of their
-        source and digests of the models they name, the stage's model, adapter files from outside, and `upstream`.
+        Its kind and version, resolved settings but for inert ones, seed, prompts, rewards with the packages that they
+        come from and digests of the models they name, the stage's model, adapter files from outside, and `upstream`.
     """
     settings = _comparable(plain(stage.config, _counts_elsewhere(stage.kind)))
     entered = stage.environment
@@ -52,11 +52,7 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
             for keys, terms in stage.inputs.terms.items()
             for term in terms
         },
-        "sources": {
-            ".".join((term.label, *keys)): source_digest(file)
-            for term in stage.every_term
-            for keys, file in source_files(term.reward).items()
-        },
+        "packages": stage_packages(stage),
         "reward_models": _reward_models(stage),
         "upstream": dict(upstream),
     }
@@ -92,7 +88,31 @@ def settled(recorded: Mapping[str, Any], stage: CheckedStage) -> dict[str, Any]:
     settings = _comparable(completed(type(stage.config), recorded_settings, _counts_elsewhere(kind)))
     settings = masked(settings, stage.environment, (), _numbers(stage))
     parts = {kind.renamed.get(part, part): value for part, value in recorded.items()} | {"settings": settings}
+    if before_packages(recorded):
+        parts["packages"] = packages_from_sources(parts.pop("sources"), stage)
     return json.loads(json.dumps(parts))
+
+
+def before_packages(recorded: Mapping[str, Any]) -> bool:
+    """Whether an identity is older than the entries of reward packages: it has the sources of their modules alone."""
+    return "packages" not in recorded and isinstance(recorded.get("sources"), Mapping)
+
+
+def uncompared(recorded: Mapping[str, Any], stage: CheckedStage) -> str:
+    """What an identity is too old to have, in words.
+
+    Args:
+        recorded: The identity in a record.
+        stage: The stage that it is compared with.
+
+    Returns:
+        A clause about the versions and files of packages that were not compared; empty: everything was.
+    """
+    packages = stage_packages(stage) if before_packages(recorded) else {}
+    labels = [label for label, each in packages.items() if each.get("name") != DISTRIBUTION or "data" in each]
+    if not labels:
+        return ""
+    return f"its record has no versions and files of reward packages: those of {', '.join(labels)} are not compared"
 
 
 def lengths(before: Mapping[str, Any], after: Mapping[str, Any], stage: CheckedStage) -> dict[str, tuple[Any, Any]]:
@@ -144,11 +164,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for part in dict.fromkeys(["prompts", "model", *old, *new]):
         if part not in _PARTS and old.get(part) != new.get(part):
             reasons.append(f"{part} changed")
-    for part, text in (("sources", "reward source changed"), ("reward_models", "reward model changed")):
-        before, after = old.get(part) or {}, new.get(part) or {}
-        edited = [label for label in after if label in before and before[label] != after[label]]
-        if edited:
-            reasons.append(f"{text}: {', '.join(edited)}")
+    reasons += package_differences(old.get("packages"), new.get("packages"))
+    before, after = old.get("reward_models") or {}, new.get("reward_models") or {}
+    edited = [label for label in after if label in before and before[label] != after[label]]
+    if edited:
+        reasons.append(f"reward model changed: {', '.join(edited)}")
     before, after = old.get("upstream") or {}, new.get("upstream") or {}
     changed = [name for name in after if before.get(name) != after[name]]
     if changed:

@@ -16,6 +16,7 @@ from draft.pipeline.document import Document, Keys
 from draft.pipeline.explain import validate
 from draft.progress import Progress
 from draft.rewards.loading import find_reward
+from draft.rewards.packages import Package, package_of
 from draft.rewards.parts import walk_reward
 from draft.rewards.reward import Reward, Term
 from draft.rewards.terms import reward_source
@@ -136,6 +137,15 @@ def source_files(reward: Reward) -> dict[tuple[str, ...], Path]:
     if isinstance(reward, IsolatedReward):
         return dict(reward.isolated.sources)
     return {keys: reward_source(type(part)) for keys, part in walk_reward(reward)}
+
+
+def packages_of(reward: Reward) -> dict[tuple[str, ...], Package]:
+    """What a reward and the rewards it is made of are installed as, here or there, by the keys that lead to each."""
+    if isinstance(reward, IsolatedReward):
+        return dict(reward.isolated.packages)
+    if isinstance(reward, UnbuiltReward):
+        return {}
+    return {keys: package_of(type(part)) for keys, part in walk_reward(reward)}
 
 
 def foreign_versions(terms: Iterable[Term]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from draft.errors import ConfigError, StageError, did_you_mean
 from draft.files import sha256
 from draft.pipeline.cache import StageRecord, damage, read_record
 from draft.pipeline.check import Pipeline
-from draft.pipeline.identity import differences, fingerprint, identity, lengths, settled
+from draft.pipeline.identity import differences, fingerprint, identity, lengths, settled, uncompared
 from draft.pipeline.kinds.kind import CheckedStage
 from draft.pipeline.partial import (
     PARTIAL,
@@ -50,6 +51,15 @@ class Step:
     carried: tuple[str, ...] = ()
     branch: Path | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Whether the stage does anything."""
+        return self.action in ("run", "continue")
+
+    def noted(self, note: str) -> Step:
+        """The step with a note on the results that it uses again, if it does."""
+        return replace(self, reasons=(*self.reasons, note)) if self.action == "reuse" else self
+
     def __str__(self) -> str:
         words = {"reuse": "reused", "run": "will run", "continue": "will continue", "skip": "left out"}[self.action]
         return f"{self.name}: {words}" + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
@@ -64,6 +74,7 @@ def make_plan(
     force: bool = False,
     fresh: bool = False,
     branch_from: str | None = None,
+    verify: bool = False,
 ) -> list[Step]:
     """Decide what a run does, from the records of earlier ones.
 
@@ -76,6 +87,8 @@ def make_plan(
         fresh: Delete interrupted runs instead of continuing them.
         branch_from: `UPDATE` or `STAGE:UPDATE`: the stage begins at its own checkpoint after that update, whatever
             else has changed since. Without a stage: the one that can branch and would run.
+        verify: Read all results that could be used again and compare them with their recorded sha256. Otherwise only
+            those of stages that one which runs refers to.
 
     Returns:
         One step per stage, in order.
@@ -92,12 +105,23 @@ def make_plan(
     if only is not None and from_stage is not None:
         raise ConfigError("--from and --only cannot go together", where="command line")
     forced = set(names if force else names[names.index(from_stage) :] if from_stage is not None else ())
-    steps: dict[str, Step] = {}
-    records: dict[str, StageRecord | None] = {}
-    for name, stage in pipeline.stages.items():
-        current = identity(stage, {other: steps[other].fingerprint for other in stage.upstream})
-        records[name] = read_record(runs / name)
-        steps[name] = _step(stage, runs, current, steps, records, forced=name in forced, fresh=fresh)
+    records = {name: read_record(runs / name) for name in pipeline.stages}
+    verified = frozenset(pipeline.stages) if verify else frozenset()
+    while True:
+        steps: dict[str, Step] = {}
+        for name, stage in pipeline.stages.items():
+            current = identity(stage, {other: steps[other].fingerprint for other in stage.upstream})
+            steps[name] = _step(
+                stage, runs, current, steps, records, forced=name in forced, fresh=fresh, content=name in verified
+            )
+        # What a stage that runs takes from one that does not is read before it is used.
+        running = [stage for name, stage in pipeline.stages.items() if steps[name].runs and only in (None, name)]
+        used = {other for stage in running for other in stage.upstream if steps[other].action == "reuse"}
+        if used <= verified:
+            break
+        verified |= used
+    if verify:
+        steps = {name: step.noted("its files were read and are intact") for name, step in steps.items()}
     if only is not None:
         steps = _alone(only, pipeline, steps)
     if branch_from is not None:
@@ -115,6 +139,7 @@ def _step(
     *,
     forced: bool,
     fresh: bool,
+    content: bool,
 ) -> Step:
     folder, partial = runs / stage.name, runs / f"{stage.name}{PARTIAL}"
     record, begun = records[stage.name], read_begun(partial)
@@ -123,12 +148,17 @@ def _step(
     further = lengths(begun_before, current, stage)
     # What branched goes on as a branch alone, with --branch-from.
     begun_fits = begun is not None and not begun.branch and (begun_before == current or bool(further))
-    reasons = ["forced"] if forced else _reasons(stage, folder, current, steps, records)
+    reasons = ["forced"] if forced else _reasons(stage, folder, current, steps, records, content=content)
     goes_on = begun is not None and begun_fits and not forced and not fresh
     if not goes_on and not reasons and record is not None:
-        branched = ("branched from a checkpoint of other settings",) if record.branch else ()
-        return Step(stage.name, "reuse", branched, current, record.fingerprint)
+        notes = ["branched from a checkpoint of other settings"] if record.branch else []
+        notes += [note] if (note := uncompared(record.identity, stage)) else []
+        notes += [lost] if (lost := damage(record, folder, content=content, names=_byproducts(stage))) else []
+        return Step(stage.name, "reuse", tuple(notes), current, record.fingerprint)
     longer = {} if forced or record is None else _longer(stage, folder, current, record, steps, records)
+    restored = (
+        fits and not forced and not goes_on and _restorable(stage, folder, record, steps, reasons, content=content)
+    )
     kept: dict[str, str] = {}
     if goes_on and begun is not None:
         changes = [f"{key} {old} -> {new}" for key, (old, new) in further.items()]
@@ -136,6 +166,7 @@ def _step(
             "was interrupted",
             *(f"goes on with {change}" for change in (*changes, *inert_changes(begun, stage))),
         ]
+        reasons += [note] if (note := uncompared(begun.identity, stage)) else []
     elif not fresh and partial.is_dir() and holds_work(partial):
         kept[partial.name] = kept_name(folder)
         why = "forced" if begun_fits else _misfit(begun, stage, current)
@@ -143,11 +174,15 @@ def _step(
     if longer and not goes_on:
         changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in longer.items())
         reasons = [f"goes on from the finished one: {changes}", *reasons[1:]]
+    elif restored:
+        reasons = [f"{reasons[0]}; written again from its last state"]
     elif not (fits and forced) and not longer and folder.is_dir() and holds_checkpoints(folder):
         kept[folder.name] = kept_name(folder, kept.values())
         reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
-    action: Literal["run", "continue"] = "continue" if goes_on or longer else "run"
-    carried = stage.kind.carries if longer and not goes_on else ()
+    if folder.is_symlink() and folder.name not in kept:
+        reasons.append(f"{folder.name} is a link, which is replaced; {os.readlink(folder)!r} stays as it is")
+    action: Literal["run", "continue"] = "continue" if goes_on or longer or restored else "run"
+    carried = stage.kind.carries if (longer or restored) and not goes_on else ()
     return Step(stage.name, action, tuple(reasons), current, fingerprint(current), kept, carried)
 
 
@@ -163,8 +198,27 @@ def _longer(
     changed = lengths(settled(record.identity, stage), current, stage)
     if not changed or any(old is None or new is None or new < old for old, new in changed.values()):
         return {}
-    usable = not damage(record, folder) and not _moved(record, records) and holds_checkpoints(folder)
+    usable = not _damage(stage, record, folder) and not _moved(record, records) and holds_checkpoints(folder)
     return changed if usable and all(steps[other].action == "reuse" for other in stage.upstream) else {}
+
+
+def _restorable(
+    stage: CheckedStage,
+    folder: Path,
+    record: StageRecord | None,
+    steps: Mapping[str, Step],
+    reasons: Sequence[str],
+    *,
+    content: bool,
+) -> bool:
+    """Whether damage to its results is all that is wrong with a finished stage, and its last state can mend it."""
+    return (
+        record is not None
+        and not record.branch
+        and reasons == [_damage(stage, record, folder, content)]
+        and any(holds_checkpoints(folder / name) for name in stage.kind.carries)
+        and all(steps[other].action == "reuse" for other in stage.upstream)
+    )
 
 
 def _branching(text: str, pipeline: Pipeline, steps: Mapping[str, Step]) -> tuple[str, int]:
@@ -230,6 +284,8 @@ def _reasons(
     current: Mapping[str, Any],
     steps: Mapping[str, Step],
     records: Mapping[str, StageRecord | None],
+    *,
+    content: bool,
 ) -> list[str]:
     """Why a stage must run; nothing where its results can be used again."""
     record = records[stage.name]
@@ -239,13 +295,23 @@ def _reasons(
         reasons.append("has not run" if not folder.exists() else "no usable record")
     elif (before := settled(record.identity, stage)) != current:
         reasons += differences(before, current) or ["fingerprint changed"]
-    elif broken := damage(record, folder):
+    elif broken := _damage(stage, record, folder, content):
         reasons.append(broken)
     elif not again and (moved := _moved(record, records)):
         reasons.append(f"upstream changed: {moved}")
     if again and not any(reason.startswith("upstream changed") for reason in reasons):
         reasons.append(f"upstream runs: {', '.join(again)}")
     return reasons
+
+
+def _damage(stage: CheckedStage, record: StageRecord, folder: Path, content: bool = False) -> str:
+    """What is wrong with a stage's results, if it is something that is made again."""
+    is_byproduct = _byproducts(stage)
+    return damage(record, folder, content=content, names=lambda name: not is_byproduct(name))
+
+
+def _byproducts(stage: CheckedStage) -> Callable[[str], bool]:
+    return stage.kind.byproducts.__contains__
 
 
 def _misfit(begun: Begun | None, stage: CheckedStage, current: Mapping[str, Any]) -> str:

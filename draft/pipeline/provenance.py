@@ -16,6 +16,7 @@ from draft.pipeline.document import Keys, is_prompt
 from draft.pipeline.identity import fingerprint
 from draft.pipeline.kinds.kind import REWARDS, CheckedStage
 from draft.pipeline.resolve import DIGEST, masked
+from draft.pipeline.sources import stage_packages
 from draft.rewards.extensions import named_model
 
 MISSING = "???"
@@ -82,6 +83,8 @@ def provenance(stage: CheckedStage, files: Mapping[Keys, Path]) -> dict[str, str
             )
             for label, options in rewards.items()
         }
+    if packages := stage_packages(stage):
+        entries["packages"] = packages
     if files:  # a recipe holds its inputs itself, in this order
         inputs = {keys: _input(path) if stage.kind.recipe is None else {} for keys, path in files.items()}
         entries["inputs"] = [{"key": list(keys), **entry} for keys, entry in inputs.items()]

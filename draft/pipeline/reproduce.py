@@ -19,6 +19,9 @@ from draft.pipeline.kinds.kind import Kind, Recipe
 from draft.pipeline.provenance import MISSING, parsed
 from draft.pipeline.resolve import escaped
 
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}")
+"""What names and versions of distributions are made of; anything else in a header stays out of the file's comments."""
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -30,6 +33,7 @@ class Reproduction:
         target: The stage that makes the adapter.
         tables: File name to the prompts, with their columns, that a stage reads from it.
         missing: Full dotted key to what must be given there, in words.
+        packages: The distributions that its rewards came from, each with its version: `glow-plugin 1.2`.
     """
 
     name: str
@@ -37,15 +41,16 @@ class Reproduction:
     target: str
     tables: Mapping[str, str]
     missing: Mapping[str, str]
+    packages: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The pipeline as YAML."""
         stages = {name: escaped(stage, (), {}) for name, stage in self.stages.items()}
         lines = [f"# Made by draft reproduce; {self.target}.adapter is the adapter."]
+        notes = [f"Its rewards came from: {', '.join(self.packages)}"] if self.packages else []
+        notes += [f"To be given: {key}: {what}" for key, what in self.missing.items()]
         # A name in the header must not end the comment that it stands in.
-        lines += [
-            presentable(f"# To be given: {key}: {what}").replace("\n", "\\n") for key, what in self.missing.items()
-        ]
+        lines += [presentable(f"# {note}").replace("\n", "\\n") for note in notes]
         return "\n".join(lines) + "\n" + dump_yaml({"name": self.name, "stages": stages})
 
 
@@ -67,6 +72,7 @@ class _Work:
     missing: dict[str, str] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    packages: set[str] = field(default_factory=set)
 
 
 def reproduce(
@@ -111,7 +117,8 @@ def reproduce(
         raise StageError(f"the file {what} (no draft.pipeline or draft.recipe in its header)", hint=hint)
     try:
         target = _stage(provenance, work)
-        reproduction = Reproduction(name, work.stages, target, work.tables, work.missing)
+        packages = tuple(sorted(work.packages))
+        reproduction = Reproduction(name, work.stages, target, work.tables, work.missing, packages)
         reproduction.text()
     except damaged as error:
         raise StageError("what the file says of how it was made is damaged") from error
@@ -180,6 +187,7 @@ def _add(
         stage["model"] = _model(pipeline["model"], name, work)
     if "prompts" in pipeline:
         stage["prompts"] = _prompts(pipeline, name, work)
+    work.packages |= _packages(pipeline.get("packages"))
     stage = work.stages[name] = _without_foreign_code(stage)
     for (keys, entry), source in zip(inputs, sources, strict=True):
         put(stage, keys, source)
@@ -207,6 +215,13 @@ def _want(source: str, entry: Mapping[str, Any], key: str, work: _Work) -> None:
     if source == MISSING:
         named = f"{entry['name']}, " if entry.get("name") else ""
         work.missing[key] = f"the adapter {named}sha256 {entry.get('sha256', 'unknown')} (--input FILE)"
+
+
+def _packages(recorded: Any) -> set[str]:
+    """The distributions of a stage's rewards, of those whose versions count; what cannot be a name is left out."""
+    packages = recorded.values() if isinstance(recorded, Mapping) else ()
+    named = [(package.get("name"), package.get("version")) for package in packages if isinstance(package, Mapping)]
+    return {f"{name} {version}" for name, version in named if version and _WORD.fullmatch(f"{name}{version}")}
 
 
 def _model(recorded: Mapping[str, Any], stage: str, work: _Work) -> str:

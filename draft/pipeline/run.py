@@ -19,7 +19,7 @@ from draft.pipeline import cache
 from draft.pipeline.allowed import load_allowed
 from draft.pipeline.check import Pipeline
 from draft.pipeline.document import Keys, dump_yaml
-from draft.pipeline.folders import publish, settle
+from draft.pipeline.folders import publish, remove, settle
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
 from draft.pipeline.isolated import foreign_versions, unchecked
 from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
@@ -85,6 +85,7 @@ def run_pipeline(
     branch_from: str | None = None,
     rehearse: bool = False,
     trust: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
 ) -> RunResult:
@@ -104,6 +105,7 @@ def run_pipeline(
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
         trust: Allow what the file's `isolated` runs and installs, and remember that; otherwise the user must have
             allowed it before.
+        verify: Read all results that could be used again and compare them with their recorded sha256.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
 
@@ -124,7 +126,14 @@ def run_pipeline(
 
     def plan() -> list[Step]:
         return make_plan(
-            pipeline, runs, from_stage=from_stage, only=only, force=force, fresh=fresh, branch_from=branch_from
+            pipeline,
+            runs,
+            from_stage=from_stage,
+            only=only,
+            force=force,
+            fresh=fresh,
+            branch_from=branch_from,
+            verify=verify,
         )
 
     if dry_run:
@@ -157,7 +166,7 @@ def run_pipeline(
                 results.append(StageResult(step.name, "left out"))
                 continue
             if step.action == "reuse":
-                reporter.say(f"{label}: reused")
+                reporter.say(f"{label}: reused" + (f" ({'; '.join(step.reasons)})" if step.reasons else ""))
                 record = cache.read_record(runs / step.name)
                 results.append(StageResult(step.name, "reused", outputs(stage, runs), record.metrics if record else {}))
                 continue
@@ -236,7 +245,7 @@ def _run_stage(
         stage=stage.name,
         fingerprint=step.fingerprint,
         identity=step.identity,
-        outputs=cache.record_outputs(partial, stage.outputs),
+        outputs=cache.record_outputs(partial, stage.outputs, {**stage.kind.extras, **stage.kind.byproducts}),
         inputs=inputs,
         metrics=metrics,
         versions=_versions(stage),
@@ -263,7 +272,7 @@ def _begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -
             partial.rename(partial.with_name(kept))
             reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")
         else:
-            shutil.rmtree(partial)  # empty, or to be forgotten
+            remove(partial)  # empty, or to be forgotten
     partial.mkdir(exist_ok=True)
     for name in step.carried:  # copied: the finished stage stays until the longer one is done
         if (final / name).is_dir():

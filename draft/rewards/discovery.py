@@ -40,6 +40,11 @@ class Entry:
         return f"{self.dist}:{self.name}"
 
     @property
+    def canonical(self) -> str:
+        """The distribution's name as names of distributions compare, however its metadata writes it."""
+        return _canonical(self.dist)
+
+    @property
     def source(self) -> str:
         """Whom to blame: distribution and version."""
         return f"{self.dist} {self.version}"

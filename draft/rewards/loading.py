@@ -7,6 +7,7 @@ import sys
 import warnings
 from functools import partial
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import pluggy
 
@@ -24,6 +25,8 @@ from draft.rewards.discovery import (
 )
 from draft.rewards.hookspecs import ExtensionHooks, RewardHooks
 from draft.rewards.reward import Reward
+
+_OFFERED: WeakKeyDictionary[type[Reward], Entry] = WeakKeyDictionary()
 
 
 def find_reward(name: str) -> type[Reward]:
@@ -126,7 +129,13 @@ def load_rewards(entry: Entry) -> list[type[Reward]]:
             f"offers {', '.join(offered) or 'nothing'}",
             hint="the names of the entry points and the `name` of the rewards must be the same",
         )
+    _OFFERED.update(dict.fromkeys(rewards, entry))
     return list(rewards)
+
+
+def offered_by(reward: type[Reward]) -> Entry | None:
+    """The entry point that a reward's class was loaded from last; None: it was not loaded as a plugin."""
+    return _OFFERED.get(reward)
 
 
 def new_manager() -> pluggy.PluginManager:

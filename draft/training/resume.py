@@ -15,6 +15,7 @@ from draft.progress import Progress
 from draft.training.branch import Branch
 from draft.training.checkpoint import Checkpoint, read_checkpoint
 from draft.training.identity import Identity, change_words, differences
+from draft.training.metrics import unpacked
 from draft.training.run import Run
 from draft.training.settings import TrainSettings
 
@@ -27,10 +28,13 @@ class Continued:
         step: Updates made.
         history: A line each time it went on with something changed: `update`, `changed`, and `branch` with the
             checkpoint's digest where another training made the updates before. Empty for a training that never did.
+        metrics: The lines of metrics.jsonl up to there; None: there are none, or the checkpoint is an earlier
+            version's.
     """
 
     step: int = 0
     history: tuple[Mapping[str, Any], ...] = field(default=())
+    metrics: tuple[str, ...] | None = None
 
     def metadata(self) -> dict[str, str]:
         """What an adapter file says about it: nothing where the history is empty."""
@@ -59,15 +63,16 @@ def go_on(run: Run, rule: Rule, checkpoint: Checkpoint, progress: Progress) -> C
     changes = dict(checkpoint.changes)
     if not _rate_depends_on_length(run.settings, step):
         changes.pop("max_steps", None)  # byte for byte as if asked for from the start
+    metrics = unpacked(state.get("metrics"))
     if not changes:
-        return Continued(step, history)
+        return Continued(step, history, metrics)
     progress.say(f"changed since: {change_words(changes)}")
     if "max_steps" in changes:
         progress.say(
             f"the learning rate of updates 1 to {step} followed lr_schedule: {run.settings.lr_schedule} towards "
             f"{changes['max_steps'][0]} updates, not {changes['max_steps'][1]}"
         )
-    return Continued(step, (*history, {"update": step, "changed": changes}))
+    return Continued(step, (*history, {"update": step, "changed": changes}), metrics)
 
 
 def branch_off(run: Run, rule: Rule, branch: Branch, identity: Identity, progress: Progress) -> Continued:
@@ -110,7 +115,7 @@ def branch_off(run: Run, rule: Rule, branch: Branch, identity: Identity, progres
     else:
         rule.restore(state["rule"])
     event = {"update": step, "changed": changes, "branch": branch.digest()}
-    return Continued(step, (*json.loads(state["history"]), event))
+    return Continued(step, (*json.loads(state["history"]), event), unpacked(state.get("metrics")))
 
 
 def _restore_weights(run: Run, state: Mapping[str, Any]) -> None:

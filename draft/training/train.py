@@ -18,6 +18,7 @@ from draft.diffusion.families import TextToImage
 from draft.diffusion.generate import sample_images
 from draft.diffusion.lora import lora_factors
 from draft.errors import DivergedError, StageError
+from draft.files import write_text
 from draft.methods.rules import make_rule
 from draft.methods.run import Rule
 from draft.methods.values.problems import check_method
@@ -31,7 +32,7 @@ from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.branch import FOLDER, Branch, checkpoints, update_of
 from draft.training.checkpoint import finish_checkpoints, load_checkpoint, save_checkpoint
 from draft.training.identity import Identity, identity
-from draft.training.metrics import append_metrics, truncate_metrics
+from draft.training.metrics import MetricsLog, append_metrics, open_log
 from draft.training.resume import Continued, branch_off, go_on
 from draft.training.run import Run, prepare
 from draft.training.schedule import learning_rate_factor
@@ -118,7 +119,8 @@ def train(
     states, metrics = folder / FOLDER, folder / "metrics.jsonl"
     continued = _continued(run, rule, states, metrics, name, branch, progress)
     done = continued.step
-    rows = truncate_metrics(metrics, done)
+    log = open_log(metrics, done, continued.metrics, needs=("step", *_BUDGETS), progress=progress)
+    rows = log.rows()
     totals = {"updates": float(done)} | {key: sum(row[key] for row in rows) for key in _BUDGETS}
     if settings.report_to:
         accelerator.init_trackers("draft", config={"model": model, "seed": seed, "method": settings.method.kind})
@@ -132,7 +134,7 @@ def train(
         except DivergedError as error:
             error.checkpoint = max(map(update_of, checkpoints(states)), default=None)
             raise
-        append_metrics(metrics, row)
+        append_metrics(log, row)
         rows = [*rows[1 - _CLOSING :], row]
         totals = {"updates": step + 1.0} | {key: totals[key] + row[key] for key in _BUDGETS}
         _log(accelerator, row, settings)
@@ -146,19 +148,20 @@ def train(
             ended = True
             break
         if settings.checkpoint.every and updates % settings.checkpoint.every == 0 and updates < settings.max_steps:
-            save_checkpoint(states, updates, _state(run, rule, name, continued), keep=settings.checkpoint.keep)
+            save_checkpoint(states, updates, _state(run, rule, name, continued, log), keep=settings.checkpoint.keep)
     progress.stop()
     _save_adapter(run, folder / "adapter.safetensors", {**metadata, **continued.metadata()})
     final = None
     if settings.checkpoint.keep_final and not ended:
-        state = _state(run, rule, name, continued)
+        state = _state(run, rule, name, continued, log)
         final = save_checkpoint(states, settings.max_steps, state, keep=settings.checkpoint.keep)
     finish_checkpoints(states, final=final)
     if settings.report_to:
         accelerator.end_training()
     closing = ["loss", "reward", *(term.label for term in terms)]
-    last = rows[-_CLOSING:]
-    return {key: sum(row[key] for row in last) / len(last) for key in closing}
+    # Lines of a training that this one branched from need not have its labels.
+    figures = {key: [row[key] for row in rows[-_CLOSING:] if key in row] for key in closing}
+    return {key: sum(values) / len(values) for key, values in figures.items() if values}
 
 
 def _continued(
@@ -170,9 +173,12 @@ def _continued(
         return go_on(run, rule, checkpoint, progress)
     if branch is None:
         return Continued()
-    if branch.metrics is not None and branch.metrics.is_file():
+    continued = branch_off(run, rule, branch, name, progress)
+    if continued.metrics is not None:
+        write_text(metrics, "".join(f"{line}\n" for line in continued.metrics))
+    elif branch.metrics is not None and branch.metrics.is_file():
         shutil.copy(branch.metrics, metrics)
-    return branch_off(run, rule, branch, name, progress)
+    return continued
 
 
 def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
@@ -202,7 +208,7 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     }
 
 
-def _state(run: Run, rule: Rule, name: Identity, continued: Continued) -> dict[str, Any]:
+def _state(run: Run, rule: Rule, name: Identity, continued: Continued, log: MetricsLog) -> dict[str, Any]:
     return {
         "identity": name.state(),
         "history": json.dumps(continued.history),
@@ -210,6 +216,7 @@ def _state(run: Run, rule: Rule, name: Identity, continued: Continued) -> dict[s
         "optimizer": run.optimizer.state_dict(),
         "random": run.random.state(),
         "rule": rule.state(),
+        "metrics": log.packed(),
     }
 
 

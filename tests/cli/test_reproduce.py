@@ -95,6 +95,8 @@ def test_every_adapter_of_a_pipeline_is_made_again_byte_for_byte(command, place:
     assert "wrote again.train.jsonl" in out and "wrote again.yaml" in out and "to be given" not in out
     assert "both.adapter is the adapter" in out
     assert "check: the same fingerprint" in out
+    assert "its rewards came from: draft-tastes 1.0.0\n" in out
+    assert "# Its rewards came from: draft-tastes 1.0.0\n" in (folder / "again.yaml").read_text()
     code, _, err = command("run", "again.yaml", "--runs-dir", "second")
     assert code == 0, err
     for name in ("train", "more", "both"):
@@ -108,6 +110,12 @@ def test_every_adapter_of_a_pipeline_is_made_again_byte_for_byte(command, place:
     assert list(data["stages"]) == ["train"]
     assert data["stages"]["train"]["rewards"]["length"] == {"use": "wordy", "text": "{thing}", "weight": 0}
     # What changes the result is found before anything is trained.
+    info = next(folder.parent.glob("site/draft_tastes-1.0.0.dist-info/METADATA"))
+    info.write_text(info.read_text().replace("1.0.0", "1.1"))
+    code, _, err = command("reproduce", str(kept / "train.safetensors"), "-o", "new.yaml", *words[:2], "--check")
+    changed = "bright (draft-tastes 1.0.0 -> draft-tastes 1.1), length (draft-tastes 1.0.0 -> draft-tastes 1.1)"
+    assert code == 2 and f"here it would be another adapter: reward package changed: {changed}" in err
+    info.write_text(info.read_text().replace("1.1", "1.0.0"))
     (kept / "model" / "unet" / "config.json").write_text(
         (kept / "model" / "unet" / "config.json").read_text().replace("{", "{ ", 1)
     )
@@ -245,6 +253,38 @@ def test_a_changed_setting_is_found_by_check(command, folder: Path) -> None:
     path = _story(folder, pipeline=TRAINED, config=config, fingerprint="0" * 64)
     code, _, err = command("reproduce", str(path), "--check")
     assert code == 2 and "here it would be another adapter: config changed: max_steps 9 -> 2" in err
+
+
+def test_a_header_without_packages_is_checked_by_its_sources_and_says_so(command, folder: Path, tastes: None) -> None:
+    from draft.pipeline.identity import fingerprint
+    from draft.pipeline.load import load_pipeline
+    from draft.pipeline.plan import make_plan
+    from draft.pipeline.sources import source_digest
+
+    story = {**TRAINED, "rewards": {"bright": {"use": "bright"}}}
+    assert command("reproduce", str(_story(folder, pipeline=story)), "-o", "a-again.yaml")[0] == 0
+    (step,) = make_plan(load_pipeline("a-again.yaml"), folder / "runs")
+    module = next(folder.parent.glob("site/draft_tastes.py"))
+    parts = {key: value for key, value in step.identity.items() if key != "packages"}
+    parts["sources"] = {"bright": source_digest(module.resolve())}
+    config = {key: value for key, value in parts.items() if key not in ("model", "reward_models", "upstream")}
+    path = _story(folder, pipeline=story, config=config, fingerprint=fingerprint(parts))
+    code, out, err = command("reproduce", str(path), "-o", "b.yaml", "--check")
+    assert code == 0, err
+    note = "its header has no versions and files of reward packages: those of bright are not compared"
+    assert "check: the same fingerprint" in out and f"({note})" in out
+    config["sources"] = {"bright": "0" * 64}
+    path = _story(folder, pipeline=story, config=config, fingerprint="0" * 64)
+    code, _, err = command("reproduce", str(path), "-o", "c.yaml", "--check")
+    assert code == 2 and "here it would be another adapter: reward source changed: bright" in err
+
+
+@pytest.mark.parametrize(
+    "packages", [5, [1], {"a": 3}, {"a": {"name": "x\ny: 1", "version": "1"}}, {"a": {"version": []}}]
+)
+def test_names_of_packages_that_cannot_be_are_left_out(command, folder: Path, packages: object) -> None:
+    code, out, _ = command("reproduce", str(_story(folder, pipeline={**TRAINED, "packages": packages})))
+    assert code == 0 and "came from" not in out
 
 
 def test_more_prompts_than_a_header_holds_are_asked_for(command, folder: Path) -> None:

@@ -27,7 +27,7 @@ from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.errors import StageError
+from draft.errors import DraftWarning, StageError
 from draft.methods.values import DraftK, DraftLV, Method
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
@@ -234,6 +234,20 @@ def test_an_interrupted_comparison_ends_as_if_it_had_not_been(compared, tmp_path
         trainings = [found["methods"][label]["trainings"] for found in (whole, cut)]
         assert [_without_clock(one) for one in trainings[1]] == [_without_clock(one) for one in trainings[0]]
     assert not list((tmp_path / "cut").rglob("notes.json"))
+
+
+def test_a_training_whose_notes_are_damaged_begins_again_and_says_so(compared, tmp_path: Path) -> None:
+    brief = replace(SETTINGS, seeds=(0,), checkpoint=CheckpointSettings(every=1))
+    whole = compared({"k": K}, brief, folder="whole")
+    with pytest.raises(KeyboardInterrupt):
+        compared({"k": K}, brief, folder="cut", progress=Stop(after=3))
+    (notes,) = (tmp_path / "cut").rglob("notes.json")
+    assert list(notes.parent.rglob("*.ckpt"))
+    notes.write_text(notes.read_text()[:-40])
+    with pytest.warns(DraftWarning, match="notes.json is damaged; its training begins again"):
+        cut = compared({"k": K}, brief, folder="cut")
+    trainings = [found["methods"]["k"]["trainings"] for found in (whole, cut)]
+    assert [_without_clock(one) for one in trainings[1]] == [_without_clock(one) for one in trainings[0]]
 
 
 def test_a_slow_method_ends_at_the_cap_and_its_row_says_so(compared) -> None:

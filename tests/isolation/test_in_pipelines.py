@@ -126,6 +126,8 @@ def test_the_result_depends_on_what_the_reward_is_not_on_where_it_runs(folder: P
     }  # fmt: skip
     assert record["versions"]["mine-rewards (shine)"] == "4.2"
     assert record["versions"]["torch (shine)"] == torch.__version__
+    package = record["identity"]["packages"]["shine"]
+    assert (package["name"], package["version"]) == ("mine-rewards", "4.2")
     again = load_pipeline(folder / "runs/mine/config.yaml")
     assert again.stages["train"].data["rewards"]["shine"]["isolated"] == {"python": str(folder / "env/bin/python")}
 
@@ -134,9 +136,18 @@ def test_the_result_depends_on_what_the_reward_is_not_on_where_it_runs(folder: P
     assert run(folder, elsewhere)[0] == "reused"
     module = next(copy.glob("lib/*/site-packages/mine_rewards.py"))
     module.write_text(module.read_text() + "\n# edited\n")
+    assert run(folder, elsewhere)[0] == "reused"
+    (module.parent / "mine.pt").write_text("weights")
+    assert run(folder, elsewhere)[0] == "reused", "nothing names the file"
+    module.write_text(module.read_text() + "\nEDITED = 'mine.pt'\n")
     action, said = run(folder, elsewhere)
     assert action == "ran"
     assert "reward source changed: shine" in said[0]
+    (module.parent / "mine.pt").write_text("other weights")
+    assert "reward files changed: shine" in run(folder, elsewhere)[1][0]
+    info = next(copy.glob("lib/*/site-packages/mine_rewards-*"))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-rewards\nVersion: 4.3\n")
+    assert "reward package changed: shine (mine-rewards 4.2 -> mine-rewards 4.3)" in run(folder, elsewhere)[1][0]
 
 
 def test_editors_know_the_keys() -> None:

@@ -48,6 +48,15 @@ def run(folder: Path, *overrides: str, name: str = "before", **options) -> list[
     return listener.lines
 
 
+def reused(name: str) -> str:
+    """What a plan says of a stage that is used again; its record is older than the entries of reward packages."""
+    if name in ("mix", "thin", "plain"):
+        return f"{name}: reused"
+    labels = "glow, held" if name == "compare" else "glow"
+    note = f"its record has no versions and files of reward packages: those of {labels} are not compared"
+    return f"{name}: reused ({note})"
+
+
 def write(job) -> dict[str, float]:
     for path in job.stage.outputs.values():
         (job.folder / path).write_text("new")
@@ -55,16 +64,26 @@ def write(job) -> dict[str, float]:
 
 
 def test_every_kind_of_stage_is_used_again_and_nothing_is_touched(folder: Path) -> None:
-    assert run(folder) == [f"{name}: reused" for name in STAGES]
+    assert run(folder) == [reused(name) for name in STAGES]
     before = {path: path.stat().st_mtime_ns for path in (folder / "results" / "before").rglob("*.*")}
-    assert run(folder, dry_run=False) == [f"[{n}/10] {name}: reused" for n, name in enumerate(STAGES, start=1)]
+    assert run(folder, dry_run=False) == [f"[{n}/10] {reused(name)}" for n, name in enumerate(STAGES, start=1)]
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_sources_of_rewards_are_compared_as_that_version_compared_them(folder: Path, monkeypatch) -> None:
+    site = folder.parent / "site"
+    shutil.copytree(DATA / "site", site)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "glow_plugin", raising=False)
+    assert run(folder) == [reused(name) for name in STAGES]
+    (site / "glow_plugin.py").write_text((site / "glow_plugin.py").read_text() + "\n")
+    assert run(folder)[0] == "train: will run (reward source changed: glow)"
 
 
 def test_inert_settings_may_change_but_not_where_time_is_measured(folder: Path) -> None:
     others = ["device=cpu", "micro_batch_size=0", "gradient_checkpointing=true", "compile=true", "preview.every=1"]
-    assert run(folder, *(f"stages.train.{each}" for each in others)) == [f"{name}: reused" for name in STAGES]
-    assert "evaluate: reused" in run(folder, "stages.evaluate.batch_size=1", "stages.evaluate.device=cpu")
+    assert run(folder, *(f"stages.train.{each}" for each in others)) == [reused(name) for name in STAGES]
+    assert reused("evaluate") in run(folder, "stages.evaluate.batch_size=1", "stages.evaluate.device=cpu")
     assert run(folder, "stages.compare.device=cpu")[7] == (
         "compare: will run (config changed: device auto -> cpu, methods.lv.device auto -> cpu, "
         "methods.k.device auto -> cpu)"
@@ -89,7 +108,7 @@ def test_inert_settings_may_change_but_not_where_time_is_measured(folder: Path) 
 def test_what_decides_a_result_is_compared_setting_by_setting(folder: Path, override: str, stage: str, reason) -> None:
     lines = run(folder, override)
     assert lines[STAGES.index(stage)].startswith(f"{stage}: will run ({reason}")
-    assert all(line.endswith("reused") for line in lines[: STAGES.index(stage)])
+    assert lines[: STAGES.index(stage)] == [reused(name) for name in STAGES[: STAGES.index(stage)]]
 
 
 def test_what_follows_from_a_stage_that_runs_again_runs_again(folder: Path) -> None:
@@ -99,7 +118,7 @@ def test_what_follows_from_a_stage_that_runs_again_runs_again(folder: Path) -> N
         "evaluate: will run (upstream changed: mix)",
         "generate: will run (upstream changed: mix)",
         "plain: reused",
-        "compare: reused",
+        reused("compare"),
         "probe: will run (upstream changed: mix)",
         "strip: will run (upstream changed: mix)",
     ]
@@ -108,7 +127,7 @@ def test_what_follows_from_a_stage_that_runs_again_runs_again(folder: Path) -> N
 def test_a_stage_that_runs_on_an_earlier_one_is_used_again_by_what_comes_later(folder: Path) -> None:
     shutil.rmtree(folder / "results" / "before" / "strip")
     run(folder, dry_run=False, executors={"strip": write})
-    assert run(folder) == [f"{name}: reused" for name in STAGES]
+    assert run(folder) == [*(reused(name) for name in STAGES[:-1]), "strip: reused"]
     strip, mix = (read_record(folder / "results" / "before" / name) for name in ("strip", "mix"))
     assert strip is not None and mix is not None
     assert strip.identity["upstream"] == {"mix": mix.fingerprint}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,33 @@ def test_a_larger_max_steps_goes_on_to_the_same_bytes_as_if_asked_for_at_first(r
     assert result is not None and [stage.action for stage in result.stages] == ["ran", "ran"]
     assert runs.adapter() == runs.adapter("at_once")
     assert runs.names() == {"train", "mix"}
+
+
+@pytest.mark.parametrize("file", ["adapter.safetensors", "metrics.jsonl"])
+def test_a_damaged_result_is_written_again_from_the_last_state_without_an_update(runs: Runs, file: str) -> None:
+    runs()
+    whole = [(runs.stage() / name).read_bytes() for name in ("adapter.safetensors", "metrics.jsonl")]
+    path = runs.stage() / file
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    runs(verify=True, dry_run=True)
+    assert f"train: will continue (output changed: {file}; written again from its last state)" in runs.heard
+    runs(verify=True)
+    assert "going on after update 6" in runs.heard
+    assert [(runs.stage() / name).read_bytes() for name in ("adapter.safetensors", "metrics.jsonl")] == whole
+    assert runs.names() == {"train", "mix"}
+    runs(verify=True)
+    assert runs.heard[0] == "[1/2] train: reused (its files were read and are intact)"
+
+
+def test_a_lost_preview_is_reported_and_nothing_is_trained_for_it(runs: Runs) -> None:
+    previews = "stages.train.preview={every: 3, count: 1}"
+    runs(previews)
+    (runs.stage() / "previews" / "step-000003.png").unlink()
+    runs(previews)
+    assert runs.heard[0] == "[1/2] train: reused (output missing: previews/step-000003.png)"
 
 
 def test_a_smaller_max_steps_trains_anew_and_keeps_the_finished_one_and_its_state(runs: Runs) -> None:

@@ -41,7 +41,7 @@ def test_the_story_holds_prompts_rewards_and_settings_whole(workshop) -> None:
     assert told["evaluate"] is None
     train = told["train"]
     assert train["prompts"] == ["a cat", "a dog"] and train["seed"] == 3 and train["stage"] == "train"
-    assert train["rewards"] == {"jpeg": {"use": "jpeg", "quality": 50, "rounding": "exact"}}
+    assert train["rewards"] == {"jpeg": {"use": "jpeg", "quality": 50}}
     assert train["settings"]["learning_rate"] == 1e-4 and train["settings"]["lora"]["rank"] == 8
     assert train["model"]["name"] == "model" and len(train["model"]["sha256"]) == 64
     assert told["mix"]["settings"]["adapters"] == {"a": {"weight": 0.7}}

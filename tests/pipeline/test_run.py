@@ -135,6 +135,8 @@ def test_an_edited_reward_is_not_reused(workshop, plugin) -> None:
     workshop.run()
     assert workshop.plan()[0] == "train: reused"
     module.write_text(module.read_text() + "\n# another line\n")
+    assert workshop.plan()[0] == "train: reused"
+    module.write_text(module.read_text() + "\nANOTHER = 1\n")
     assert workshop.plan()[0] == "train: will run (reward source changed: glow)"
 
 

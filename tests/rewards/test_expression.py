@@ -332,14 +332,14 @@ def test_the_fingerprint_sees_options_sources_and_models_of_all_its_rewards(tmp_
         return identity(loaded(tmp_path, *swaps).stages["train"], {})
 
     plain = made()
-    assert sorted(plain["sources"]) == ["fit", "fit.of.a", "fit.of.b"]
-    assert len(set(plain["sources"].values())) == 3
+    assert sorted(plain["packages"]) == ["fit", "fit.of.a", "fit.of.b"]
+    assert len({package["code"] for package in plain["packages"].values()}) == 3
     assert plain["rewards"]["fit"]["of"]["b"] == {"use": "jpeg", "quality": 50, "rounding": "exact"}, "defaults count"
     assert made(("{use: jpeg}", "{use: jpeg, quality: 50}")) == plain
     assert made(("{use: jpeg}", "{use: jpeg, quality: 51}")) != plain
     other = made(("{use: jpeg}", "{use: symmetry}"))
-    assert other["sources"]["fit.of.b"] != plain["sources"]["fit.of.b"]
-    assert other["sources"]["fit"] == plain["sources"]["fit"]
+    assert other["packages"]["fit.of.b"] != plain["packages"]["fit.of.b"]
+    assert other["packages"]["fit"] == plain["packages"]["fit"]
     embedded = made(("{use: clip_score,", "{use: clip_score, model: emoji/clip,"))
     assert list(embedded["reward_models"]) == ["fit.of.a.model"]
     term = loaded(tmp_path).stages["train"].terms[0]

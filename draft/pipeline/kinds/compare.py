@@ -175,6 +175,7 @@ COMPARE = Kind(
     settings=CompareStage,
     outputs={"report": "compare.html", "results": "compare.json", "table": "compare.md", "plot": "compare.png"},
     run=f"{__name__}:run",
+    extras={"trainings": "trainings"},
     problems=problems,
     complete=complete,
     timed=True,

@@ -86,6 +86,7 @@ EVALUATE = Kind(
     settings=EvaluateStage,
     outputs={"report": "report.html", "results": "report.json", "adapters": "adapters"},
     run=f"{__name__}:run",
+    extras={"scores": "scores.csv", "images": "images"},
     version=2,
     problems=schedule_problems,
 )

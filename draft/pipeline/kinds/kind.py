@@ -123,6 +123,10 @@ class Kind:
             kind that makes an adapter has prompts and rewards under `prompts` and `rewards`.
         outputs: Output name to path in the stage's folder, for ``${out:stage.output}``.
         run: ``"module:function"``: what runs a `Job` and returns its closing figures, imported only then.
+        extras: What else it writes into the stage's folder that belongs to its results, some of it only where settings
+            ask for it: name to path. Recorded and compared like outputs; no reference names them.
+        byproducts: What else shows how it went: name to path. Recorded, and reported where it is damaged, but nothing
+            is made again for it.
         version: Raised when the same settings would give other results, so that old ones are not used again.
         problems: What is wrong with a stage beyond the types of its settings.
         complete: Makes the settings that the stage runs with out of those of the file, once there are no errors.
@@ -139,6 +143,8 @@ class Kind:
     settings: type[Any]
     outputs: Mapping[str, str]
     run: str
+    extras: Mapping[str, str] = field(default_factory=dict)
+    byproducts: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
     problems: Callable[[Candidate], Iterator[DraftError]] = lambda candidate: iter(())
     complete: Callable[[Any], Any] = lambda config: config

@@ -91,5 +91,6 @@ STRIP = Kind(
     settings=StripStage,
     outputs={"report": "strip.html", "strip": "strip.png", "results": "strip.json", "scores": "strip.csv"},
     run=f"{__name__}:run",
+    extras={"images": "images"},
     problems=problems,
 )

@@ -190,6 +190,7 @@ TRAIN = Kind(
     settings=TrainStage,
     outputs={"adapter": "adapter.safetensors", "metrics": "metrics.jsonl"},
     run=f"{__name__}:run",
+    byproducts={"previews": "previews"},
     problems=problems,
     carries=("checkpoints", "metrics.jsonl", "previews"),
     checkpoint=find_checkpoint,
