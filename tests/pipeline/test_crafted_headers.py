@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import random
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from draft.errors import DraftError
 from draft.pipeline.document import parse_document
 from draft.pipeline.reproduce import reproduce
+from draft.rewards import discovery
 from draft_cli.reproduce import compare, write_pipeline
 
 TRAIN: dict[str, Any] = {
@@ -142,8 +144,11 @@ UNLIMITED: Any = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("again")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Which packages are installed is looked up for each reward; here it does not change between two files.
+        patch.setattr(discovery, "all_entries", functools.cache(discovery.all_entries))
+        yield tmp_path_factory.mktemp("again")
 
 
 @settings(max_examples=150, **UNLIMITED)

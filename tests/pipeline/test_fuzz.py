@@ -1,4 +1,4 @@
-"""Whatever is written into a pipeline file, the answer is a pipeline or an error, without a traceback or a long wait."""
+"""Whatever is written into a pipeline file, the answer is a pipeline or an error, not a traceback or a long wait."""
 
 from __future__ import annotations
 
