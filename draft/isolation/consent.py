@@ -56,8 +56,8 @@ def consents_file() -> Path:
     """
     if chosen := os.environ.get("DRAFT_CONFIG"):
         return absolute(Path.cwd(), chosen) / "allowed.json"
-    own = os.environ.get("XDG_CONFIG_HOME") or (os.environ.get("APPDATA") if os.name == "nt" else "") or ".config"
-    return absolute(Path(os.path.expanduser("~")), own) / "draft" / "allowed.json"
+    base = os.environ.get("XDG_CONFIG_HOME") or (os.environ.get("APPDATA") if os.name == "nt" else "") or ".config"
+    return absolute(Path(os.path.expanduser("~")), base) / "draft" / "allowed.json"
 
 
 def consent_key(isolation: Isolation) -> str:

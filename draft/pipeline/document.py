@@ -7,126 +7,16 @@ The scalars are YAML 1.2's, as OmegaConf reads numbers: `1e-4` is a number (PyYA
 from __future__ import annotations
 
 import json
-import re
-import sys
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import yaml
 
 from draft.errors import ConfigError, DraftError
+from draft.pipeline.reader import Loader, Room
 
 Keys: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top of the file to a value."""
-
-
-DEEPEST = 40
-"""Levels of lists and mappings inside each other."""
-
-DIGITS = 400
-"""Most characters of a number; more is beyond every float."""
-
-_ROOM = 400_000
-"""Characters that anchors may make of a file, beyond what stands in it."""
-
-_TAG = "tag:yaml.org,2002:"
-_KINDS = {
-    "str": (yaml.ScalarNode,),
-    "int": (yaml.ScalarNode,),
-    "float": (yaml.ScalarNode,),
-    "bool": (yaml.ScalarNode,),
-    "null": (yaml.ScalarNode,),
-    "seq": (yaml.SequenceNode,),
-    "map": (yaml.MappingNode,),
-}
-"""The tags that a file may have, those of JSON, and the nodes that they may stand at."""
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema, and with limits on depth and size."""
-
-    yaml_constructors: ClassVar[dict[Any, Any]] = {
-        tag: make
-        for tag, make in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.removeprefix(_TAG) in _KINDS
-    }
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
-    _depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Make a node, unless it is too deep."""
-        if self._depth > DEEPEST:
-            raise yaml.composer.ComposerError(
-                None, None, f"more than {DEEPEST} levels inside each other", self.peek_event().start_mark
-            )
-        self._depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
-
-    def compose_scalar_node(self, anchor: Any) -> Any:
-        """Make a scalar of whole characters."""
-        node = super().compose_scalar_node(anchor)
-        try:
-            # JSON writes a character beyond 16 bits as a pair of halves.
-            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
-        except UnicodeDecodeError:
-            raise yaml.composer.ComposerError(
-                None, None, "half a character (U+D800 to U+DFFF)", node.start_mark
-            ) from None
-        if "\0" in node.value:
-            raise yaml.composer.ComposerError(None, None, "the character NUL", node.start_mark)
-        return node
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """Make a value, where the tag fits."""
-        kind = _KINDS.get(node.tag.removeprefix(_TAG))
-        if kind is None or not isinstance(node, kind):
-            shown = node.tag.replace(_TAG, "!!")
-            raise yaml.constructor.ConstructorError(None, None, f"the tag {shown} is not read here", node.start_mark)
-        return super().construct_object(node, deep)
-
-
-def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    """A number, a boolean or null, also where it has its tag written out."""
-    text, kind = str(node.value), node.tag.removeprefix(_TAG)
-    problem = ""
-    if kind in ("int", "float") and len(text) > DIGITS:
-        problem = f"a number of {len(text)} characters, more than {DIGITS}"
-    elif not _PATTERNS[kind].match(text) and not (kind == "float" and _PATTERNS["int"].match(text)):
-        problem = f"not of the kind !!{kind}: {text!r}"
-    elif kind == "null":
-        return None
-    elif kind == "bool":
-        return text.lower() == "true"
-    elif kind == "float" and not _PATTERNS["int"].match(text):
-        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    else:
-        # One with a leading zero is decimal in YAML 1.2.
-        number = int(text, 16) if text.startswith("0x") else int(text)
-        if abs(number) <= sys.float_info.max:
-            return float(number) if kind == "float" else number
-        problem = "a number beyond 1.8e308"
-    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-_PATTERNS: dict[str, re.Pattern[str]] = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", r"<<", "<"),
-    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-):
-    _PATTERNS[_tag] = re.compile(rf"(?:{_pattern})\Z")
-    _Loader.add_implicit_resolver(f"{_TAG}{_tag}", _PATTERNS[_tag], list(_first))
-    if _tag != "merge":
-        _Loader.add_constructor(f"{_TAG}{_tag}", _scalar)
 
 
 @dataclass(frozen=True)
@@ -201,10 +91,10 @@ def parse_document(text: str, name: str) -> tuple[Document, list[DraftError]]:
     document = Document(name, {})
     errors: list[DraftError] = []
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         node = loader.get_single_node()
         if node is not None:  # before the construction, which rewrites nodes where keys are merged with <<
-            _mark(node, (), document, errors, _Room(2 * len(text) + _ROOM))
+            _mark(node, (), document, errors, Room.of(text))
         data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -236,11 +126,11 @@ def parse_value(text: str) -> Any:
         ConfigError: Not YAML.
     """
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _mark(node, (), Document("", {}), [], _Room(2 * len(text) + _ROOM))
+        _mark(node, (), Document("", {}), [], Room.of(text))
         return _text_keys(loader.construct_document(node))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
@@ -304,35 +194,12 @@ def _text(dumper: _Dumper, value: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
 
 
-_NUMBERS = [pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair in pairs]
+_NUMBERS = [pair for pairs in Loader.yaml_implicit_resolvers.values() for pair in pairs]
 _Dumper.add_representer(str, _text)
 
 
-@dataclass
-class _Room:
-    """What the values of a file may take, with each alias written out.
-
-    Args:
-        left: Characters.
-        inside: The nodes that the current one is in.
-    """
-
-    left: int
-    inside: list[yaml.Node] = field(default_factory=list)
-
-
-def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], room: _Room) -> None:
-    room.left -= 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
-    problem = "anchors make too much of the file" if room.left < 0 else ""
-    if any(node is outer for outer in room.inside):
-        problem = "an anchor contains itself"
-    elif len(path) > DEEPEST:
-        problem = f"more than {DEEPEST} levels inside each other"
-    if problem:
-        raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
-    if isinstance(node, yaml.ScalarNode):
-        return
-    room.inside.append(node)
+def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], room: Room) -> None:
+    room.enter(node)
     if isinstance(node, yaml.MappingNode):
         defined: set[Keys] = set()
         for key_node, value_node in node.value:
@@ -349,4 +216,4 @@ def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftErr
         for index, item in enumerate(node.value):
             document.lines[(*path, index)] = item.start_mark.line + 1
             _mark(item, (*path, index), document, errors, room)
-    room.inside.pop()
+    room.leave()

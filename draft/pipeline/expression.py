@@ -124,10 +124,10 @@ def parse_argument(text: str) -> Argument:
     Raises:
         ValueError: Not readable.
     """
-    found, at = _argument(text, 0, "", 0)
+    argument, at = _argument(text, 0, "", 0)
     if at != len(text):
         raise ValueError("more than one value")
-    return found
+    return argument
 
 
 def _pieces(text: str, at: int, quote: str, depth: int = 0) -> Iterator[tuple[Part, int]]:
@@ -156,8 +156,8 @@ def _pieces(text: str, at: int, quote: str, depth: int = 0) -> Iterator[tuple[Pa
                 at = reference.end()
                 yield reference[0], at
             else:
-                found, at = _interpolation(text, at, depth + 1)
-                yield found, at
+                inner, at = _interpolation(text, at, depth + 1)
+                yield inner, at
         start = at
     if text[start:at]:
         yield text[start:at], at
@@ -171,8 +171,8 @@ def _interpolation(text: str, at: int, depth: int) -> tuple[Lookup | Call, int]:
     at = _blank(text, at)
     while at < len(text):
         if text.startswith("${", at):
-            found, at = _interpolation(text, at + 2, depth + 1)
-            name.append(found)
+            inner, at = _interpolation(text, at + 2, depth + 1)
+            name.append(inner)
         elif text[at] == "}" and name:
             return Lookup(tuple(name)), at + 1
         elif text[at] == ":" and name:
@@ -193,15 +193,15 @@ def _interpolation(text: str, at: int, depth: int) -> tuple[Lookup | Call, int]:
 
 def _sequence(text: str, at: int, end: str, depth: int) -> tuple[list[Argument], int]:
     """Arguments up to a closing bracket."""
-    found: list[Argument] = []
+    items: list[Argument] = []
     at = _blank(text, at)
     if text.startswith(end, at):
-        return found, at + 1
+        return items, at + 1
     while True:
         item, at = _argument(text, at, f",{end}", depth)
-        found.append(item)
+        items.append(item)
         if text.startswith(end, at):
-            return found, at + 1
+            return items, at + 1
         if not text.startswith(",", at):
             raise ValueError(f"no closing {end}")
         at += 1
@@ -218,19 +218,19 @@ def _argument(text: str, at: int, ends: str, depth: int) -> tuple[Argument, int]
         parts, at = [part for part, _ in pieces], pieces[-1][1] if pieces else at + 1
         if not text.startswith(first, at):
             raise ValueError("no closing quote")
-        found: Argument = Text(tuple(parts))
+        argument: Argument = Text(tuple(parts))
         at += 1
     elif first == "[":
         items, at = _sequence(text, at + 1, "]", depth + 1)
-        found = Items(tuple(items))
+        argument = Items(tuple(items))
     elif first == "{":
-        found, at = _entries(text, at + 1, depth + 1)
+        argument, at = _entries(text, at + 1, depth + 1)
     else:
         return _primitive(text, at, ends, depth)
     at = _blank(text, at)
     if at < len(text) and text[at] not in ends:
         raise ValueError("no comma between two arguments")
-    return found, at
+    return argument, at
 
 
 def _entries(text: str, at: int, depth: int) -> tuple[Entries, int]:
@@ -257,8 +257,8 @@ def _primitive(text: str, at: int, ends: str, depth: int) -> tuple[Argument, int
         if text.startswith("${", at):
             parts += [literal] if literal else []
             literal = ""
-            found, at = _interpolation(text, at + 2, depth + 1)
-            parts.append(found)
+            inner, at = _interpolation(text, at + 2, depth + 1)
+            parts.append(inner)
         elif text[at] == "\\" and text[at + 1 : at + 2] in ("\\", *"()[]{}:=,$ "):
             literal += text[at + 1 : at + 2]
             at += 2

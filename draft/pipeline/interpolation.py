@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from draft.pipeline.document import Entered, Keys, is_prompt
@@ -21,44 +17,15 @@ from draft.pipeline.expression import (
     Plain,
     Text,
     parse,
-    parse_argument,
     split_name,
 )
-from draft.pipeline.references import parse_reference
+from draft.pipeline.resolvers import RESOLVERS, UNSET, Result, UnknownName, source
 
 MOST = 20_000_000
 """Characters, and 16 for each value, that the interpolations of a file may make together."""
 
 CHAIN = 50
 """Values that may be looked up inside each other, one for the next."""
-
-UNSET = "???"
-"""Stands in a file for what has to be given."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """The value of an interpolation.
-
-    Args:
-        value: Plain data.
-        entered: Where in it something came from the environment, to what that is.
-    """
-
-    value: Any
-    entered: Mapping[Keys, Entered] = field(default_factory=lambda: MappingProxyType({}))
-
-
-class UnknownName(Exception):
-    """An interpolation names a value that is not there.
-
-    Args:
-        name: The name as it is written.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"no value {name!r}")
-        self.name = name
 
 
 class Unset(Exception):
@@ -100,8 +67,7 @@ class Interpolations:
         if "${" not in text:
             return Result(text)
         if keys not in self._known:
-            with_keys = self._entering(keys, lambda: self._joined(parse(text).parts, keys))
-            self._known[keys] = with_keys
+            self._known[keys] = self._entering(keys, lambda: self._joined(parse(text).parts, keys))
         return self._known[keys]
 
     def _entering(self, keys: Keys, evaluate: Callable[[], Result]) -> Result:
@@ -119,23 +85,23 @@ class Interpolations:
         """One interpolation by itself has its value; several pieces make a text."""
         if len(parts) == 1 and not isinstance(parts[0], str):
             return self._evaluated(parts[0], keys)
-        found = [Result(part) if isinstance(part, str) else self._evaluated(part, keys) for part in parts]
-        text = "".join(str(each.value) for each in found)
+        results = [Result(part) if isinstance(part, str) else self._evaluated(part, keys) for part in parts]
+        text = "".join(str(result.value) for result in results)
         self._count(text)
-        if not any(each.entered for each in found):
+        if not any(result.entered for result in results):
             return Result(text)
-        return Result(text, {(): Entered(text, "".join(map(_source, found)))})
+        return Result(text, {(): Entered(text, "".join(map(source, results)))})
 
     def _evaluated(self, part: Lookup | Call, keys: Keys) -> Result:
-        name = "".join(str(self._joined((each,), keys).value) for each in part.name)
+        name = "".join(str(self._joined((piece,), keys).value) for piece in part.name)
         if isinstance(part, Lookup):
             return self.looked_up(name, keys)
-        if name not in _RESOLVERS:
-            raise ValueError(f"unknown resolver {name!r}; the resolvers are {', '.join(_RESOLVERS)}")
-        arguments = [self.argument(each, keys) for each in part.arguments]
-        for each in arguments:
-            self._count(each.value)
-        result = _RESOLVERS[name](self, arguments, keys)
+        if name not in RESOLVERS:
+            raise ValueError(f"unknown resolver {name!r}; the resolvers are {', '.join(RESOLVERS)}")
+        arguments = [self.argument(argument, keys) for argument in part.arguments]
+        for argument in arguments:
+            self._count(argument.value)
+        result = RESOLVERS[name](self, arguments, keys)
         self._count(result.value)
         return result
 
@@ -149,20 +115,18 @@ class Interpolations:
                     return Result("".join(map(str, parts)))
                 return self._joined(parts, keys)
             case Items(items):
-                found = [self.argument(each, keys) for each in items]
-                entered = {(i, *rest): e for i, each in enumerate(found) for rest, e in each.entered.items()}
-                return Result([each.value for each in found], entered)
+                return _united(dict(enumerate(self.argument(item, keys) for item in items)), list)
             case Entries(entries):
-                mapping: dict[str, Any] = {}
-                entered = {}
-                for key, value in entries:
-                    label, inner = self.argument(key, keys).value, self.argument(value, keys)
-                    label = label if isinstance(label, str) else json.dumps(label)
-                    mapping[label] = inner.value
-                    entered |= {(label, *rest): each for rest, each in inner.entered.items()}
-                return Result(mapping, entered)
+                return _united({self._label(key, keys): self.argument(value, keys) for key, value in entries}, dict)
             case _:
                 return self._evaluated(argument, keys)
+
+    def _label(self, key: Argument, keys: Keys) -> str:
+        """A key of a mapping, which results may show."""
+        label = self.argument(key, keys)
+        if label.entered:
+            raise ValueError("a key cannot come from the environment")
+        return label.value if isinstance(label.value, str) else json.dumps(label.value)
 
     def looked_up(self, name: str, keys: Keys) -> Result:
         """The value that a name means, seen from a place."""
@@ -174,10 +138,8 @@ class Interpolations:
         for index, part in enumerate(rest):
             if isinstance(node, str) and "${" in node:
                 return _inside(self.value(path), rest[index:], name)
-            here = int(part) if isinstance(node, list) and part.isdecimal() else part
-            if not _holds(node, here):
-                raise UnknownName(name)
-            path, node = (*path, here), node[here]
+            key = _key(node, part, name)
+            path, node = (*path, key), node[key]
         return self._copied(path, node, name)
 
     def _copied(self, path: Keys, node: Any, name: str) -> Result:
@@ -193,10 +155,7 @@ class Interpolations:
         self._count(None)
 
         def evaluate() -> Result:
-            found = {key: self._copied((*path, key), inner, name) for key, inner in items}
-            entered = {(key, *rest): e for key, each in found.items() for rest, e in each.entered.items()}
-            values = {key: each.value for key, each in found.items()}
-            return Result(values if isinstance(node, dict) else list(values.values()), entered)
+            return _united({key: self._copied((*path, key), inner, name) for key, inner in items}, type(node))
 
         return self._entering(path, evaluate)
 
@@ -209,26 +168,34 @@ class Interpolations:
             raise ValueError(f"the interpolations of the file make more than {MOST // 10**6} MB")
 
 
+def _united(results: Mapping[Any, Result], kind: type) -> Result:
+    """A list or a mapping of results."""
+    entered = {(key, *path): entry for key, result in results.items() for path, entry in result.entered.items()}
+    values = {key: result.value for key, result in results.items()}
+    return Result(values if kind is dict else list(values.values()), entered)
+
+
 def _raw_at(data: Any, keys: Keys) -> Any:
     for key in keys:
         data = data[key]
     return data
 
 
-def _holds(node: Any, key: str | int) -> bool:
-    return (
-        key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int) and key < len(node)
-    )
+def _key(node: Any, part: str, name: str) -> str | int:
+    """The key or index of a part of a name."""
+    if isinstance(node, list) and len(part) < 10 and part.isdecimal() and int(part) < len(node):
+        return int(part)
+    if isinstance(node, dict) and part in node:
+        return part
+    raise UnknownName(name)
 
 
 def _inside(result: Result, rest: Sequence[str], name: str) -> Result:
     node, keys = result.value, ()
     for part in rest:
-        here = int(part) if isinstance(node, list) and part.isdecimal() else part
-        if not _holds(node, here):
-            raise UnknownName(name)
-        node, keys = node[here], (*keys, here)
-    entered = {path[len(keys) :]: each for path, each in result.entered.items() if path[: len(keys)] == keys}
+        key = _key(node, part, name)
+        node, keys = node[key], (*keys, key)
+    entered = {path[len(keys) :]: entry for path, entry in result.entered.items() if path[: len(keys)] == keys}
     return Result(_fresh(node), entered)
 
 
@@ -236,107 +203,3 @@ def _fresh(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _fresh(inner) for key, inner in value.items()}
     return [_fresh(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _source(result: Result) -> str:
-    """The text that makes a piece of a text: what came from the environment by its variable's name."""
-    if not result.entered:
-        text = str(result.value)
-        return text if parse_reference(text) else text.replace("${", "\\${")
-    return result.entered[()].source if () in result.entered else UNSET
-
-
-def _written(result: Result) -> str:
-    """An argument as it is written."""
-    if result.entered:
-        return _source(result)
-    if isinstance(result.value, str):
-        return "'" + result.value.replace("'", "\\'").replace("${", "\\${") + "'"
-    return json.dumps(result.value)
-
-
-def _env(work: Interpolations, arguments: Sequence[Result], keys: Keys) -> Result:
-    name, *default = _given(arguments, 1, 2)
-    key = str(name.value)
-    if key not in os.environ:
-        if not default:
-            raise ValueError(f"environment variable {key!r} is not set")
-        value = default[0].value
-        return Result(None if value is None else str(value), default[0].entered)
-    value = os.environ[key]
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"environment variable {key!r} is not UTF-8 text") from None
-    shown = key if re.fullmatch(r"\w+", key) else "'" + key.replace("'", "\\'") + "'"
-    return Result(value, {(): Entered(value, f"${{oc.env:{shown}}}")})
-
-
-def _select(work: Interpolations, arguments: Sequence[Result], keys: Keys) -> Result:
-    name, *default = _given(arguments, 1, 2)
-    try:
-        return work.looked_up(str(name.value), keys)
-    except UnknownName:
-        return default[0] if default else Result(None)
-
-
-def _decode(work: Interpolations, arguments: Sequence[Result], keys: Keys) -> Result:
-    (text,) = _given(arguments, 1, 1)
-    if not isinstance(text.value, str):
-        if text.value is None:
-            return text
-        raise ValueError(f"oc.decode takes text (got a {type(text.value).__name__})")
-    if "${" in text.value:
-        raise ValueError("oc.decode takes text without ${")
-    value = work.argument(parse_argument(text.value), keys).value
-    entered = {}
-    if text.entered:
-        source = f"${{oc.decode:{_source(text)}}}"
-        entered = {path: Entered(inner, source if not path else UNSET) for path, inner in _leaves(value, ())}
-    return Result(value, entered)
-
-
-def _create(work: Interpolations, arguments: Sequence[Result], keys: Keys) -> Result:
-    return _given(arguments, 1, 1)[0]
-
-
-def _keys_of(work: Interpolations, arguments: Sequence[Result], keys: Keys) -> Result:
-    found = work.looked_up(str(_given(arguments, 1, 1)[0].value), keys)
-    return Result(list(_mapping(found)))
-
-
-def _values_of(work: Interpolations, arguments: Sequence[Result], keys: Keys) -> Result:
-    found = work.looked_up(str(_given(arguments, 1, 1)[0].value), keys)
-    order = {key: index for index, key in enumerate(_mapping(found))}
-    return Result(list(_mapping(found).values()), {(order[p[0]], *p[1:]): each for p, each in found.entered.items()})
-
-
-def _mapping(found: Result) -> dict[str, Any]:
-    if not isinstance(found.value, dict):
-        raise ValueError(f"not a mapping (got a {type(found.value).__name__})")
-    return found.value
-
-
-def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(inner, (*keys, key))
-    else:
-        yield keys, value
-
-
-def _given(arguments: Sequence[Result], least: int, most: int) -> Sequence[Result]:
-    if not least <= len(arguments) <= most:
-        raise ValueError(f"{len(arguments)} arguments where {least if least == most else f'{least} or {most}'} may be")
-    return arguments
-
-
-_RESOLVERS: Mapping[str, Callable[[Interpolations, Sequence[Result], Keys], Result]] = {
-    "oc.env": _env,
-    "oc.decode": _decode,
-    "oc.select": _select,
-    "oc.create": _create,
-    "oc.dict.keys": _keys_of,
-    "oc.dict.values": _values_of,
-}
-"""What may stand before the colon. No other of OmegaConf's: `oc.coerce` imports what it is told to."""

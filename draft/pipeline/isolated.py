@@ -91,13 +91,13 @@ def reward_class(
 
 def isolations(terms: Iterable[Term]) -> dict[str, Isolation]:
     """What the `isolated` of terms says, by its place."""
-    found: dict[str, Isolation] = {}
+    by_place: dict[str, Isolation] = {}
     for reward in (term.reward for term in terms):
         if isinstance(reward, IsolatedReward):
-            found[f"{reward.isolated.where}.isolated"] = reward.isolated.isolation
+            by_place[f"{reward.isolated.where}.isolated"] = reward.isolated.isolation
         elif isinstance(reward, UnbuiltReward):
-            found[reward.isolated[1]] = reward.isolated[0]
-    return found
+            by_place[reward.isolated[1]] = reward.isolated[0]
+    return by_place
 
 
 def unbuilt(terms: Iterable[Term]) -> dict[str, Isolation]:

@@ -11,8 +11,9 @@ from typing import Any
 from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.document import Document, Entered, Keys, is_prompt, value_at
 from draft.pipeline.expression import parse
-from draft.pipeline.interpolation import Interpolations, UnknownName, Unset
+from draft.pipeline.interpolation import Interpolations, Unset
 from draft.pipeline.references import parse_reference
+from draft.pipeline.resolvers import UnknownName
 
 DIGEST = "environment:"
 """What stands before the digest of a value that came from the environment, where records need to see it change."""
@@ -68,32 +69,32 @@ def plain_data(
 
     def resolved(node: Any, keys: Keys) -> Any:
         items = node.items() if isinstance(node, dict) else enumerate(node)
-        found: dict[Any, Any] = {}
+        values: dict[Any, Any] = {}
         for key, inner in items:
-            here = (*keys, key)
+            path = (*keys, key)
             if isinstance(inner, dict | list):
-                found[key] = resolved(inner, here)
+                values[key] = resolved(inner, path)
                 continue
             try:
-                result = work.value(here)
+                result = work.value(path)
             except (Unset, UnknownName, ValueError) as error:
-                errors.append(_unresolved(error, here, inner, document))
-                broken.append(".".join(map(str, here)))
+                errors.append(_unresolved(error, path, inner, document))
+                broken.append(".".join(map(str, path)))
                 continue
-            found[key] = result.value
-            entered.update({(*here, *inside): each for inside, each in result.entered.items()})
-        return found if isinstance(node, dict) else list(found.values())
+            values[key] = result.value
+            entered.update({(*path, *inside): entry for inside, entry in result.entered.items()})
+        return values if isinstance(node, dict) else list(values.values())
 
     return resolved(raw, ()), broken, entered
 
 
 def within(entered: Mapping[Keys, Entered], keys: Keys) -> dict[Keys, Entered]:
     """What came from the environment inside a place, by its keys from there."""
-    return {path[len(keys) :]: each for path, each in entered.items() if path[: len(keys)] == keys}
+    return {path[len(keys) :]: entry for path, entry in entered.items() if path[: len(keys)] == keys}
 
 
 def masked(value: Any, entered: Mapping[Keys, Entered], keys: Keys = (), numbers: Collection[Keys] = ()) -> Any:
-    """Plain data with a digest for each value that came from the environment, so that a record sees it change.
+    """Plain data with a digest for entry value that came from the environment, so that a record sees it change.
 
     Args:
         value: Plain data.
@@ -156,7 +157,7 @@ def written(value: Any, entered: Entered) -> str:
 
 
 def texts(entered: Mapping[Keys, Entered]) -> dict[str, str]:
-    """The texts that came from the environment, and the names of files among them, to what makes each.
+    """The texts that came from the environment, and the names of files among them, to what makes entry.
 
     Args:
         entered: Where something came from the environment.
@@ -164,7 +165,7 @@ def texts(entered: Mapping[Keys, Entered]) -> dict[str, str]:
     Returns:
         A text that no page or report may hold, to what it has there.
     """
-    values = {str(each.value): each.source for each in entered.values() if isinstance(each.value, str)}
+    values = {str(entry.value): entry.source for entry in entered.values() if isinstance(entry.value, str)}
     names = {Path(text).name: source for text, source in values.items() if "/" in text or "\\" in text}
     return {text: source for text, source in {**names, **values}.items() if text}
 
