@@ -199,11 +199,18 @@ def _written(stage: CheckedStage) -> dict[str, Any]:
     return written
 
 
+<<<<<<< HEAD
 def _shown(stage: CheckedStage, folder: Path) -> str:
     """The settings of a stage as pages show them: like in a file, and paths without the folders of this machine."""
     entered = stage.environment.get(("seed",))
     seed = entered.source if entered else stage.seed
     return dump_yaml({stage.name: without_folders(_written(stage), folder), "seed": seed})
+=======
+def _rehearsed(pipeline: Pipeline, stage: CheckedStage) -> dict[str, Any]:
+    """What a rehearsal replaced in the file, to be kept with the figures: they are not those of the file's settings."""
+    changes = {change.key: {"before": change.before, "after": change.after} for change in pipeline.replacements}
+    return {"rehearsal": escaped(changes, (), stage.environment)} if changes else {}
+>>>>>>> main
 
 
 def _run_stage(
@@ -223,8 +230,13 @@ def _run_stage(
         folder=partial,
         files=files,
         progress=reporter,
+<<<<<<< HEAD
         title=pipeline.title,
         config_text=_shown(stage, pipeline.file.parent),
+=======
+        title=pipeline.name,
+        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed, **_rehearsed(pipeline, stage)}),
+>>>>>>> main
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )

@@ -245,7 +245,7 @@ class Job:
         files: Where the stage has a file, to that file; references are resolved.
         progress: The reporter.
         title: The pipeline's name.
-        config_text: The stage's resolved settings as YAML, for the page.
+        config_text: The stage's resolved settings as YAML, and what a rehearsal replaced, for the page and the results.
         metadata: What an adapter file says about its making: no time, no path, no host.
         branch: The checkpoint of another run that it begins at; None: it does not.
     """
