@@ -37,6 +37,7 @@ class Pipeline:
         stages: Name to stage, in the order in which they run.
         replacements: What a rehearsal changed of the file; empty where this is none.
         environment: Where in the file something came from the environment; no file may hold that.
+        replaced_environment: The same of what a rehearsal replaced.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Pipeline:
     stages: Mapping[str, CheckedStage]
     replacements: tuple[Replacement, ...] = ()
     environment: Mapping[Keys, Entered] = field(default_factory=dict)
+    replaced_environment: Mapping[Keys, Entered] = field(default_factory=dict)
 
     @property
     def title(self) -> str:

@@ -46,35 +46,26 @@ def load_pipeline(
     except OSError as error:
         raise ConfigError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
     document, errors = parse_document(text, str(file) if Path(file).is_file() else str(path))
-<<<<<<< HEAD
     with asking(ask):
         applied = apply_overrides(document, overrides, errors, rehearse=rehearse)
         renamed = _rename_aliases(document, errors)
         replaced = applied.replaced
         if rehearse:
             explicit = {renamed.get(keys, keys) for keys in applied.explicit}
-            replaced += use_stand_ins(document, explicit, path.resolve().parent, errors)
+            full_size = applied.full_size
+            _rename_aliases(full_size, [])
+            replaced += use_stand_ins(document, explicit, path.resolve().parent, errors, full_size=full_size)
             for change in replaced:
                 if change.key != "name":  # which keeps what it had and gets an ending
                     document.forget_environment(tuple(change.key.split(".")))
         pipeline, check_errors = check_document(document, path)
-=======
-    applied = apply_overrides(document, overrides, errors, rehearse=rehearse)
-    renamed = _rename_aliases(document, errors)
-    replaced = applied.replaced
-    if rehearse:
-        explicit = {renamed.get(keys, keys) for keys in applied.explicit}
-        full_size = Document(document.name, applied.full_size)
-        _rename_aliases(full_size, [])
-        replaced += use_stand_ins(document, explicit, path.resolve().parent, errors, full_size=full_size)
-    pipeline, check_errors = check_document(document, path)
->>>>>>> main
     # What could not be resolved is missing only because of that.
     errors += [error for error in check_errors if error.what not in {f"missing key {key!r}" for key in applied.broken}]
     if errors or pipeline is None:
         errors.sort(key=lambda error: _order(error.where, document.name))
         raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
-    return replace(pipeline, replacements=tuple(replaced))
+    full_size_environment = {**document.environment, **applied.full_size.environment}
+    return replace(pipeline, replacements=tuple(replaced), replaced_environment=full_size_environment)
 
 
 def find_pipeline(file: str | Path) -> Path:

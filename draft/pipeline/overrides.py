@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from draft.errors import ConfigError, DraftError, did_you_mean
-from draft.pipeline.document import Document, Keys, parse_value, value_at
+from draft.pipeline.document import Document, Entered, Keys, parse_value, value_at
 from draft.pipeline.fields import is_labelled, keys_at
 from draft.pipeline.inputs import Head
 from draft.pipeline.kinds import kind_of
@@ -29,13 +29,13 @@ class Applied:
         broken: Dotted keys that could not be resolved and are missing for that reason only.
         explicit: Paths of the values that the command line or `rehearsal:` set, themselves or through a variable.
         replaced: What the file's `rehearsal:` changed.
-        full_size: In a rehearsal the file as it is, resolved; elsewhere nothing.
+        full_size: In a rehearsal the file as it is, resolved; elsewhere an empty one.
     """
 
     broken: list[str]
     explicit: frozenset[Keys]
     replaced: list[Replacement]
-    full_size: dict[str, Any]
+    full_size: Document
 
 
 def apply_overrides(
@@ -59,15 +59,9 @@ def apply_overrides(
     before: dict[str, Any] = {}
     explicit: set[Keys] = set()
     moved: list[Keys] = []
-    environment: dict[str, str] = {}
+    entered: dict[Keys, Entered] = {}
     if rehearse:
-<<<<<<< HEAD
-        before, _, _ = plain_data(config, document, [])
-=======
-        before, _ = plain_data(config, document, [])
-        # What is replaced is shown beside what replaces it, so its secrets count, too.
-        environment |= environment_values(OmegaConf.to_container(config, resolve=False))
->>>>>>> main
+        before, _, entered = plain_data(config, document, [])
         for source, parts, value in planned:
             keys = _keys(config, parts)
             _move_lines(document, source, keys)
@@ -83,14 +77,8 @@ def apply_overrides(
         except ConfigError as error:
             error.where = error.where or f"command line, {text!r}"
             errors.append(error)
-<<<<<<< HEAD
     explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars" and len(keys) > 1})
     data, broken, document.environment = plain_data(config, document, errors)
-=======
-    explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars"})
-    document.environment = environment | environment_values(OmegaConf.to_container(config, resolve=False))
-    data, broken = plain_data(config, document, errors)
->>>>>>> main
     if REHEARSAL in document.data:
         data[REHEARSAL] = document.data[REHEARSAL]
     document.data = data
@@ -100,7 +88,8 @@ def apply_overrides(
         if not document.overridden(keys)
         for change in _changes(keys, value_at(before, keys), value_at(data, keys))
     ]
-    return Applied(broken, frozenset(explicit), replaced, before)
+    full_size = Document(document.name, before, environment=entered)
+    return Applied(broken, frozenset(explicit), replaced, full_size)
 
 
 def _planned(config: Any, document: Document, errors: list[DraftError]) -> Iterator[tuple[Keys, list[str], Any]]:

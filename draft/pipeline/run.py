@@ -199,18 +199,25 @@ def _written(stage: CheckedStage) -> dict[str, Any]:
     return written
 
 
-<<<<<<< HEAD
-def _shown(stage: CheckedStage, folder: Path) -> str:
+def _shown(pipeline: Pipeline, stage: CheckedStage) -> str:
     """The settings of a stage as pages show them: like in a file, and paths without the folders of this machine."""
     entered = stage.environment.get(("seed",))
-    seed = entered.source if entered else stage.seed
-    return dump_yaml({stage.name: without_folders(_written(stage), folder), "seed": seed})
-=======
-def _rehearsed(pipeline: Pipeline, stage: CheckedStage) -> dict[str, Any]:
+    settings = {stage.name: _written(stage), "seed": entered.source if entered else stage.seed}
+    return dump_yaml(without_folders({**settings, **_rehearsed(pipeline)}, pipeline.file.parent))
+
+
+def _rehearsed(pipeline: Pipeline) -> dict[str, Any]:
     """What a rehearsal replaced in the file, to be kept with the figures: they are not those of the file's settings."""
-    changes = {change.key: {"before": change.before, "after": change.after} for change in pipeline.replacements}
-    return {"rehearsal": escaped(changes, (), stage.environment)} if changes else {}
->>>>>>> main
+    changes = {}
+    for change in pipeline.replacements:
+        keys = tuple(int(part) if part.isdecimal() else part for part in change.key.split("."))
+        # What is replaced is shown beside what replaces it, so its secrets count, too.
+        before, after = pipeline.replaced_environment, pipeline.environment
+        changes[change.key] = {
+            "before": escaped(change.before, keys, before),
+            "after": escaped(change.after, keys, after),
+        }
+    return {"rehearsal": changes} if changes else {}
 
 
 def _run_stage(
@@ -230,13 +237,8 @@ def _run_stage(
         folder=partial,
         files=files,
         progress=reporter,
-<<<<<<< HEAD
         title=pipeline.title,
-        config_text=_shown(stage, pipeline.file.parent),
-=======
-        title=pipeline.name,
-        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed, **_rehearsed(pipeline, stage)}),
->>>>>>> main
+        config_text=_shown(pipeline, stage),
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )
