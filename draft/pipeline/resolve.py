@@ -157,7 +157,7 @@ def written(value: Any, entered: Entered) -> str:
 
 
 def texts(entered: Mapping[Keys, Entered]) -> dict[str, str]:
-    """The texts that came from the environment, and the names of files among them, to what makes entry.
+    """The texts that came from the environment, and the names of files among them, to what makes each.
 
     Args:
         entered: Where something came from the environment.

@@ -212,11 +212,8 @@ def _rehearsed(pipeline: Pipeline) -> dict[str, Any]:
     for change in pipeline.replacements:
         keys = tuple(int(part) if part.isdecimal() else part for part in change.key.split("."))
         # What is replaced is shown beside what replaces it, so its secrets count, too.
-        before, after = pipeline.replaced_environment, pipeline.environment
-        changes[change.key] = {
-            "before": escaped(change.before, keys, before),
-            "after": escaped(change.after, keys, after),
-        }
+        before = escaped(change.before, keys, pipeline.replaced_environment)
+        changes[change.key] = {"before": before, "after": escaped(change.after, keys, pipeline.environment)}
     return {"rehearsal": changes} if changes else {}
 
 
@@ -246,7 +243,9 @@ def _run_stage(
         hooks.started(stage.name, partial)
     started, clock = _now(), time.monotonic()
     try:
-        with withholding(texts({**pipeline.environment, **stage.environment}), (runs.resolve(), pipeline.file.parent)):
+        with withholding(
+            texts({**pipeline.environment, **pipeline.replaced_environment}), (runs.resolve(), pipeline.file.parent)
+        ):
             metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
     finally:
         reporter.stop()
