@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError
+from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError, presentable
 from draft_cli.start import StandardStream
 
 
