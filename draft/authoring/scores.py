@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from draft.authoring.pictures import picture_size, read_picture
+from draft.authoring.pictures import LARGEST, picture_size, read_picture
 from draft.authoring.stand_in import offering_stand_in
 from draft.errors import ConfigError, DraftError, DraftWarning
 from draft.progress import Progress
@@ -151,9 +151,11 @@ def score_pictures(
         warnings.warn(cut, DraftWarning, stacklevel=2)
     scores = [math.nan] * len(files)
     progress.start("score", len(files))
-    for group in by_size.values():
-        for start in range(0, len(group), batch_size):
-            chosen = group[start : start + batch_size]
+    for (height, width), group in by_size.items():
+        # No more pixels at once than one of the largest pictures has.
+        most = min(batch_size, max(1, LARGEST // (height * width))) if reward.per_image else batch_size
+        for start in range(0, len(group), most):
+            chosen = group[start : start + most]
             images = torch.stack([read_picture(files[index]) for index in chosen])
             try:
                 values = numbers(loaded.scores(images, prompts.take(chosen)))

@@ -59,7 +59,8 @@ class Reward(BaseModel, ABC):
             says that it runs there as it is. None, the default, says the same of a reward without an option that
             names weights (one of `MODEL_OPTIONS`); any other is refused in a rehearsal, unless those options name
             embedded models already.
-        api_version: The version of this contract that the reward was written for.
+        api_version: The version of this contract that the reward was written for, as a number in the class itself:
+            what is inherited from here is that of the installed Draft.
 
     Example:
         class Brightness(draft.Reward):

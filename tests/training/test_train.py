@@ -27,6 +27,7 @@ from draft.methods.values import Draft, DraftK, DraftLV
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.scoring.objective import RobustSettings
+from draft.training.branch import remove_superseded
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
@@ -115,7 +116,10 @@ def test_the_reward_rises_under_every_method(run, tiny_model: Path, tmp_path: Pa
     assert set(figures) == {"loss", "reward", "bright", "red"}
     tensors = load_file(tmp_path / "out" / "adapter.safetensors")
     assert any(key.endswith("lora_up.weight") and tensor.abs().max() > 0 for key, tensor in tensors.items())
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000020.ckpt"]
+    states = tmp_path / "out" / "checkpoints"
+    assert sorted(path.name for path in states.iterdir()) == ["step-00000018.ckpt", "step-00000020.ckpt"]
+    remove_superseded(states, keep_final=True)
+    assert [path.name for path in states.iterdir()] == ["step-00000020.ckpt"]
 
 
 def test_the_same_seed_gives_the_same_bytes(run, tmp_path: Path) -> None:
