@@ -21,8 +21,10 @@ Usage: draft [OPTIONS] COMMAND [ARGS]...
   sampling into LoRA adapters.
 
 Options:
-  --version  Show the version and exit.
-  --help     Show this message and exit.
+  --version    Show the version and exit.
+  --traceback  Show where in the code an error comes from; goes anywhere in a
+               line.
+  --help       Show this message and exit.
 
 Commands:
   run        Run a pipeline file.
