@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from draft.report.table import Table, as_markdown
 from draft.rewards.describe import facts, headline, options, yaml_example
 from draft.rewards.discovery import DISTRIBUTION, reward_entries
 from draft.rewards.loading import find_reward
@@ -35,8 +36,8 @@ nothing is fetched at all. Weights are read from safetensors, or with `torch.loa
 def page() -> str:
     """The complete page."""
     rewards = [find_reward(entry.name) for entry in reward_entries() if entry.dist == DISTRIBUTION]
-    rows = [f"| [`{r.name}`](#{r.name}) | {_kind(r)} | {headline(r)} |" for r in rewards]
-    overview = "\n".join(["| reward | | what it scores |", "| --- | --- | --- |", *rows])
+    rows = [[f"[`{r.name}`](#{r.name})", _kind(r), headline(r)] for r in rewards]
+    overview = as_markdown(Table(["reward", "", "what it scores"], rows))
     return "\n\n".join([HEAD.strip(), overview, *map(section, rewards), WEIGHTS_HEAD.strip(), weights()]) + "\n"
 
 
@@ -48,17 +49,16 @@ def section(reward: type[Reward]) -> str:
     parts = [f"## {reward.name}", headline(reward), words]
     parts.append("\n".join(f"- {name[0].upper()}{name[1:]}: {text}" for name, text in facts(reward)))
     if listed := options(reward):
-        rows = [f"| `{o.name}` | {o.type} | `{o.default}` | {o.bounds} | {o.description} |" for o in listed]
-        head = ["| option | type | default | bounds | meaning |", "| --- | --- | --- | --- | --- |"]
-        parts.append("\n".join(head + rows))
+        rows = [[f"`{o.name}`", o.type, f"`{o.default}`", o.bounds, o.description] for o in listed]
+        parts.append(as_markdown(Table(["option", "type", "default", "bounds", "meaning"], rows)))
     parts.append(f"```yaml\n{yaml_example(reward)}\n```")
     return "\n\n".join(part for part in parts if part)
 
 
 def weights() -> str:
     """The table of pinned weights."""
-    rows = [f"| `{hub}` | `{w.revision}` | {w.licence} | {w.megabytes} |" for hub, w in sorted(WEIGHTS.items())]
-    return "\n".join(["| on the hub | commit | licence | MB |", "| --- | --- | --- | --- |", *rows])
+    rows = [[f"`{hub}`", f"`{w.revision}`", w.licence, str(w.megabytes)] for hub, w in sorted(WEIGHTS.items())]
+    return as_markdown(Table(["on the hub", "commit", "licence", "MB"], rows))
 
 
 def _kind(reward: type[Reward]) -> str:

@@ -77,7 +77,7 @@ def linear_form(grid: Grid, frozen: Frozen = "auto") -> LinearForm:
 
     Args:
         grid: The sampling grid, deterministic.
-        frozen: Which slope; `auto`: velocity in flow matching, else epsilon.
+        frozen: Which slope; `auto`: velocity in flow matching and on a grid that starts without signal, else epsilon.
 
     Returns:
         The form.
@@ -85,13 +85,13 @@ def linear_form(grid: Grid, frozen: Frozen = "auto") -> LinearForm:
     Raises:
         DraftError: The slope e on a grid that starts without signal (alpha = 0), where x / alpha does not exist.
     """
-    slope: Literal["epsilon", "velocity"] = (
-        ("velocity" if grid.prediction == "flow" else "epsilon") if frozen == "auto" else frozen
-    )
-    if slope == "epsilon" and min(grid.alpha) <= 0:
+    noise_alone = min(grid.alpha) <= 0
+    automatic: Literal["epsilon", "velocity"] = "velocity" if grid.prediction == "flow" or noise_alone else "epsilon"
+    slope = automatic if frozen == "auto" else frozen
+    if slope == "epsilon" and noise_alone:
         raise DraftError(
             "method.frozen must be 'velocity' on a grid that starts from noise alone (got 'epsilon', and alpha = 0)",
-            hint="frozen: velocity, or auto in flow matching",
+            hint="frozen: velocity or auto",
         )
 
     def level(alpha: float, sigma: float) -> tuple[float, float]:

@@ -10,7 +10,10 @@ from annotated_types import Ge, Le, MinLen
 from draft.marks import AtMost, Inert, Instead
 
 Frozen = Literal["auto", "epsilon", "velocity"]
-"""What a linear surrogate holds fixed at steps that it does not record; `auto`: velocity in flow matching, else e."""
+"""What a linear surrogate holds fixed at steps that it does not record.
+
+`auto`: velocity in flow matching and on a grid that starts without signal, as with zero terminal SNR, else epsilon.
+"""
 
 Precision = Annotated[Literal["no", "bf16"], Instead("no")]
 Resolution = Annotated[

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -142,7 +141,7 @@ def _draw_variant(
         prompts, seeds = seeded.prompts[chosen], seeded.seeds[chosen]
         before, pictures = _look(context, draw_plain(context, prompts, seeds), prompts)
         plain += pictures
-        entries, figures = [], {}
+        entries = []
         if method is not None:
             drawn = draw_with(method, context, prompts, seeds)
             after, pictures = _look(context, drawn.latents, prompts)
@@ -151,13 +150,11 @@ def _draw_variant(
             entries = [
                 {"before": before[i], "after": after[i], "cost": share, **drawn.details[i]} for i in range(len(seeds))
             ]
-            gain = [a[REWARD] - b[REWARD] for a, b in zip(after, before, strict=True)]
-            figures = {"gain": float(np.mean(gain))}
         files = save_pictures(pictures, target / safe_name(variant), start=start)
         names = [{"file": file.relative_to(target).as_posix(), "arm": variant} for file in files]
         record.images += [{**name, "prompt": prompts[i], "seed": seeds[i]} for i, name in enumerate(names)]
         record.rewards += [{**names[i], **entry} for i, entry in enumerate(entries)]
-        progress.advance(len(seeds), figures)
+        progress.advance(len(seeds), {"gain": _gain(record.rewards, REWARD)} if record.rewards else None)
     record.rows += [plain] if method is None else [plain, raised]
 
 
@@ -176,14 +173,18 @@ def _look(
     return scored, [to_picture(image) for image in images]
 
 
+def _gain(entries: Sequence[Mapping[str, Any]], label: str) -> float:
+    """Mean gain of a score over plain sampling, of the images that have one."""
+    return finite_mean([entry["after"][label] - entry["before"][label] for entry in entries])
+
+
 def _figures(record: Record, variants: Sequence[str]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for variant in variants:
         entries = [entry for entry in record.rewards if entry["arm"] == variant]
         for label in entries[0]["after"]:
-            after = [entry["after"][label] for entry in entries]
-            gains = [entry["after"][label] - entry["before"][label] for entry in entries]
-            figures[f"{variant}.{label}"], figures[f"{variant}.{label}.gain"] = finite_mean(after), finite_mean(gains)
+            figures[f"{variant}.{label}"] = finite_mean([entry["after"][label] for entry in entries])
+            figures[f"{variant}.{label}.gain"] = _gain(entries, label)
     for name in asdict(Cost()):
         figures[name] = finite_mean([entry["cost"][name] for entry in record.rewards])
     return figures

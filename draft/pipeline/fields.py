@@ -46,22 +46,23 @@ class Place:
         return getattr(self.mark(Holds), "what", "")
 
 
-def walk(hint: Any, value: Any, keys: Keys = ()) -> Iterator[Place]:
+def walk(hint: Any, value: Any, keys: Keys = (), *, defaults: bool = False) -> Iterator[Place]:
     """Every value inside settings, outer ones first, in the order of the fields; labels as they are in the file.
 
     Args:
         hint: The type of the settings.
         value: A value of that type, or plain data that may be wrong: what does not fit its type is not entered.
         keys: Where it is.
+        defaults: Whether plain data that has a `kind`, and is thus complete, also has the fields that it leaves out.
 
     Yields:
         The places.
     """
-    for key, inner, item in _items(hint, value):
+    for key, inner, item in _items(hint, value, defaults=defaults):
         place = Place((*keys, key), marks(inner), item)
         yield place
         if place.holds not in INPUTS:  # of which there may be a million
-            yield from walk(inner, item, place.keys)
+            yield from walk(inner, item, place.keys, defaults=defaults)
 
 
 def output_at(hint: Any, keys: Keys) -> str:
@@ -265,15 +266,19 @@ def _parts(hint: Any) -> Iterator[tuple[str, Any]]:
             yield "N", typing.get_args(option)[0]
 
 
-def _items(hint: Any, value: Any) -> Iterator[tuple[str | int, Any, Any]]:
-    """The keys of a value with their types and what is under them."""
+def _items(hint: Any, value: Any, *, defaults: bool = False) -> Iterator[tuple[str | int, Any, Any]]:
+    """The keys of a value with their types and what is under them; `defaults` as in `walk`."""
     if dataclasses.is_dataclass(value):
         for field, (key, inner) in zip(dataclasses.fields(value), hints(type(value)).items(), strict=True):
             yield key, inner, getattr(value, field.name)
     elif isinstance(value, Mapping):
         cls = _chosen(hint, value)
         if cls is not None:
-            yield from ((key, inner, value[key]) for key, inner in hints(cls).items() if key in value)
+            complete = defaults and tag(cls) is not None
+            for key, inner in hints(cls).items():
+                item = value[key] if key in value else default_of(cls, key) if complete else REQUIRED
+                if item is not REQUIRED:
+                    yield key, inner, item
         for key, item in value.items() if cls is None else ():
             for inner in inside(hint, key):
                 yield key, inner, item

@@ -45,7 +45,9 @@ def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: 
     replaced = applied.replaced
     if rehearse:
         explicit = {renamed.get(keys, keys) for keys in applied.explicit}
-        replaced += use_stand_ins(document, explicit, path.resolve().parent, errors)
+        full_size = Document(document.name, applied.full_size)
+        _rename_aliases(full_size, [])
+        replaced += use_stand_ins(document, explicit, path.resolve().parent, errors, full_size=full_size)
     pipeline, check_errors = check_document(document, path)
     # What could not be resolved is missing only because of that.
     errors += [error for error in check_errors if error.what not in {f"missing key {key!r}" for key in applied.broken}]

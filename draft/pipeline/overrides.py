@@ -31,11 +31,13 @@ class Applied:
         broken: Dotted keys that could not be resolved and are missing for that reason only.
         explicit: Paths of the values that the command line or `rehearsal:` set, themselves or through a variable.
         replaced: What the file's `rehearsal:` changed.
+        full_size: In a rehearsal the file as it is, resolved; elsewhere nothing.
     """
 
     broken: list[str]
     explicit: frozenset[Keys]
     replaced: list[Replacement]
+    full_size: dict[str, Any]
 
 
 def apply_overrides(
@@ -63,8 +65,11 @@ def apply_overrides(
     before: dict[str, Any] = {}
     explicit: set[Keys] = set()
     moved: list[Keys] = []
+    environment: dict[str, str] = {}
     if rehearse:
         before, _ = plain_data(config, document, [])
+        # What is replaced is shown beside what replaces it, so its secrets count, too.
+        environment |= environment_values(OmegaConf.to_container(config, resolve=False))
         for source, parts, value in planned:
             keys = _keys(config, parts)
             _move_lines(document, source, keys)
@@ -81,7 +86,7 @@ def apply_overrides(
             error.where = error.where or f"command line, {text!r}"
             errors.append(error)
     explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars"})
-    document.environment = environment_values(OmegaConf.to_container(config, resolve=False))
+    document.environment = environment | environment_values(OmegaConf.to_container(config, resolve=False))
     data, broken = plain_data(config, document, errors)
     if REHEARSAL in document.data:
         data[REHEARSAL] = document.data[REHEARSAL]
@@ -92,7 +97,7 @@ def apply_overrides(
         if not document.overridden(keys)
         for change in _changes(keys, value_at(before, keys), value_at(data, keys))
     ]
-    return Applied(broken, frozenset(explicit), replaced)
+    return Applied(broken, frozenset(explicit), replaced, before)
 
 
 def _planned(config: Any, document: Document, errors: list[DraftError]) -> Iterator[tuple[Keys, list[str], Any]]:

@@ -47,7 +47,12 @@ class Replacement:
 
 
 def use_stand_ins(
-    document: Document, explicit: Collection[Keys], folder: Path, errors: list[DraftError]
+    document: Document,
+    explicit: Collection[Keys],
+    folder: Path,
+    errors: list[DraftError],
+    *,
+    full_size: Document,
 ) -> list[Replacement]:
     """Replace, in `document.data`, what a full-size run has and a rehearsal cannot have.
 
@@ -56,6 +61,7 @@ def use_stand_ins(
         explicit: Paths of values that somebody chose for this rehearsal; they stay.
         folder: Where relative paths of the file start.
         errors: Gets what has no stand-in.
+        full_size: The file before anybody chose a value for this rehearsal.
 
     Returns:
         What was replaced, in the order of the file.
@@ -70,9 +76,10 @@ def use_stand_ins(
         replacements.append(Replacement("name", name, document.data["name"]))
     replaced_models: set[str] = set()
     holding: dict[str, list[Place]] = {}
+    before_choices = _typed_stages(full_size)
     for name, config in _typed_stages(document).items():
         keys: Keys = ("stages", name)
-        places = list(walk(type(config), config))
+        places = _places(config)
         holding[name] = [place for place in places if place.holds]
         changes: dict[Keys, tuple[Any, Any]] = {}
         for place in holding[name]:
@@ -80,7 +87,8 @@ def use_stand_ins(
                 stand_in = _model_stand_in(place.value, (*keys, *place.keys), document, folder, errors)
                 changes[place.keys] = (place.value, stand_in)
                 replaced_models.add(name)
-        for path, (before, after) in sizes(places, lambda path, keys=keys: chosen((*keys, *path))).items():
+        full = _places(before_choices[name]) if name in before_choices else []
+        for path, (before, after) in sizes(places, lambda path, keys=keys: chosen((*keys, *path)), full).items():
             changes[path] = (_plain(before), _plain(after))
         for place in holding[name]:
             for label, options in place.value.items() if place.holds == "rewards" else ():
@@ -129,6 +137,10 @@ def listing(replacements: Sequence[Replacement]) -> str:
         lines += [f"  {stage}"] if stage else []
         lines += [f"{'    ' if stage else '  '}{key:<{width}} {change}" for key, change in group]
     return "\n".join(lines)
+
+
+def _places(config: Any) -> list[Place]:
+    return list(walk(type(config), config, defaults=True))
 
 
 def _typed_stages(document: Document) -> dict[str, Any]:

@@ -278,6 +278,19 @@ def test_each_adapter_is_an_arm_of_its_own_in_the_steps_of_its_schedule(make, ti
     assert figures["images"] == 18
 
 
+def test_the_progress_line_shows_the_mean_gain_of_all_images_so_far(
+    make, quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, float]] = []
+    monkeypatch.setattr(Silent, "advance", lambda self, count, values: shown.append((count, values["gain"])))
+    folder, figures = make(METHODS["guided"], settings=replace(SETTINGS, batch_size=2))
+    gains = [line["after"]["reward"] - line["before"]["reward"] for line in lines(folder, "rewards")]
+    done = np.cumsum([count for count, _ in shown])
+    assert len(done) == 3 and len(set(gains)) == 6
+    assert [gain for _, gain in shown] == pytest.approx([np.mean(gains[:count]) for count in done])
+    assert shown[-1][1] == pytest.approx(figures["base.reward.gain"])
+
+
 def test_columns_reach_a_reward_that_is_measured_and_missing_scores_are_left_out_of_the_means(make, quick) -> None:
     blind = Term("target", Toy(kind="target"), 0.0)
     _, figures = make(METHODS["guided"], terms=[term("bright"), blind], prompts=PROMPTS.take([0, 2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from draft.diffusion.linear import linear_form
 from draft.diffusion.plan import Plan
 from draft.diffusion.sampling import predict, sample, step
+from draft.diffusion.schedule import Schedule, make_grid
+from draft.diffusion.settings import SamplerSettings
 from draft.diffusion.surrogate import roll_out, sample_with_plan
 from draft.errors import DraftError
 from draft.methods.modules import draw_plan
@@ -133,6 +136,20 @@ def test_drtune_has_its_closed_form(toys, prediction: str, frozen: str) -> None:
         slope = form.slope(states[i], net(states[i], i), i)
         (expected,) = torch.autograd.grad((q * slope).sum() * weights[i], net.weights[i])
         torch.testing.assert_close(net.weights[i].grad, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_auto_holds_the_velocity_on_a_grid_that_starts_without_signal(toys) -> None:
+    """Zero terminal SNR with v prediction and trailing spacing, where x / alpha does not exist at the first step."""
+    squares = (*np.linspace(0.99, 0.01, 999).tolist(), 0.0)
+    grid = make_grid(Schedule(squares, "v_prediction"), SamplerSettings(num_inference_steps=5))
+    assert grid.alpha[0] == 0 and linear_form(grid, "auto") == linear_form(grid, "velocity")
+    assert linear_form(toys.toy_grid(5, "v_prediction")).frozen == "epsilon"
+    net = toys.Linear(3, 5)
+    plan = draw_plan(DRTune(k=5, stop=0), 5, _generator(0))
+    sample_with_plan(toys.both(net), grid, plan, toys.noise(2, 3)).sum().backward()
+    assert all(weights.grad is not None and weights.grad.isfinite().all() for weights in net.weights)
+    with pytest.raises(DraftError, match="method.frozen must be 'velocity'"):
+        linear_form(grid, "epsilon")
 
 
 def test_drtune_spaces_its_steps_and_stops_where_it_says() -> None:

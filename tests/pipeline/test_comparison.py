@@ -214,6 +214,18 @@ rehearsal:
 """
 
 
+def test_options_that_a_compared_method_leaves_out_become_small_as_well(workshop) -> None:
+    k = "      k: {method: {kind: draft_k, k: 20}}\n"
+    refl = "      refl: {method: {kind: refl}}\n"
+    long = "      long: {method: {kind: refl}, sampler: {num_inference_steps: 100}}\n"
+    text = SMALL.replace(k, k + refl + long)
+    workshop.file.write_text(text.replace("num_inference_steps: 2\n", "num_inference_steps: 10\n"))
+    methods = load_pipeline("demo.yaml", rehearse=True).stages["compare"].config.methods
+    assert (methods["refl"].sampler.num_inference_steps, methods["refl"].method.window) == (10, 2)
+    assert (methods["long"].sampler.num_inference_steps, methods["long"].method.window) == (10, 1)
+    assert methods["k"].method.k == 10 and methods["lv"].method.copies == 2
+
+
 def test_a_full_size_comparison_rehearses_to_the_end_offline(workshop) -> None:
     workshop.file.write_text(SMALL)
     result = workshop.run(rehearse=True, executors={})

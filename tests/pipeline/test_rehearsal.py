@@ -104,6 +104,38 @@ def test_a_variable_that_somebody_set_for_the_rehearsal_counts_as_set(full) -> N
     assert pipeline.stages["train"].model == str(full.folder / "model")
 
 
+@pytest.mark.parametrize(
+    ("steps", "chosen", "overrides", "window"),
+    [
+        ("", "", (), 2),
+        ("sampler: {num_inference_steps: 40}", "", (), 2),
+        ("sampler: {num_inference_steps: 20}", "", (), 5),
+        ("", "stages.train.sampler.num_inference_steps: 10", (), 2),
+        ("", "stages.train.sampler: {num_inference_steps: 20}", (), 4),
+        ("", "stages.train.sampler.num_inference_steps: 3", (), 1),
+        ("", "", ("stages.train.sampler.num_inference_steps=25",), 5),
+        ("", "stages.train.method.window: 7", (), 7),
+    ],
+)
+def test_a_window_of_steps_keeps_its_share_whoever_chose_the_number_of_steps(
+    full, steps: str, chosen: str, overrides: tuple[str, ...], window: int
+) -> None:
+    full.file.write_text(f"""\
+name: tiny
+stages:
+  train:
+    kind: train
+    model: emoji
+    prompts: [a cat]
+    method: {{kind: refl}}
+    {steps}
+    rewards: {{jpeg: {{}}}}
+rehearsal: {{{chosen}}}
+""")
+    assert rehearsed(full, *overrides).stages["train"].config.method.window == window
+    assert load_pipeline(full.file).stages["train"].config.method.window == 10
+
+
 def test_values_under_rehearsal_resolve_and_prompts_stay_as_written(full) -> None:
     pipeline = rehearsed(full, add=REHEARSAL + "  stages.mix.adapters.a.from: ${out:train.adapter}\n")
     assert list(pipeline.stages["train"].prompts) == ["a ${vars.thing}", "a dog"]

@@ -8,8 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from draft.errors import ResourceError
+from draft.pipeline.kinds.kind import Job
+from draft.pipeline.load import load_pipeline
 
 
 def test_results_lie_apart_and_their_configuration_runs_again_without_rehearse(full) -> None:
@@ -92,3 +95,23 @@ def test_a_full_size_pipeline_rehearses_to_the_end_offline(workshop) -> None:
     report = json.loads((result.folder / "evaluate" / "report.json").read_text())
     assert list(report["arms"]) == ["base", "trained"]
     assert (result.folder / "train" / "adapter.safetensors").stat().st_size > 10_000
+    recorded = yaml.safe_load(report["config"])
+    assert recorded["evaluate"]["sampler"]["num_inference_steps"] == 2
+    replacements = load_pipeline(workshop.file, rehearse=True).replacements
+    assert recorded["rehearsal"] == {each.key: {"before": each.before, "after": each.after} for each in replacements}
+    assert recorded["rehearsal"]["stages.train.max_steps"] == {"before": None, "after": 2}
+
+
+def test_a_value_from_the_environment_that_a_rehearsal_replaces_is_not_written(full, monkeypatch) -> None:
+    monkeypatch.setenv("DRAFT_TEST_MODEL", "owner/secret-model")
+    texts: list[str] = []
+
+    def run(job: Job) -> dict[str, float]:
+        texts.append(job.config_text)
+        return full.executors["train"](job)
+
+    text = full.file.read_text()
+    full.file.write_text(text.replace("model: CompVis/stable-diffusion-v1-4", "model: ${oc.env:DRAFT_TEST_MODEL}"))
+    full.run(rehearse=True, only="train", executors={**full.executors, "train": run})
+    (recorded,) = texts
+    assert "secret" not in recorded and "before: ${oc.env:DRAFT_TEST_MODEL}" in recorded

@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from draft.diffusion.settings import STEPS
 from draft.errors import Problem
-from draft.marks import AtMost
+from draft.marks import ShareOf
 from draft.methods.values.protocol import TrainingSettings
 from draft.methods.values.steps import too_many_steps
 from draft.methods.values.traits import Traits
@@ -30,7 +30,7 @@ class ReFL:
     traits: ClassVar[Traits] = Traits()
     module: ClassVar[str] = "draft.methods.refl"
     kind: Literal["refl"] = "refl"
-    window: Annotated[int, Ge(1), AtMost(STEPS)] = 10
+    window: Annotated[int, Ge(1), ShareOf(STEPS, least=1)] = 10
 
     def problems(self, settings: TrainingSettings) -> Iterator[Problem]:
         """More steps than the sampler has."""
