@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from draft.errors import StageError
+from draft.errors import ConfigError, StageError
 
 WEIGHTS = "adapter_model.safetensors"
 """The file with the numbers in a peft adapter folder."""
 
+_TEMPORARY = re.compile(r"\..+\.\d+\.partial(\.[^.]*)?")
 _READ_COMPLETELY = 16 * 2**20
 _BLOCKS = 64
 _BLOCK = 64 * 2**10
@@ -65,7 +66,7 @@ def replace(path: Path) -> Iterator[Path]:
         OSError: The disk refuses.
     """
     # A thread's number is unique on its machine, so that neither threads nor processes write to one temporary file.
-    partial = path.with_name(f".{path.stem[:50]}.{threading.get_native_id()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem[:50]}.{threading.get_native_id()}.partial{path.suffix}")  # _TEMPORARY
     _remove(partial)  # a killed process may have left one
     try:
         yield partial
@@ -79,8 +80,19 @@ def replace(path: Path) -> Iterator[Path]:
             sync(partial)
             os.replace(partial, path)
         sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(partial)):  # a full disk does not name the file
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         _remove(partial)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed in `replace` have left directly in a folder; nobody writes there now."""
+    for path in folder.glob(".*.partial*"):
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -217,7 +229,34 @@ def absolute(base: Path, path: str) -> Path:
     Returns:
         An absolute path.
     """
-    return Path(os.path.abspath(base / Path(path).expanduser()))
+    return Path(os.path.abspath(usable(path, base)))
+
+
+def usable(path: str | Path, base: Path = Path()) -> Path:
+    """A path that somebody wrote, with `~` as their home, if the system can look there.
+
+    Args:
+        path: As written.
+        base: The folder in which a relative one starts.
+
+    Returns:
+        The path; whether anything is there is not looked at.
+
+    Raises:
+        ConfigError: There is no such user, a name is too long, or a folder on the way cannot be looked into.
+    """
+    try:
+        expanded = base / Path(path).expanduser()
+        # Existing or not: what the system refuses to look for is a mistake in the path.
+        os.lstat(expanded)
+    except (FileNotFoundError, NotADirectoryError):
+        return expanded
+    except RuntimeError:
+        raise ConfigError(f"there is no home folder of that user (got {str(path)!r})", hint="write the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the path cannot be used: {reason.lower()} (got {str(path)!r})") from None
+    return expanded
 
 
 def _remove(path: Path) -> None:

@@ -332,3 +332,35 @@ def test_wrong_arguments_are_user_errors() -> None:
         check_reward(Good(), expected_failures={"colour": "why not"})
     with pytest.raises(draft.DraftError, match="at least 2 prompts"):
         check_reward(Good(), prompts=["one"])
+
+
+def test_a_reward_that_says_it_uses_prompts_must_read_them() -> None:
+    def read(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return mean(images) * torch.tensor([float(sum(map(ord, text))) for text in prompts], device=images.device)
+
+    failed = failing(lambda i, p: mean(i), uses_prompt=True)
+    assert list(failed) == ["prompt_matters"] and "is their text read at all?" in failed["prompt_matters"]
+    assert failing(read, uses_prompt=True) == {}
+    assert failing(lambda i, p: (mean(i) > 2).float(), uses_prompt=True, differentiable=False) == {}, "it sees nothing"
+
+
+def test_a_reward_that_reads_prompts_is_asked_to_say_so() -> None:
+    class Reads(Good):
+        """The mean of an image, longer prompts counting more."""
+
+        def load(self, device: torch.device) -> Any:
+            return lambda images, prompts: (
+                mean(images) * torch.tensor([float(len(text)) for text in prompts], device=images.device)
+            )
+
+    def said(*prompts: str, columns: Any = None) -> CheckResult:
+        results = run_checks(Reads(), prompts=draft.Prompts(prompts, columns), size=(16, 16))
+        return next(result for result in results if result.check == "prompt_matters")
+
+    assert said("a cat", "two birds") == CheckResult(
+        "prompt_matters", "passed", "its scores depend on the prompt: say so with `uses_prompt = True`"
+    )
+    assert said("a cat", "a cat").detail == ""
+    Reads.uses_prompt = True
+    assert said("a cat", "two birds") == CheckResult("prompt_matters", "passed")
+    assert said("a cat", "a cat").status == said("a cat", "a dog", columns={"thing": ["x", "x"]}).status == "skipped"

@@ -14,8 +14,9 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from draft.errors import ConfigError, DraftError, PluginError, did_you_mean
+from draft.errors import ConfigError, DraftError, PluginError, did_you_mean, system_error
 from draft.requirements import own_requirements, require
+from draft_cli.start import interrupts
 
 COMMANDS = {
     "run": ("draft_cli.run:run_command", "Run a pipeline file."),
@@ -77,6 +78,7 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
+        interrupts.begun = True
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -127,7 +129,7 @@ def main() -> None:
     A `DraftError` is printed without a traceback, exit code 2; Ctrl-C is 130, SIGTERM 143; anything else is a bug
     and shows its traceback.
     """
-    from draft_cli.console import keep_results_apart, print_error, print_notes, quiet_libraries
+    from draft_cli.console import keep_results_apart, print_error, print_line, print_notes, quiet_libraries
 
     quiet_libraries()
     _enable_faulthandler()
@@ -136,6 +138,7 @@ def main() -> None:
     try:
         with keep_results_apart() if "--json" in words else nullcontext():
             code = get_command(app)(args=words, standalone_mode=False, prog_name="draft")
+        sys.stdout.flush()
     except DraftError as error:
         print_error(error, traceback=traceback)
         code = 2
@@ -143,19 +146,33 @@ def main() -> None:
         from draft.pipeline.interrupt import Terminated
 
         terminated = isinstance(error.stop, Terminated)
-        print("stopped" if terminated else "interrupted", file=sys.stderr)
+        print_line("stopped" if terminated else "interrupted")
         print_notes(error.stop)
         code = 143 if terminated else 130
+    except (KeyboardInterrupt, typer.Abort) as error:  # outside of a command
+        print_line("interrupted")
+        print_notes(error)
+        code = 130
     except BrokenPipeError:
         # The reader has gone (`draft rewards | head`); keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
         show = getattr(error, "show", None)  # Typer's own usage errors, which know how to print themselves
-        if show is None:
+        refused = system_error(error)
+        if show is not None:
+            show()
+            code = getattr(error, "exit_code", 2)
+        elif interrupts.raised:  # libraries turn an interrupt of their imports into errors of their own
+            print_line("interrupted")
+            print_notes(error)
+            code = 130
+        elif refused is not None:
+            refused.__cause__ = error
+            print_error(refused, traceback=traceback)
+            code = 2
+        else:
             raise
-        show()
-        code = getattr(error, "exit_code", 2)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError
+from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError, presentable
+from draft_cli.start import StandardStream
 
 
 def print_error(error: DraftError, stream: TextIO | None = None, *, traceback: bool = False) -> None:
@@ -20,22 +22,27 @@ def print_error(error: DraftError, stream: TextIO | None = None, *, traceback: b
         stream: Where to; None: standard error.
         traceback: Print where it comes from, too.
     """
-    out = sys.stderr if stream is None else stream
     if traceback:
         import traceback as tracebacks
 
-        tracebacks.print_exception(error, file=out)
+        print_line("".join(tracebacks.format_exception(error)).rstrip(), stream)
     elif isinstance(error, RewardError) and error.__cause__ is not None and not error.hint:
         error.hint = "--traceback shows all of it"
     for problem in error.errors if isinstance(error, ConfigErrors) else [error]:
-        print(f"error: {problem}", file=out)
-    print_notes(error, out)
+        print_line(f"error: {problem}", stream)
+    print_notes(error, stream)
 
 
 def print_notes(error: BaseException, stream: TextIO | None = None) -> None:
     """Print what was added to an error on its way up: how to go on."""
     for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr if stream is None else stream)
+        print_line(f"  {note}", stream)
+
+
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print to standard error, or to `stream`; where that does not take it, the exit code has to do."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr if stream is None else stream, flush=True)
 
 
 def quiet_libraries() -> None:
@@ -60,7 +67,7 @@ def quiet_libraries() -> None:
         line: str | None = None,
     ) -> None:
         if issubclass(category, DraftWarning):
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {presentable(str(message))}", file=sys.stderr)
         elif sys.warnoptions:
             shown(message, category, filename, lineno, file, line)
 
@@ -86,7 +93,8 @@ def keep_results_apart() -> Iterator[None]:
         return
     try:
         os.dup2(2, 1)
-        with open(kept, "w", encoding=before.encoding, errors=before.errors, closefd=False) as sys.stdout:
+        raw = io.BufferedWriter(StandardStream(kept, "standard output"))
+        with io.TextIOWrapper(raw, encoding=before.encoding, errors=before.errors) as sys.stdout:
             yield
     finally:
         sys.stdout = before

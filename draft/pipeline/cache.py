@@ -52,6 +52,7 @@ class StageRecord:
         seconds: How long the stage ran, the last run only where it was interrupted.
         changes: Settings that decide about rounding alone and were changed where it was interrupted.
         branch: The sha256 of the checkpoint of another run that it began at; empty: it did not.
+        warnings: What Draft warned of while it ran.
     """
 
     stage: str
@@ -66,6 +67,7 @@ class StageRecord:
     seconds: float = 0.0
     changes: tuple[str, ...] = ()
     branch: str = ""
+    warnings: tuple[str, ...] = ()
 
     def digest(self, output: str) -> str:
         """One sha256 for an output, of a file or of a whole folder."""
@@ -82,7 +84,8 @@ def read_record(folder: Path) -> StageRecord | None:
         if data.pop("format") != FORMAT or not isinstance(data["identity"], dict):
             return None
         outputs = {name: tuple(FileRecord(**file) for file in files) for name, files in data.pop("outputs").items()}
-        return StageRecord(outputs=outputs, **{**data, "changes": tuple(data.get("changes", ()))})
+        texts = {key: tuple(data.get(key, ())) for key in ("changes", "warnings")}
+        return StageRecord(outputs=outputs, **{**data, **texts})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # no record, or one that is not ours: the stage runs again
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from draft.errors import DivergedError, DraftError, ResourceError, StageError
+from draft.errors import DivergedError, DraftError, ResourceError, StageError, system_error
 from draft.pipeline.partial import holds_work
 from draft.processes import on_termination
 
@@ -74,10 +74,12 @@ def noting(
     """
     try:
         yield
-    except BaseException as error:
+    except BaseException as raised:
+        error = system_error(raised, folder) or raised
         if isinstance(error, DraftError) and not error.where:
             error.where = f"stage {stage!r}"
-        if isinstance(error, ResourceError) and rehearsal:
+        refused = error is not raised or isinstance(error.__cause__, OSError)  # a full disk is full at any scale
+        if isinstance(error, ResourceError) and rehearsal and not refused:
             offer = f"try the same pipeline at small scale now: {rehearsal}"
             error.hint = f"{error.hint}; or {offer}" if error.hint else offer
         if isinstance(error, DivergedError):  # the same command would only come here again
@@ -88,7 +90,35 @@ def noting(
                 error.add_note(f"branch: {branch(branch_from=point)}")
         elif _may_help(error, folder):
             error.add_note(f"resume: {resume}")
-        raise
+        if error is raised:
+            raise
+        raise error from raised
+
+
+@contextmanager
+def resumable(resume: str, folder: Path) -> Iterator[None]:
+    """Add the way to go on to what the system refuses or a user stops between stages.
+
+    Args:
+        resume: The command that goes on.
+        folder: The run's folder.
+
+    Yields:
+        Nothing; the run's work happens inside the block.
+
+    Raises:
+        ResourceError: The system refused something.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as raised:
+        error = system_error(raised, folder) or raised
+        noted = any(note.startswith(("resume: ", "branch: ")) for note in getattr(error, "__notes__", ()))
+        if not noted and isinstance(error, ResourceError | KeyboardInterrupt):
+            error.add_note(f"resume: {resume}")
+        if error is raised:
+            raise
+        raise error from raised
 
 
 def _may_help(error: BaseException, folder: Path) -> bool:

@@ -12,11 +12,14 @@ from draft.files import write_text
 from draft.marks import Inert
 from draft.pipeline.fields import walk
 from draft.pipeline.kinds.kind import CheckedStage
+from draft.pipeline.resolve import masked
 
 PARTIAL = ".partial"
 """How the name of the folder ends that a stage writes to until it is done."""
 KEPT = ".kept-"
 """What comes before the number of a folder that nothing touches any more."""
+BEGINNING = ".beginning"
+"""How the name of a partial folder ends until it holds all that its stage begins with."""
 _BEGUN = "begun.json"
 
 
@@ -55,8 +58,13 @@ def write_begun(folder: Path, begun: Begun) -> None:
 
 
 def remove_begun(folder: Path) -> None:
-    """Remove the record from the folder of a stage that is done."""
+    """Remove the record from the folder of a stage that is done, which has its name by now."""
     (folder / _BEGUN).unlink(missing_ok=True)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds such a record: a finished stage's does where a crash came before the last steps."""
+    return (folder / _BEGUN).is_file()
 
 
 def holds_work(folder: Path) -> bool:
@@ -99,6 +107,8 @@ def inert_settings(stage: CheckedStage) -> dict[str, Any]:
         for place in walk(type(config), config)
         if (mark := place.mark(Inert)) and mark.rounding
     }
+    entered = {".".join(map(str, keys)): keys for keys in stage.environment}
+    settings = {key: masked(value, stage.environment, entered.get(key, ())) for key, value in settings.items()}
     return json.loads(json.dumps(settings))
 
 

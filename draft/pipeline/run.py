@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import functools
-import shutil
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from draft.errors import StageError
-from draft.files import locked, sha256, write_text
+from draft.errors import StageError, shortened
+from draft.files import locked, remove_leftovers, write_text
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
+from draft.pipeline.allowed import load_allowed
 from draft.pipeline.check import Pipeline
 from draft.pipeline.document import Keys, dump_yaml
-from draft.pipeline.folders import publish, remove, settle
-from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
-from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
+from draft.pipeline.ends import begin, settle_stage, tidy
+from draft.pipeline.folders import publish
+from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resumable, resume_command, sigterm
+from draft.pipeline.isolated import foreign_versions, unchecked
 from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
-from draft.pipeline.load import load_pipeline
 from draft.pipeline.observers import Observers
-from draft.pipeline.partial import PARTIAL, Begun, inert_changes, inert_settings, read_begun, remove_begun, write_begun
+from draft.pipeline.partial import PARTIAL
 from draft.pipeline.plan import Step, make_plan
-from draft.pipeline.provenance import adapter_metadata
+from draft.pipeline.provenance import adapter_metadata, without_folders
 from draft.pipeline.rehearsal import listing
-from draft.pipeline.resolve import escaped
+from draft.pipeline.resolve import escaped, texts
+from draft.pipeline.warned import WARNINGS, recording_warnings
 from draft.progress import Progress, Silent, duration
+from draft.report.withheld import withholding, without_withheld
 from draft.rewards.parts import walk_reward
 
 
@@ -83,6 +87,7 @@ def run_pipeline(
     fresh: bool = False,
     branch_from: str | None = None,
     rehearse: bool = False,
+    trust: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
@@ -101,6 +106,8 @@ def run_pipeline(
         branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
             settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
+        trust: Allow what the file's `isolated` runs and installs, and remember that; otherwise the user must have
+            allowed it before.
         verify: Read all results that could be used again and compare them with their recorded sha256.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
@@ -112,15 +119,17 @@ def run_pipeline(
         DraftError: Something the user can fix; if a stage had begun, with a note on how to resume.
         KeyboardInterrupt: It was interrupted, with such a note.
     """
-    pipeline = load_pipeline(file, overrides, rehearse=rehearse)
     reporter = Silent() if progress is None else progress
-    if not dry_run and build_missing(pipeline.terms, reporter):
-        pipeline = load_pipeline(file, overrides, rehearse=rehearse)
+    pipeline = load_allowed(
+        file, overrides, reporter, rehearse=rehearse, trust=trust, needed=not dry_run, build=not dry_run
+    )
     if pipeline.replacements:
         reporter.say(listing(pipeline.replacements))
     runs = Path(runs_dir) / pipeline.name
 
     def plan() -> list[Step]:
+        with _placing(runs), suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(runs)
         return make_plan(
             pipeline,
             runs,
@@ -143,14 +152,13 @@ def run_pipeline(
     resume = command(overrides, branch_from=branch_from)
     offer = "" if rehearse else rehearse_command(file, runs_dir=runs_dir)
     plan()  # so that its errors come before anything is written
-    try:
+    with _placing(runs):
         runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"cannot write results there: {error.strerror} (got {str(runs)!r})"
-        raise StageError(what, where="--runs-dir", hint="give another --runs-dir") from None
-    with locked(runs, who="run", hint="wait for it, or give this one another --runs-dir"), sigterm():
-        for name in pipeline.stages:
-            settle(runs / name)
+    busy = locked(runs, who="run", hint="wait for it, or give this one another --runs-dir")
+    with resumable(resume, runs), busy, sigterm():
+        remove_leftovers(runs)
+        for stage in pipeline.stages.values():
+            settle_stage(stage, runs)
         steps = plan()
         write_text(runs / "config.yaml", dump_yaml(resolved(pipeline)))
         hooks = Observers(reporter) if any(step.action in ("run", "continue") for step in steps) else None
@@ -180,6 +188,16 @@ def run_pipeline(
     return RunResult(pipeline.name, runs, tuple(results))
 
 
+@contextmanager
+def _placing(runs: Path) -> Iterator[None]:
+    """Blame `--runs-dir` for a folder of results that cannot be."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot write results there: {error.strerror} (got {shortened(str(runs))!r})"
+        raise StageError(what, where="--runs-dir", hint="give another --runs-dir") from None
+
+
 def outputs(stage: CheckedStage, runs: Path) -> dict[str, Path]:
     """Output name to path of a finished stage."""
     return {name: runs / stage.name / path for name, path in stage.outputs.items()}
@@ -188,7 +206,8 @@ def outputs(stage: CheckedStage, runs: Path) -> dict[str, Path]:
 def resolved(pipeline: Pipeline) -> dict[str, Any]:
     """A pipeline as plain data without variables, that loads again to the same pipeline from anywhere."""
     stages = {name: _written(stage) for name, stage in pipeline.stages.items()}
-    return {"name": pipeline.name, "seed": pipeline.seed, "stages": stages}
+    seed = pipeline.environment.get(("seed",))
+    return {"name": pipeline.title, "seed": seed.source if seed else pipeline.seed, "stages": stages}
 
 
 def _written(stage: CheckedStage) -> dict[str, Any]:
@@ -196,10 +215,22 @@ def _written(stage: CheckedStage) -> dict[str, Any]:
     return written
 
 
-def _rehearsed(pipeline: Pipeline, stage: CheckedStage) -> dict[str, Any]:
+def _shown(pipeline: Pipeline, stage: CheckedStage) -> str:
+    """The settings of a stage as pages show them: like in a file, and paths without the folders of this machine."""
+    entered = stage.environment.get(("seed",))
+    settings = {stage.name: _written(stage), "seed": entered.source if entered else stage.seed}
+    return dump_yaml(without_folders({**settings, **_rehearsed(pipeline)}, pipeline.file.parent))
+
+
+def _rehearsed(pipeline: Pipeline) -> dict[str, Any]:
     """What a rehearsal replaced in the file, to be kept with the figures: they are not those of the file's settings."""
-    changes = {change.key: {"before": change.before, "after": change.after} for change in pipeline.replacements}
-    return {"rehearsal": escaped(changes, (), stage.environment)} if changes else {}
+    changes = {}
+    for change in pipeline.replacements:
+        keys = tuple(int(part) if part.isdecimal() else part for part in change.key.split("."))
+        # What is replaced is shown beside what replaces it, so its secrets count, too.
+        before = escaped(change.before, keys, pipeline.replaced_environment)
+        changes[change.key] = {"before": before, "after": escaped(change.after, keys, pipeline.environment)}
+    return {"rehearsal": changes} if changes else {}
 
 
 def _run_stage(
@@ -212,15 +243,15 @@ def _run_stage(
     hooks: Observers | None,
 ) -> StageResult:
     partial = runs / f"{stage.name}{PARTIAL}"
-    begun = _begin(stage, step, partial, reporter)
+    begun = begin(stage, step, partial, reporter)
     files, inputs = _inputs(pipeline, stage, runs)
     job = Job(
         stage=stage,
         folder=partial,
         files=files,
         progress=reporter,
-        title=pipeline.name,
-        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed, **_rehearsed(pipeline, stage)}),
+        title=pipeline.title,
+        config_text=_shown(pipeline, stage),
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )
@@ -228,14 +259,18 @@ def _run_stage(
         hooks.started(stage.name, partial)
     started, clock = _now(), time.monotonic()
     try:
-        metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
+        entered = {**pipeline.environment, **pipeline.replaced_environment}
+        withheld = withholding(texts(entered), (runs.resolve(), pipeline.file.parent))
+        with recording_warnings(partial) as warned, withheld:
+            metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
+            warned = without_withheld(list(warned))
     finally:
         reporter.stop()
     seconds = time.monotonic() - clock
     missing = [path for path in stage.outputs.values() if not (partial / path).exists()]
     if missing:
+        os.stat(partial)  # where somebody has removed the folder, that is the reason
         raise StageError(f"stage {stage.name!r} ended without writing {', '.join(missing)}")
-    remove_begun(partial)
     record = cache.StageRecord(
         stage=stage.name,
         fingerprint=step.fingerprint,
@@ -249,37 +284,17 @@ def _run_stage(
         seconds=round(seconds, 3),
         changes=begun.changes,
         branch=begun.branch,
+        warnings=tuple(warned),
     )
+    (partial / WARNINGS).unlink(missing_ok=True)
     cache.write_record(record, partial)
     kept = step.kept.get(stage.name)
     publish(partial, runs / stage.name, keep=runs / kept if kept else None)
+    tidy(stage, runs)
     done = outputs(stage, runs)
     if hooks is not None:
         hooks.finished(stage.name, done, metrics)
     return StageResult(stage.name, "ran", done, metrics, seconds)
-
-
-def _begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -> Begun:
-    """Make the folder that a stage writes to, or go on in it; what is there and does not fit is moved aside."""
-    final = partial.with_name(stage.name)
-    if partial.exists() and (step.action == "run" or step.carried):
-        if kept := step.kept.get(partial.name):
-            partial.rename(partial.with_name(kept))
-            reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")
-        else:
-            remove(partial)  # empty, or to be forgotten
-    partial.mkdir(exist_ok=True)
-    for name in step.carried:  # copied: the finished stage stays until the longer one is done
-        if (final / name).is_dir():
-            shutil.copytree(final / name, partial / name)
-        elif (final / name).exists():
-            shutil.copy2(final / name, partial / name)
-    begun = read_begun(partial) or Begun(step.fingerprint, step.identity, inert_settings(stage))
-    changes = (*begun.changes, *inert_changes(begun, stage))
-    branch = sha256(step.branch) if step.branch else begun.branch
-    begun = Begun(step.fingerprint, step.identity, inert_settings(stage), changes, branch)
-    write_begun(partial, begun)
-    return begun
 
 
 def _inputs(pipeline: Pipeline, stage: CheckedStage, runs: Path) -> tuple[dict[Keys, Path], dict[str, str]]:

@@ -95,6 +95,20 @@ def name_of(reward: type[Reward]) -> str:
     return reward.name
 
 
+def recorded_name(reward: type[Reward]) -> str:
+    """The name of a class in records of what a result depends on: two rewards of one name must differ there.
+
+    Args:
+        reward: A reward's class.
+
+    Returns:
+        ``"distribution:name"`` where the plain name is a built-in reward's and this is not that one; else its name,
+        which stays the same when another package with that name is installed later.
+    """
+    shared = any(entry.name == reward.name and built_in(entry.dist) for entry in reward_entries())
+    return name_of(reward) if shared else reward.name
+
+
 def load_rewards(entry: Entry) -> list[type[Reward]]:
     """Import the module of a reward entry point and return the rewards it offers, all checked.
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.rewards.calls import Called, calling
-from draft.rewards.loading import find_reward
+from draft.rewards.loading import find_reward, recorded_name
 from draft.rewards.reward import Reward, Term
 from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown
 
@@ -146,7 +146,7 @@ def _has(container: Any, key: int | str) -> bool:
 
 def reward_config(term: Term) -> dict[str, Any]:
     """A term as plain JSON values: what a fingerprint must see (never its label or its device)."""
-    return {"use": term.reward.name, "weight": term.weight, **term.reward.model_dump(mode="json")}
+    return {"use": recorded_name(type(term.reward)), "weight": term.weight, **term.reward.model_dump(mode="json")}
 
 
 def reward_source(reward: type[Reward]) -> Path:

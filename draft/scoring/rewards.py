@@ -13,6 +13,7 @@ from draft.diffusion.device import choose_device
 from draft.rewards.calls import Called, calling, load_reward, version_of, warn_if_changed
 from draft.rewards.inputs import guarded
 from draft.rewards.parts import called
+from draft.rewards.reading import Reading, readings_of
 from draft.rewards.reward import Score, Term
 from draft.scoring.guards import check_connected, check_scores
 from draft.types import Images, Prompts
@@ -26,12 +27,14 @@ class LoadedReward:
         term: The term.
         score: Its loaded function.
         device: Where it was loaded.
+        readings: How it reads its texts, where it says so.
         warned: What the user has been warned of.
     """
 
     term: Term
     score: Score
     device: torch.device
+    readings: tuple[Reading, ...] = ()
     warned: set[str] = field(default_factory=set, compare=False)
 
     @property
@@ -109,9 +112,10 @@ def load_rewards(terms: Sequence[Term], device: torch.device, *, check_images: b
     for term in terms:
         place = choose_device(term.device) if term.device else device
         score = load_reward(term.reward, place, called(term.label, term.reward))
+        readings = readings_of(score)
         if check_images:
             score = guarded(score, where=f"rewards.{term.label}")
-        rewards.append(LoadedReward(term, score, place))
+        rewards.append(LoadedReward(term, score, place, readings=readings))
     return rewards
 
 

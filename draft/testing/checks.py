@@ -10,6 +10,7 @@ from torch import Tensor
 
 from draft.rewards.reward import RESERVED
 from draft.testing.elsewhere import check_another_device
+from draft.testing.prompts import check_prompt_matters
 from draft.testing.side_effects import (
     check_inputs_untouched,
     check_randomness_untouched,
@@ -193,6 +194,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "randomness_untouched": check_randomness_untouched,
     "surroundings_untouched": check_surroundings_untouched,
     "threads": check_threads,
+    "prompt_matters": check_prompt_matters,
     "frozen": check_frozen,
     "dtypes": check_dtypes,
     "another_device": check_another_device,

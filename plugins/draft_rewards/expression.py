@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 import draft
 from draft.rewards.calls import version_of
 from draft.rewards.parts import Parts
+from draft.rewards.reading import ReadingScore, readings_of
 from draft_rewards._formula import check_names, evaluate, parse
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class Expression(draft.Reward):
         return all(reward.differentiable for reward in self.of.values())
 
     @property
+    def uses_prompt(self) -> bool:
+        """Whether one of its rewards does."""
+        return any(reward.uses_prompt for reward in self.of.values())
+
+    @property
     def per_image(self) -> bool:
         """Whether all of its rewards are."""
         return all(reward.per_image for reward in self.of.values())
@@ -89,7 +95,7 @@ class Expression(draft.Reward):
                     )
             return evaluate(tree, values).to(images.dtype)
 
-        return score
+        return ReadingScore(score, tuple(each for one in loaded.values() for each in readings_of(one)))
 
 
 @draft.hookimpl

@@ -26,13 +26,13 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory, pip: list[str]) -> Path:
     """The example, built into a wheel and installed by pip into an empty folder."""
     pytest.importorskip("hatchling")
     source = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("source") / "example")
     target = tmp_path_factory.mktemp("installed")
-    command = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
-    subprocess.run([sys.executable, *command, str(target), str(source)], check=True, capture_output=True, timeout=300)
+    command = [*pip, "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
+    subprocess.run([*command, str(target), str(source)], check=True, capture_output=True, timeout=300)
     return target
 
 
@@ -85,6 +85,28 @@ def test_a_pipeline_may_use_the_installed_example(example: Any, tmp_path: Path) 
     assert without.returncode == 2
     assert "unknown reward (got 'palette')" in without.stderr
     assert "hint: DRAFT_DISABLE_PLUGINS=1 turns off draft-reward-palette 0.1.0, which offers it" in without.stderr
+
+
+def test_a_package_that_uses_a_built_in_name_is_listed_shown_and_used_by_its_distribution(
+    site: Any, tmp_path: Path
+) -> None:
+    site.reward("draft-shadow", "shadow_jpeg", "jpeg")
+    rows = json.loads(site.command("rewards", "list", "--json").stdout)
+    shared = [(row["use"], row["package"]) for row in rows if row["name"] == "jpeg"]
+    assert shared == [("jpeg", "draft-diffusion"), ("draft-shadow:jpeg", "draft-shadow")]
+    shown = site.command("rewards", "show", "jpeg")
+    assert shown.returncode == 0 and shown.stdout.startswith("jpeg   draft-diffusion ")
+    warning = "warning: reward 'jpeg' is the built-in one; that of draft-shadow 1.2.3 is 'draft-shadow:jpeg'\n"
+    assert shown.stderr == warning
+    other = site.command("rewards", "show", "draft-shadow:jpeg")
+    assert other.stdout.startswith("jpeg   draft-shadow 1.2.3 ") and not other.stderr
+    assert 'rewards:\n    jpeg:\n      use: "draft-shadow:jpeg"\n      weight: 1.0' in other.stdout
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        PIPELINE.format(spot=2, model="emoji").replace("palette: {spot: 2}", 'x: {use: "draft-shadow:jpeg"}')
+    )
+    checked = site.command("check", str(file))
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_the_commands_survive_every_kind_of_bad_plugin(site: Any) -> None:

@@ -27,6 +27,7 @@ from draft.methods.values import Draft, DraftK, DraftLV
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.scoring.objective import RobustSettings
+from draft.training.branch import remove_superseded
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
@@ -115,7 +116,10 @@ def test_the_reward_rises_under_every_method(run, tiny_model: Path, tmp_path: Pa
     assert set(figures) == {"loss", "reward", "bright", "red"}
     tensors = load_file(tmp_path / "out" / "adapter.safetensors")
     assert any(key.endswith("lora_up.weight") and tensor.abs().max() > 0 for key, tensor in tensors.items())
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000020.ckpt"]
+    states = tmp_path / "out" / "checkpoints"
+    assert sorted(path.name for path in states.iterdir()) == ["step-00000018.ckpt", "step-00000020.ckpt"]
+    remove_superseded(states, keep_final=True)
+    assert [path.name for path in states.iterdir()] == ["step-00000020.ckpt"]
 
 
 def test_the_same_seed_gives_the_same_bytes(run, tmp_path: Path) -> None:
@@ -346,6 +350,34 @@ def test_accumulation_of_small_batches_equals_one_large_batch(run, tmp_path: Pat
     small, large = first(1, 4), first(4, 1)
     for key in ("loss", "grad_norm", "saturated"):
         assert small[key] == pytest.approx(large[key], rel=1e-4)
+
+
+class Claiming(Toy):
+    """A reward that says it uses prompts, as one whose tokenizer is empty does."""
+
+    name = "claiming"
+    uses_prompt = True
+
+
+def test_scores_that_ignore_the_prompts_are_warned_of_and_the_look_changes_nothing(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    def adapter(reward: Reward, folder: str) -> tuple[bytes, list[dict[str, Any]]]:
+        torch.manual_seed(5)
+        train(
+            SETTINGS, model=str(tiny_model), prompts=PROMPTS, terms=[Term("fit", reward)], seed=0,
+            folder=tmp_path / folder, progress=Silent(),
+        )  # fmt: skip
+        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            row.pop("seconds")
+        assert torch.initial_seed() == 5
+        return (tmp_path / folder / "adapter.safetensors").read_bytes(), rows
+
+    plain = adapter(Toy(kind="red"), "plain")
+    with pytest.warns(DraftWarning, match="reward 'fit' uses prompts, but its scores do not depend on them") as found:
+        assert adapter(Claiming(kind="red"), "claiming") == plain
+    assert len([each for each in found if "do not depend" in str(each.message)]) == 1
 
 
 class Picky(Reward):

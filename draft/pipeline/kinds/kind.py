@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from draft.diffusion.control.schedules import AdapterSchedule
 from draft.errors import ConfigError, DraftError, Problem
-from draft.pipeline.document import Document, Keys
+from draft.pipeline.document import Document, Entered, Keys
 from draft.pipeline.fields import tag
 from draft.pipeline.references import Reference, parse_reference
 from draft.progress import Progress
@@ -138,6 +138,8 @@ class Kind:
             nothing: it begins again.
         checkpoint: Finds the checkpoint after a number of updates in folders of the stage, the preferred first, for
             `--branch-from`; None: it cannot branch.
+        tidy: Removes from a finished stage's folder what only an interrupted run goes on from, given its settings;
+            called once the folder has its name, and by the next run where that was interrupted.
     """
 
     settings: type[Any]
@@ -154,6 +156,7 @@ class Kind:
     renamed: Mapping[str, str] = field(default_factory=dict)
     carries: tuple[str, ...] = ()
     checkpoint: Callable[[Iterable[Path], int], Path] | None = None
+    tidy: Callable[[Path, Any], None] = lambda folder, config: None
 
     @property
     def name(self) -> str:
@@ -179,7 +182,7 @@ class CheckedStage:
         seed: Its seed.
         inputs: What it works on.
         upstream: The stages it refers to, sorted.
-        environment: Values that the file takes from the environment, with their names; no file may hold them.
+        environment: Where in it, and in its seed, something came from the environment; no file may hold that.
     """
 
     name: str
@@ -189,7 +192,7 @@ class CheckedStage:
     seed: int
     inputs: Inputs
     upstream: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[Keys, Entered] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -200,6 +203,8 @@ class CheckedStage:
     def model_name(self) -> str:
         """What its model is called: as the file has it, but a folder on this machine by its last name alone."""
         model = self.data.get("model", "")
+        if ("model",) in self.environment:
+            return self.environment["model",].source
         return Path(model).name if model and Path(model).exists() else model
 
     @property
