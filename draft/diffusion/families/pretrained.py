@@ -175,6 +175,28 @@ def precision(dtype: torch.dtype, kind: Any) -> dict[str, torch.dtype]:
 
 
 @contextmanager
+def encoding(dtype: torch.dtype) -> Iterator[None]:
+    """Call text encoders of a precision inside the block.
+
+    Version 4 of transformers fills its causal masks with the lowest number of the encoder's precision, but in torch's
+    default one, which float64's overflows.
+
+    Args:
+        dtype: The encoders' precision.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_default_dtype()
+    if dtype == torch.float64 and int(transformers.__version__.partition(".")[0]) < 5:
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
 def reading_weights(model: str) -> Iterator[None]:
     """Read weights inside the block: no progress bars, and what the libraries raise as Draft's errors.
 
