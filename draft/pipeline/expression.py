@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from omegaconf.errors import GrammarParseError
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse as parse_tree
-from omegaconf.grammar_visitor import GrammarVisitor, OmegaConfGrammarParser
+from omegaconf.grammar_visitor import GrammarVisitor
 
 _MARK = "\0"  # stands for an interpolation in a text whose escapes are removed
 DEEPEST = 20
@@ -178,10 +179,10 @@ class _Reader(GrammarVisitor):
         return Lookup(self._name(list(ctx.getChildren())[1:-1]))
 
     def visitInterpolationResolver(self, ctx: Any) -> Call | str:
-        children = list(ctx.getChildren())
+        children: list[Any] = list(ctx.getChildren())
         name, arguments = self._name(children[1].getChildren()), children[3:-1]
-        if name == ("out",) and arguments and (index := arguments[0].getText()).isdecimal():
-            return self._references[int(index)]
+        if name == ("out",) and arguments and arguments[0].getText().isdecimal():
+            return self._references[int(arguments[0].getText())]
         return Call(name, tuple(self._sequence(arguments[0])) if arguments else ())
 
     def _createPrimitive(self, ctx: Any) -> Argument:
@@ -195,7 +196,7 @@ class _Reader(GrammarVisitor):
 
     def _sequence(self, ctx: Any) -> list[Argument]:
         """Arguments; the grammar allows commas without one, which OmegaConf has deprecated."""
-        children = list(ctx.getChildren())
+        children: list[Any] = list(ctx.getChildren())
         if len(children) % 2 == 0 or any(child.getText() == "," for child in children[::2]):
             raise ValueError("a comma without an argument")
         return [self.visitElement(child) for child in children[::2]]
@@ -235,7 +236,7 @@ class _Unescape(GrammarVisitor):
     def visitInterpolation(self, ctx: Any) -> str:
         return self._mark(ctx)
 
-    def text(self, children: Sequence[Any]) -> str:
+    def text(self, children: list[Any]) -> str:
         return str(self._unescape(children))
 
 
