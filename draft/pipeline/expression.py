@@ -205,7 +205,8 @@ class _Reader(GrammarVisitor):
         """A name as it is written, with what is looked up first in it."""
         parts: list[Part] = []
         for child in children:
-            inner = child.getChild(0) if isinstance(child, OmegaConfGrammarParser.ConfigKeyContext) else child
+            is_key = isinstance(child, OmegaConfGrammarParser.ConfigKeyContext)
+            inner: Any = child.getChild(0) if is_key else child
             nested = isinstance(inner, OmegaConfGrammarParser.InterpolationContext)
             parts.append(self.visitInterpolation(inner) if nested else inner.getText())
         return tuple(parts)

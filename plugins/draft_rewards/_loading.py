@@ -67,7 +67,6 @@ def load_frozen(
     Raises:
         DraftError: It cannot be loaded, or its weights lack tensors, which transformers would draw at random.
     """
-    # Before version 5, transformers draws weights before it reads them.
     with explained(what, model, where=where, revision=revision, others=others):
         options = hub_options(revision, model)
         pickled = _folder_without_safetensors(draft.model_path(model), options)
