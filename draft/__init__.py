@@ -22,6 +22,7 @@ from draft.family import Family
 from draft.quiet import drop_torchvision_lines
 from draft.rewards.extensions import model_path
 from draft.rewards.hookspecs import NamedModel, hookimpl
+from draft.rewards.networks import frozen_network
 from draft.rewards.reward import Reward, Score
 from draft.types import Prompts, per_prompt
 
@@ -33,6 +34,7 @@ __all__ = [
     "Prompts",
     "Reward",
     "Score",
+    "frozen_network",
     "hookimpl",
     "load",
     "model_path",
@@ -59,13 +61,16 @@ def load(name: str, device: str = "cpu", **options: Any) -> Score:
         >>> import draft
         >>> compressible = draft.load("jpeg", quality=50)
     """
+    from draft.rewards.calls import load_reward, protected
     from draft.rewards.inputs import guarded
+    from draft.rewards.parts import called
     from draft.rewards.terms import build_reward
 
     reward = build_reward(name, options, where=name)
     import torch
 
-    return guarded(reward.load(torch.device(device)), where=name)
+    place, who = torch.device(device), called(name, reward)
+    return guarded(protected(load_reward(reward, place, who), who, place), where=name)
 
 
 def run(file: str | Path, overrides: Sequence[str] = ()) -> Any:

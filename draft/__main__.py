@@ -1,6 +1,6 @@
 """``python -m draft`` is the command ``draft``."""
 
-from draft_cli.app import main
+from draft_cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -5,16 +5,21 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import cache
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 from draft.files import cache_folder, sha256
 
+T = TypeVar("T")
 _INDEX = "digests.sqlite"
+_CREATE = (
+    "CREATE TABLE IF NOT EXISTS files "
+    "(path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, changed INTEGER, sha256 TEXT)"
+)
 _LARGE = 4 * 2**20
 _FRESH = 2 * 10**9
 """Nanoseconds within which a file may change twice at one time stamp, so that its state is not believed yet."""
@@ -36,13 +41,39 @@ def remembered_sha256(path: Path) -> str:
     if state.st_size < _LARGE or _is_fresh(state):
         return sha256(path)
     key = (os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    if known := _recall(key):
-        return known
+    where = "path = ? AND size = ? AND modified = ? AND changed = ?"
+    if known := _table(f"SELECT sha256 FROM files WHERE {where}", key):
+        return str(known[0][0])
     digest = sha256(path)
-    _remember(key, digest)
+    _table("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (*key, digest))
     return digest
 
 
+def while_untouched(make: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Remember in this process what a function makes of a file, as long as the file's size and times are the same.
+
+    Args:
+        make: The function of a file.
+
+    Returns:
+        The same function, which reads an untouched file once.
+    """
+    known: dict[tuple[Path, int, int, int], T] = {}
+
+    @wraps(make)
+    def remembered(path: Path) -> T:
+        state = path.stat()
+        if _is_fresh(state):
+            return make(path)
+        key = (path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        if key not in known:
+            known[key] = make(path)
+        return known[key]
+
+    return remembered
+
+
+@while_untouched
 def code_digest(path: Path) -> str:
     """The sha256 of what a Python file does: without comments, docstrings and layout; the same for every Python.
 
@@ -55,14 +86,6 @@ def code_digest(path: Path) -> str:
     Raises:
         OSError: It cannot be read.
     """
-    state = path.stat()
-    if _is_fresh(state):
-        return _code_digest.__wrapped__(path, 0, 0, 0)
-    return _code_digest(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-@cache
-def _code_digest(path: Path, size: int, modified: int, changed: int) -> str:
     content = path.read_bytes()
     try:
         tree = ast.parse(content)
@@ -87,7 +110,7 @@ def _parts(tree: ast.AST) -> Iterator[str]:
             yield f"({type(item).__name__}"
             waiting.append((")",))
             for name in reversed(item._fields):
-                value = getattr(item, name, None)
+                value: Any = getattr(item, name, None)
                 if name == "body" and _has_docstring(item):
                     value = value[1:]
                 if isinstance(item, ast.JoinedStr):  # Python 3.12 puts empty texts between its parts
@@ -101,33 +124,19 @@ def _is_fresh(state: os.stat_result) -> bool:
     return time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < _FRESH
 
 
-def _recall(key: tuple[str, int, int, int]) -> str:
-    """What the cache has of a file in this state; empty: nothing."""
+def _table(query: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
+    """Ask the cache's table of large files; where it cannot be used it holds nothing, and files are read again."""
+    # Here, as not every Python has it, and the process of an isolated reward reads no large files.
+    import sqlite3
+
     try:
-        with _open() as index:
-            row = index.execute("SELECT sha256, size, modified, changed FROM files WHERE path = ?", key[:1]).fetchone()
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(folder / _INDEX, timeout=5)) as index, index:
+            index.execute(_CREATE)
+            return index.execute(query, values).fetchall()
     except (OSError, sqlite3.Error):
-        return ""
-    return str(row[0]) if row is not None and row[1:] == key[1:] else ""
-
-
-def _remember(key: tuple[str, int, int, int], digest: str) -> None:
-    try:
-        with _open() as index, index:
-            index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (*key, digest))
-    except (OSError, sqlite3.Error):
-        return  # a cache that cannot be written to: the file is read again next time
-
-
-def _open() -> closing[sqlite3.Connection]:
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    index = sqlite3.connect(folder / _INDEX, timeout=5)
-    index.execute(
-        "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, "
-        "changed INTEGER, sha256 TEXT)"
-    )
-    return closing(index)
+        return []
 
 
 def _is_empty_text(node: ast.AST) -> bool:

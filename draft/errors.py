@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import shutil
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 
 class DraftError(Exception):
@@ -51,7 +57,17 @@ class PluginWarning(DraftWarning):
 
 
 class StageError(DraftError):
-    """A stage of a pipeline could not do its work."""
+    """A stage of a pipeline could not do its work.
+
+    Attributes:
+        images: Images on which it failed, each a prompt and a tensor (3, H, W); the stage saves them in its folder.
+    """
+
+    images: tuple[tuple[str, Any], ...] = ()
+
+
+class RewardError(StageError):
+    """A reward's own code failed; `__cause__` is what it raised, where it raised something."""
 
 
 class DivergedError(StageError):
@@ -59,9 +75,11 @@ class DivergedError(StageError):
 
     Attributes:
         checkpoint: Updates before the newest checkpoint, from which it could branch; None: there is none.
+        by_reward: Whether the images were finite and a reward was not, so that smaller steps would not help.
     """
 
     checkpoint: int | None = None
+    by_reward: bool = False
 
 
 class ResourceError(StageError):
@@ -81,6 +99,89 @@ class ResourceError(StageError):
     def __str__(self) -> str:
         text, mark, hint = super().__str__().partition("\n  hint: ")
         return f"{text}\n  needs: {self.needs}{mark}{hint}"
+
+
+_REFUSED: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("the disk is full", "free space on that disk{free}"),
+    errno.EDQUOT: ("your share of the disk is used up", "a larger quota, or files of yours that may go"),
+    errno.EFBIG: ("a file would become larger than is allowed", "a higher limit on the size of files (ulimit -f)"),
+    errno.EROFS: ("the disk cannot be written to", "a folder on a disk that can"),
+    errno.EACCES: ("permission denied", "the right to read and write there"),
+    errno.EPERM: ("operation not permitted", "the right to read and write there"),
+    errno.ENOENT: ("no such file or folder (any more)", "it; nothing may remove it in the meantime"),
+    errno.ENOTDIR: ("not a folder", "a folder there"),
+    errno.ENAMETOOLONG: ("the path is longer than this file system allows", "a shorter one"),
+    errno.EMFILE: ("too many files are open", "a higher limit on open files (ulimit -n)"),
+    errno.EIO: ("the disk fails (input/output error)", "a disk that works"),
+}
+"""The system's number of a refusal to what it is and what would be needed."""
+
+
+def system_error(error: BaseException, at: Path | str = "") -> ResourceError | None:
+    """Explain what this machine refused: the one place where such an exception becomes an error with a way out.
+
+    Args:
+        error: Anything that was raised.
+        at: What was written to or read, where the exception does not name it: that of a full disk never does.
+
+    Returns:
+        The error, with the path and what is needed; None where the exception is none of the operating system's.
+    """
+    if (memory := memory_shortage(error)) is not None:
+        return ResourceError(memory, needs="more memory than is free here")
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if stream := getattr(error, "stream", ""):  # the command line gives its standard streams names
+        what = f"{stream} cannot be written to: {_first_lower(error)}"
+        return ResourceError(what, needs="a file, terminal or pipe that takes what is printed")
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(at)
+    what, needs = _REFUSED.get(error.errno, (_first_lower(error), "a system that does what it was asked to"))
+    if not path and error.errno == errno.ENOENT:
+        return ResourceError("the current folder is gone", needs="a folder to work in", hint="cd to one that is there")
+    place = f" (at {shortened(path)!r})" if path else ""
+    return ResourceError(f"{what}{place}", needs=needs.format(free=_free(path)))
+
+
+def memory_shortage(error: BaseException) -> str | None:
+    """Say whose memory is full and how much more is wanted, where that is what an exception is about; else None."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
+        whose = "the accelerator's memory"
+    elif isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError | OSError) and _NO_MEMORY.search(text) is not None
+    ):
+        whose = "this machine's memory"
+    else:
+        return None
+    tried = re.search(r"ried to allocate (\d[\d.]* \w+)|[Uu]nable to allocate (\d[\d.]* \w+)", text)
+    return f"{whose} is full" + (f", and {tried[1] or tried[2]} more are wanted" if tried else "")
+
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory: you tried|[Cc]annot allocate memory|bad_alloc|failed to map segment"
+    r"|can't start new thread"
+)
+"""What PyTorch, the C++ library, the linker and Python write where there is not enough memory."""
+
+
+def _free(path: str) -> str:
+    """The room on a path's disk in words, where it can be measured."""
+    for folder in (Path(path), *Path(path).parents) if path else ():
+        try:
+            return f" ({shutil.disk_usage(folder).free / 1e6:.1f} MB are free)"
+        except OSError:
+            continue
+    return ""
+
+
+def _first_lower(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def shortened(path: str, most: int = 300) -> str:
+    """A path as an error shows it: the middle left out where it is longer than `most` characters."""
+    return path if len(path) <= most else f"{path[: most // 2]}…{path[-most // 2 :]}"
 
 
 class ConfigErrors(ConfigError):

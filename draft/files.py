@@ -19,6 +19,7 @@ from draft.errors import StageError
 WEIGHTS = "adapter_model.safetensors"
 """The file with the numbers in a peft adapter folder."""
 
+_TEMPORARY = re.compile(r"\..+\.\d+\.partial(\.[^.]*)?")
 _READ_COMPLETELY = 16 * 2**20
 _BLOCKS = 64
 _BLOCK = 64 * 2**10
@@ -65,7 +66,7 @@ def replace(path: Path) -> Iterator[Path]:
         OSError: The disk refuses.
     """
     # A thread's number is unique on its machine, so that neither threads nor processes write to one temporary file.
-    partial = path.with_name(f".{path.stem[:50]}.{threading.get_native_id()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem[:50]}.{threading.get_native_id()}.partial{path.suffix}")  # _TEMPORARY
     _remove(partial)  # a killed process may have left one
     try:
         yield partial
@@ -79,8 +80,19 @@ def replace(path: Path) -> Iterator[Path]:
             sync(partial)
             os.replace(partial, path)
         sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(partial)):  # a full disk does not name the file
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         _remove(partial)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed in `replace` have left directly in a folder; nobody writes there now."""
+    for path in folder.glob(".*.partial*"):
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from draft.errors import ConfigError, StageError
+from draft.errors import ConfigError, ResourceError, system_error
 from draft.files import cache_folder, locked, write_text
 
 TEXT = "text"
@@ -55,7 +55,7 @@ class Shelf:
             Text to its row's number and checksum; those that are not there are left out.
         """
         rows: dict[str, tuple[int, int]] = {}
-        with self._open() as index:
+        with _on_disk(self.folder), self._open() as index:
             for text in texts:
                 row = index.execute("SELECT number, checksum FROM rows WHERE key = ?", (_key(text),)).fetchone()
                 if row is not None:
@@ -70,9 +70,9 @@ class Shelf:
             rows: Name to bytes, of each.
 
         Raises:
-            StageError: The disk refuses.
+            ResourceError: The disk refuses.
         """
-        try:
+        with _on_disk(self.folder):
             self.make()
             with locked(self.folder, timeout=-1, who="run"), self._open() as index:
                 first = index.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM rows").fetchone()[0]
@@ -92,11 +92,6 @@ class Shelf:
                     [(_key(text), first + number, checksum(row)) for number, (text, row) in enumerate(new)],
                 )
                 index.commit()
-        except OSError as error:
-            raise StageError(
-                f"cannot write to the cache of prompt embeddings: {error.strerror} (in {str(self.folder)!r})",
-                hint="set DRAFT_CACHE to a folder with room, or text_encoder: resident",
-            ) from error
 
     def read(self, number: int) -> dict[str, bytes]:
         """Read a row.
@@ -171,10 +166,14 @@ def open_shelf(about: Mapping[str, str], widths: Mapping[str, int], *, root: Pat
 
     Returns:
         The shelf.
+
+    Raises:
+        ResourceError: The disk refuses.
     """
     key = hashlib.sha256(_description(about, widths).encode()).hexdigest()[:20]
     shelf = Shelf((root or cache_folder() / TEXT) / key, about, widths)
-    shelf.make()
+    with _on_disk(shelf.folder):
+        shelf.make()
     return shelf
 
 
@@ -241,6 +240,22 @@ def cache_limit() -> int:
     if not 0 < limit < float("inf"):
         raise ConfigError(f"DRAFT_CACHE_LIMIT must be a number of GB above 0 (got {text!r})", where="environment")
     return int(limit * 1e9)
+
+
+@contextmanager
+def _on_disk(folder: Path) -> Iterator[None]:
+    """Report what the disk, or the index on it, refuses as an error with a way to go on without this cache."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        refused = system_error(error, folder)
+        raise ResourceError(
+            f"cannot write to the cache of prompt embeddings: {reason} (in {str(folder)!r})",
+            needs=refused.needs if refused else "a disk with room, and an index that is not damaged",
+            hint="set DRAFT_CACHE to a folder with room, clear the cache (draft cache clear), or set "
+            "text_encoder: resident",
+        ) from error
 
 
 def _description(about: Mapping[str, str], widths: Mapping[str, int]) -> str:

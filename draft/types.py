@@ -202,6 +202,11 @@ def _packed(texts: Iterable[str]) -> Texts:
     return texts if isinstance(texts, Texts) else Texts(texts)
 
 
+def reads_prompt(value: str) -> bool:
+    """Whether `per_prompt` takes an option's value from the prompts: ``"{prompt}"``, or a column as ``"{column}"``."""
+    return _COLUMN.fullmatch(value) is not None
+
+
 _COLUMN = re.compile(r"\{(\w+)\}")
 
 

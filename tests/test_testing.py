@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
+import time
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,9 +27,7 @@ class Good(draft.Reward):
         return lambda images, prompts: self.gain * images.mean(dim=(1, 2, 3))
 
 
-def failing(score: Any, **attributes: Any) -> dict[str, str]:
-    """Which checks a reward with that scoring function fails, and why."""
-
+def _reward(score: Any) -> draft.Reward:
     class Bad(draft.Reward):
         """A reward that breaks its contract."""
 
@@ -33,9 +36,15 @@ def failing(score: Any, **attributes: Any) -> dict[str, str]:
         def load(self, device: torch.device) -> Any:
             return score
 
+    return Bad()
+
+
+def failing(score: Any, **attributes: Any) -> dict[str, str]:
+    """Which checks a reward with that scoring function fails, and why."""
+    reward = _reward(score)
     for name, value in attributes.items():
-        setattr(Bad, name, value)
-    return {result.check: result.detail for result in run_checks(Bad(), size=(16, 16)) if not result.good}
+        setattr(type(reward), name, value)
+    return {result.check: result.detail for result in run_checks(reward, size=(16, 16)) if not result.good}
 
 
 def mean(images: torch.Tensor) -> torch.Tensor:
@@ -73,9 +82,31 @@ def test_a_good_reward_passes_every_check() -> None:
         ("deterministic", lambda i, p: mean(i) + torch.rand(1, dtype=i.dtype), "then"),
         ("randomness_untouched", lambda i, p: mean(i) + 0 * torch.rand(1, dtype=i.dtype), "torch's global generator"),
         ("randomness_untouched", lambda i, p: mean(i) + 0 * random.random(), "random's global generator"),
+        (
+            "randomness_untouched",
+            lambda i, p: mean(i) + 0 * float(torch.manual_seed(0).initial_seed()),
+            "scoring seeds torch",
+        ),
+        ("randomness_untouched", lambda i, p: (random.seed(0), mean(i))[1], "scoring seeds random's"),
+        ("randomness_untouched", lambda i, p: (np.random.seed(0), mean(i))[1], "scoring seeds numpy's"),  # noqa: NPY002
+        (
+            "surroundings_untouched",
+            lambda i, p: (torch.set_default_dtype(torch.float64), mean(i))[1],
+            "default dtype (",
+        ),
+        ("surroundings_untouched", lambda i, p: (os.chdir("/"), mean(i))[1], "scoring changes the current folder"),
+        ("surroundings_untouched", lambda i, p: (mean(i), torch.set_grad_enabled(False))[0], "torch's grad mode"),
+        ("threads", lambda i, p: (threading.Thread(target=time.sleep, args=(3,)).start(), mean(i))[1], "no daemons"),
+        ("finite", lambda i, p: mean(i) * 1e30, "more than 1e+09 in size"),
         ("batch", lambda i, p: mean(i) - mean(i).mean(), "one by one"),
         ("permutation", lambda i, p: mean(i) * torch.arange(1, len(i) + 1), "reordered"),
         ("inputs_untouched", lambda i, p: mean(i.detach().mul_(0.5)), "changed in place"),
+        ("inputs_untouched", lambda i, p: mean(i) + 0 * i.detach().clamp_(0, 1).sum(), "changed in place"),
+        (
+            "inputs_untouched",
+            lambda i, p: mean(i) + 0 * i.detach().numpy().clip(0, 1, out=i.detach().numpy()).sum(),
+            "place",
+        ),
         ("dtypes", lambda i, p: mean(i.float() @ torch.ones(i.shape[-1], 1, dtype=i.dtype)), "raised RuntimeError"),
         ("another_device", lambda i, p: mean(i) + torch.zeros(len(i)), "cpu (3,) at tests/test_testing.py:"),
         ("another_device", lambda i, p: mean(i) * float(i.detach().float().numpy().max()), "to numpy at tests/test_t"),
@@ -94,6 +125,63 @@ def test_each_breach_is_found(check: str, score: Any, told: str) -> None:
     failed = failing(score)
     assert check in failed, table([CheckResult(name, "failed", why) for name, why in failed.items()])
     assert told in failed[check]
+
+
+def test_a_score_that_is_no_number_at_black_is_reported_as_that_alone() -> None:
+    failed = failing(lambda i, p: mean(i) + 0 / (mean(i) != 0))
+    assert list(failed) == ["finite"] and "black scores [nan" in failed["finite"]
+
+
+def test_a_failure_inside_the_reward_is_reported_once_with_its_line() -> None:
+    def score(images: torch.Tensor, prompts: Any) -> Any:
+        raise SystemExit(f"no {len(images)} cats")
+
+    line = score.__code__.co_firstlineno + 1
+    failed = failing(score)
+    assert failed == {"shape": f"raised SystemExit: no 3 cats (tests/test_testing.py:{line})"}
+    reason = {"shape": "it has no cats"}
+    with pytest.raises(AssertionError, match=r"finite +failed +raised SystemExit"):
+        check_reward(_reward(score), expected_failures=reason)
+
+
+def test_a_reward_that_draws_while_it_is_loaded_hears_how_not_to() -> None:
+    class Built(Good):
+        """A reward with a network."""
+
+        name: ClassVar[str] = "built"
+        seed: bool = draft.Field(False, description="whether it seeds first")
+
+        def load(self, device: torch.device) -> Any:
+            if self.seed:
+                torch.manual_seed(0)
+            network = torch.nn.Linear(3, 1).requires_grad_(False)
+            return lambda images, prompts: network(images.float().mean(dim=(2, 3)))[:, 0].to(images.dtype)
+
+    found = {seed: {each.check: each.detail for each in run_checks(Built(seed=seed))} for seed in (False, True)}
+    assert found[False]["randomness_untouched"] == (
+        "`load` draws from torch's global generator; draft.frozen_network makes a network without"
+    )
+    assert found[True]["randomness_untouched"] == "`load` seeds torch's global generator"
+
+
+def test_what_one_check_left_behind_reaches_no_other_one_and_not_the_caller(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Rude(Good):
+        """A reward that changes its process while it is loaded."""
+
+        name: ClassVar[str] = "rude"
+
+        def load(self, device: torch.device) -> Any:
+            torch.set_default_dtype(torch.float64)
+            os.chdir("/")
+            print("loaded")
+            return lambda images, prompts: mean(images)
+
+    failed = {each.check: each.detail for each in run_checks(Rude()) if not each.good}
+    assert list(failed) == ["surroundings_untouched"]
+    assert failed["surroundings_untouched"].startswith("`load` changes the current folder (/, was ")
+    assert (torch.get_default_dtype(), Path.cwd()) == (torch.float32, tmp_path)
 
 
 def test_parameters_that_would_learn_are_found() -> None:
@@ -244,3 +332,35 @@ def test_wrong_arguments_are_user_errors() -> None:
         check_reward(Good(), expected_failures={"colour": "why not"})
     with pytest.raises(draft.DraftError, match="at least 2 prompts"):
         check_reward(Good(), prompts=["one"])
+
+
+def test_a_reward_that_says_it_uses_prompts_must_read_them() -> None:
+    def read(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        return mean(images) * torch.tensor([float(sum(map(ord, text))) for text in prompts], device=images.device)
+
+    failed = failing(lambda i, p: mean(i), uses_prompt=True)
+    assert list(failed) == ["prompt_matters"] and "is their text read at all?" in failed["prompt_matters"]
+    assert failing(read, uses_prompt=True) == {}
+    assert failing(lambda i, p: (mean(i) > 2).float(), uses_prompt=True, differentiable=False) == {}, "it sees nothing"
+
+
+def test_a_reward_that_reads_prompts_is_asked_to_say_so() -> None:
+    class Reads(Good):
+        """The mean of an image, longer prompts counting more."""
+
+        def load(self, device: torch.device) -> Any:
+            return lambda images, prompts: (
+                mean(images) * torch.tensor([float(len(text)) for text in prompts], device=images.device)
+            )
+
+    def said(*prompts: str, columns: Any = None) -> CheckResult:
+        results = run_checks(Reads(), prompts=draft.Prompts(prompts, columns), size=(16, 16))
+        return next(result for result in results if result.check == "prompt_matters")
+
+    assert said("a cat", "two birds") == CheckResult(
+        "prompt_matters", "passed", "its scores depend on the prompt: say so with `uses_prompt = True`"
+    )
+    assert said("a cat", "a cat").detail == ""
+    Reads.uses_prompt = True
+    assert said("a cat", "two birds") == CheckResult("prompt_matters", "passed")
+    assert said("a cat", "a cat").status == said("a cat", "a dog", columns={"thing": ["x", "x"]}).status == "skipped"

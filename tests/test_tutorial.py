@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import os
 import re
 import shlex
@@ -59,8 +60,15 @@ def blocks() -> list[Block]:
     return [Block(language, note, text) for _, language, note, text in found]
 
 
-def files() -> dict[str, str]:
-    return {block.file: block.text for block in blocks() if block.file}
+def files(package: str = "draft-reward-palette") -> dict[str, str]:
+    """The files of one of the page's packages, by their paths in it."""
+    found, folder = {}, ""
+    for block in blocks():
+        for command, _ in commands(block.text) if block.language == "console" else ():
+            folder = command.removeprefix("cd ") if command.startswith("cd ") else folder
+        if block.file and folder == package:
+            found[block.file] = block.text
+    return found
 
 
 @pytest.fixture
@@ -96,8 +104,8 @@ def workplace(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
 def test_whoever_follows_the_page_sees_what_it_says(workplace: tuple[Path, dict[str, str]]) -> None:
-    folder, environment = workplace
-    ran = 0
+    start, environment = workplace
+    folder, ran = start, 0
     for block in blocks():
         if block.file:
             (folder / block.file).parent.mkdir(exist_ok=True)
@@ -113,8 +121,9 @@ def test_whoever_follows_the_page_sees_what_it_says(workplace: tuple[Path, dict[
                 got = shell(quicker(command), folder, environment)
                 assert alike(got, wanted, measured=block.note == "measured"), f"$ {command}\n{got}\nthe page:\n{wanted}"
                 ran += 1
-    assert ran >= 14
-    assert (folder / "palette_try.png").stat().st_size > 1000
+    assert ran >= 22
+    for name in ("palette", "round"):
+        assert (start / f"draft-reward-{name}" / f"{name}_try.png").stat().st_size > 1000
 
 
 def commands(text: str) -> list[tuple[str, str]]:
@@ -162,7 +171,7 @@ def alike(got: str, wanted: str, *, measured: bool) -> bool:
 
 
 def test_the_example_in_the_repository_is_what_the_page_leads_to() -> None:
-    (new,) = (
+    new = next(
         command for block in blocks() for command, _ in commands(block.text) if command.startswith("draft rewards new ")
     )
     name, *options = shlex.split(new)[3:]
@@ -193,3 +202,24 @@ def test_the_kit_finds_the_mistake_that_the_page_warns_of() -> None:
 def test_every_command_of_the_kit_is_on_the_page() -> None:
     shown = PAGE.read_text(encoding="utf-8")
     assert all(f"$ draft rewards {name} " in shown for name in ("new", "check", "score", "try"))
+
+
+def test_the_chapter_about_a_network_makes_a_reward_that_keeps_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = files("draft-reward-round")
+    assert sorted(page) == ["draft_reward_round/__init__.py", "tests/test_round.py", "train.py"]
+    # Fewer steps than on the page, which nobody waits for here.
+    page["train.py"] = page["train.py"].replace("range(400)", "range(3)")
+    (tmp_path / "draft_reward_round").mkdir()
+    for name in ("draft_reward_round/__init__.py", "train.py"):
+        (tmp_path / name).write_text(page[name], encoding="utf-8")
+    trained = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert trained.stdout.endswith("of 1000 new drawings; wrote draft_reward_round/weights.safetensors\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    round_module = importlib.import_module("draft_reward_round")
+    monkeypatch.delitem(sys.modules, "draft_reward_round")
+    results = run_checks(round_module.Round())
+    assert [result for result in results if not result.good] == []

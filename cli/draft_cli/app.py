@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
+import io
 import os
 import sys
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from draft.errors import ConfigError, DraftError, did_you_mean
+from draft.errors import ConfigError, DraftError, PluginError, did_you_mean, system_error
 from draft.requirements import own_requirements, require
+from draft_cli.start import interrupts
 
 COMMANDS = {
     "run": ("draft_cli.run:run_command", "Run a pipeline file."),
@@ -32,6 +36,9 @@ COMMANDS = {
     "schema": ("draft_cli.run:schema_command", "Print the JSON Schema of pipeline files."),
 }
 """Command to its module and its line in `draft --help`; nothing is imported for the help."""
+
+TRACEBACK = "--traceback"
+"""An option of every command, wherever it stands in the line."""
 
 
 class Interrupted(Exception):
@@ -71,10 +78,17 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
+        interrupts.begun = True
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise Interrupted(stop) from stop
+        except SystemExit as stop:
+            # Draft never raises it in here; a run that a plugin ends must not look like one that is done.
+            raise PluginError(
+                f"the code of a plugin ended the command (SystemExit: {stop.code})",
+                hint="--traceback shows where",
+            ) from stop
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands' one-liners from `COMMANDS`, importing none of them."""
@@ -102,6 +116,9 @@ def draft(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the code an error comes from; goes anywhere in a line.")
+    ] = False,
 ) -> None:
     """Teach a diffusion model what you like: rewards backpropagated through sampling into LoRA adapters."""
 
@@ -112,32 +129,59 @@ def main() -> None:
     A `DraftError` is printed without a traceback, exit code 2; Ctrl-C is 130, SIGTERM 143; anything else is a bug
     and shows its traceback.
     """
-    from draft_cli.console import print_error, print_notes, quiet_libraries
+    from draft_cli.console import keep_results_apart, print_error, print_line, print_notes, quiet_libraries
 
     quiet_libraries()
+    _enable_faulthandler()
+    words = [word for word in sys.argv[1:] if word != TRACEBACK]
+    traceback = len(words) < len(sys.argv) - 1
     try:
-        code = get_command(app)(standalone_mode=False, prog_name="draft")
+        with keep_results_apart() if "--json" in words else nullcontext():
+            code = get_command(app)(args=words, standalone_mode=False, prog_name="draft")
+        sys.stdout.flush()
     except DraftError as error:
-        print_error(error)
+        print_error(error, traceback=traceback)
         code = 2
     except Interrupted as error:
         from draft.pipeline.interrupt import Terminated
 
         terminated = isinstance(error.stop, Terminated)
-        print("stopped" if terminated else "interrupted", file=sys.stderr)
+        print_line("stopped" if terminated else "interrupted")
         print_notes(error.stop)
         code = 143 if terminated else 130
+    except (KeyboardInterrupt, typer.Abort) as error:  # outside of a command
+        print_line("interrupted")
+        print_notes(error)
+        code = 130
     except BrokenPipeError:
         # The reader has gone (`draft rewards | head`); keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
         show = getattr(error, "show", None)  # Typer's own usage errors, which know how to print themselves
-        if show is None:
+        refused = system_error(error)
+        if show is not None:
+            show()
+            code = getattr(error, "exit_code", 2)
+        elif interrupts.raised:  # libraries turn an interrupt of their imports into errors of their own
+            print_line("interrupted")
+            print_notes(error)
+            code = 130
+        elif refused is not None:
+            refused.__cause__ = error
+            print_error(refused, traceback=traceback)
+            code = 2
+        else:
             raise
-        show()
-        code = getattr(error, "exit_code", 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _enable_faulthandler() -> None:
+    """Let a crash of this process leave its Python stack on standard error."""
+    if not faulthandler.is_enabled():
+        # No standard error, or one that is no file, has no room for a stack.
+        with suppress(RuntimeError, AttributeError, io.UnsupportedOperation):
+            faulthandler.enable()
 
 
 if __name__ == "__main__":

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from draft.errors import ConfigErrors, DraftError, DraftWarning
+from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError
 from draft.quiet import DOWNLOADS
+from draft_cli.start import StandardStream
 
 
-def print_error(error: DraftError, stream: TextIO | None = None) -> None:
+def print_error(error: DraftError, stream: TextIO | None = None, *, traceback: bool = False) -> None:
     """Print an error, or all of several, each as ``error: WHERE: WHAT`` with its hint below.
 
     Args:
         error: What went wrong.
         stream: Where to; None: standard error.
+        traceback: Print where it comes from, too.
     """
-    out = sys.stderr if stream is None else stream
+    if traceback:
+        import traceback as tracebacks
+
+        print_line("".join(tracebacks.format_exception(error)).rstrip(), stream)
+    elif isinstance(error, RewardError) and error.__cause__ is not None and not error.hint:
+        error.hint = "--traceback shows all of it"
     for problem in error.errors if isinstance(error, ConfigErrors) else [error]:
-        print(f"error: {problem}", file=out)
-    print_notes(error, out)
+        print_line(f"error: {problem}", stream)
+    print_notes(error, stream)
 
 
 def print_notes(error: BaseException, stream: TextIO | None = None) -> None:
     """Print what was added to an error on its way up: how to go on."""
     for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr if stream is None else stream)
+        print_line(f"  {note}", stream)
+
+
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print to standard error, or to `stream`; where that does not take it, the exit code has to do."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr if stream is None else stream, flush=True)
 
 
 def quiet_libraries() -> None:
@@ -62,6 +77,34 @@ def quiet_libraries() -> None:
             shown(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
+
+
+@contextmanager
+def keep_results_apart() -> Iterator[None]:
+    """Keep standard output for what Python prints there; what C code and other programs write goes to standard error.
+
+    Yields:
+        Nothing.
+    """
+    before = sys.stdout
+    try:
+        before.flush()
+        own, kept = before.fileno() == 1, os.dup(1)
+        os.fstat(2)
+    except (AttributeError, ValueError, OSError):  # one of them is closed, or no file
+        own, kept = False, -1
+    if not own:
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        raw = io.BufferedWriter(StandardStream(kept, "standard output"))
+        with io.TextIOWrapper(raw, encoding=before.encoding, errors=before.errors) as sys.stdout:
+            yield
+    finally:
+        sys.stdout = before
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def rows(pairs: Sequence[tuple[str, str]]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import typer
 
 from draft.errors import PluginError
-from draft.rewards.contract import in_brief, plugin_error
+from draft.rewards.calls import brief
+from draft.rewards.contract import plugin_error
 from draft.rewards.discovery import EXTENSIONS, REWARDS, Entry, all_entries, disabled_by, reward_entries, spellings
 from draft.rewards.extensions import ROWS, rows_of
 from draft.rewards.loading import load_rewards, new_manager, register
@@ -67,8 +68,10 @@ def inspect_plugin(entry: Entry) -> tuple[str, str]:
 def _call(entry: Entry, hook: str, kind: Any, function: Callable[[], Any]) -> None:
     try:
         rows_of(hook, kind, function)
-    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
-        raise plugin_error(entry, f"its hook {hook!r} failed: {in_brief(error)}", at=error) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's code may raise anything
+        raise plugin_error(entry, f"its hook {hook!r} failed: {brief(error)}", at=error) from error
 
 
 def _left(cause: str) -> str:

@@ -12,8 +12,9 @@ import torch
 
 from draft.adapters.algebra.deviation import deviation
 from draft.adapters.factors import Adapter, Factors
+from draft.adapters.files.container import cannot_write
 from draft.adapters.files.formats import Format, write_adapter
-from draft.errors import StageError
+from draft.errors import ResourceError, StageError
 from draft.files import replace
 
 # Rounding of two factors to a dtype, with room to spare; beyond it the written file is wrong.
@@ -115,8 +116,11 @@ def write_checked(
         with replace(output) as partial:
             try:
                 write_adapter(adapter, partial, format=format, metadata=metadata)
+            except ResourceError as error:
+                error.where = str(output)
+                raise
             except StageError as error:
                 raise StageError(error.what, where=str(output), hint=error.hint) from error
             return check(partial)
     except OSError as error:
-        raise StageError(f"cannot write the file ({error.strerror or error})", where=str(output)) from error
+        raise cannot_write(error, output) from error

@@ -8,6 +8,8 @@ times, 16 bits per channel kept where Pillow reads them.
 from __future__ import annotations
 
 import glob
+import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,13 @@ from draft.errors import ConfigError, DraftWarning
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What the names of those files end in that a folder's pictures are; a file named itself may end in anything."""
+
+LONGEST = 8192
+"""The most pixels along a side of a picture that is scored."""
+LARGEST = 2**25
+"""The most pixels of a picture that is scored: 400 MB as rewards see it, of which some make ten times as much."""
+NARROWEST = 50
+"""The most that a picture's long side may be of its short one: where a reward enlarges the short one, both grow."""
 
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -101,8 +110,8 @@ def read_picture(file: Path) -> Tensor:
         if upright.mode.startswith("I"):  # 16 bits, which a conversion to RGB would cut off at 255
             grey = np.asarray(upright, dtype=np.float32)
             return torch.from_numpy(grey / 65535).expand(3, -1, -1).clone()
-        pixels = np.asarray(_over_white(upright, file), dtype=np.float32)
-        return torch.from_numpy(pixels / 255).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(np.array(_over_white(upright, file)))
+        return pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def _is_picture(file: Path) -> bool:
@@ -112,14 +121,40 @@ def _is_picture(file: Path) -> bool:
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
     """Open a picture; whatever Pillow reports about a bad one becomes an error that names the file."""
+    if not _is_regular(file):  # opening a pipe would wait for its other end, and a device has no end
+        raise ConfigError("not a picture that can be read: not a regular file", where=str(file))
     try:
-        with Image.open(file) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            picture = Image.open(file)
+        with picture:
+            _check_size(picture, file)
             yield picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's message about a file that it cannot identify repeats its path.
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "Pillow knows no such format" if unknown else (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"not a picture that can be read: {reason}", where=str(file)) from error
+
+
+def _is_regular(file: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(file).st_mode)
+    except OSError:
+        return True  # opening it gives the reason
+
+
+def _check_size(picture: Image.Image, file: Path) -> None:
+    """Refuse, from its header, a picture that would fill the memory."""
+    width, height = picture.size
+    hint = "score a smaller copy of it"
+    if max(width, height) > LONGEST or width * height > LARGEST:
+        limit = f"at most {LONGEST} pixels wide and high, with {LARGEST} pixels in all"
+        what = f"a picture must be {limit} (got {width} x {height})"
+        raise ConfigError(what, where=str(file), hint=hint)
+    if max(width, height) > NARROWEST * min(width, height):
+        what = f"a picture's sides must be at most 1 : {NARROWEST} (got {width} x {height} pixels)"
+        raise ConfigError(what, where=str(file), hint=hint)
 
 
 def _over_white(picture: Image.Image, file: Path) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 import torch
 
-from draft.authoring.pictures import picture_size, read_picture
+from draft.authoring.pictures import LARGEST, picture_size, read_picture
 from draft.authoring.stand_in import offering_stand_in
-from draft.errors import ConfigError, DraftError
+from draft.errors import ConfigError, DraftError, DraftWarning
 from draft.progress import Progress
 from draft.prompts import load_prompts
 from draft.report.data import as_csv, as_json
+from draft.rewards.calls import load_reward
 from draft.rewards.loading import name_of
+from draft.rewards.parts import called
+from draft.rewards.reading import cut_prompts, readings_of
 from draft.rewards.reward import Reward, Term
 from draft.scoring.rewards import LoadedReward, numbers
 from draft.types import Prompts
@@ -140,12 +144,18 @@ def score_pictures(
             )
         batch_size = len(files)
     with offering_stand_in(reward):
-        loaded = LoadedReward(Term(reward.name, reward), reward.load(device), device)
+        loaded = LoadedReward(
+            Term(reward.name, reward), load_reward(reward, device, called(reward.name, reward)), device
+        )
+    if not isinstance(prompts, Unprompted) and (cut := cut_prompts(reward.name, readings_of(loaded.score), prompts)):
+        warnings.warn(cut, DraftWarning, stacklevel=2)
     scores = [math.nan] * len(files)
     progress.start("score", len(files))
-    for group in by_size.values():
-        for start in range(0, len(group), batch_size):
-            chosen = group[start : start + batch_size]
+    for (height, width), group in by_size.items():
+        # No more pixels at once than one of the largest pictures has.
+        most = min(batch_size, max(1, LARGEST // (height * width))) if reward.per_image else batch_size
+        for start in range(0, len(group), most):
+            chosen = group[start : start + most]
             images = torch.stack([read_picture(files[index]) for index in chosen])
             try:
                 values = numbers(loaded.scores(images, prompts.take(chosen)))

@@ -22,9 +22,10 @@ from draft.diffusion.schedule import make_grid
 from draft.diffusion.settings import SamplerSettings
 from draft.errors import ConfigError, DraftWarning, did_you_mean
 from draft.progress import Progress
+from draft.rewards.calls import load_reward, protected
 from draft.rewards.discovery import EXTENSIONS, turned_off
-from draft.rewards.extensions import model_path, named_model, named_models
-from draft.rewards.parts import without_gradient
+from draft.rewards.extensions import model_path, named_model, named_models, remark_on
+from draft.rewards.parts import called, without_gradient
 from draft.rewards.reward import Reward
 from draft.types import Images
 
@@ -81,10 +82,11 @@ def try_reward(
     device = choose_device(settings.device)
     model = _load(settings, device)
     named = named_model(settings.model)
-    if named is not None and named.remark is not None and (remark := named.remark(prompts)):
+    if named is not None and (remark := remark_on(named, prompts)):
         warnings.warn(remark, DraftWarning, stacklevel=2)
     with offering_stand_in(reward):
-        score = reward.load(device)
+        who = called(reward.name, reward)
+        score = protected(load_reward(reward, device, who), who, device)
     noise = seeded_noise([settings.seed + i for i in range(len(prompts))], model.latent_shape(model.default_size)).to(
         device
     )

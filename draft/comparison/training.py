@@ -19,7 +19,7 @@ from draft.errors import ResourceError, StageError
 from draft.isolation.reward import ending_processes
 from draft.progress import Silent
 from draft.rewards.reward import Term
-from draft.training.branch import FOLDER
+from draft.training.branch import FOLDER, remove_superseded
 from draft.training.train import Progressed, train
 from draft.types import Prompts
 
@@ -91,6 +91,7 @@ def run_training(
     """
     done, notes = folder / "done.json", folder / "notes.json"
     if (finished := read_training_record(done)) is not None:
+        _tidy(folder)
         return finished
     folder.mkdir(parents=True, exist_ok=True)
     if (state := read_training_record(notes)) is None:
@@ -128,8 +129,14 @@ def run_training(
             raise
         state = replace(state, failure=error.what)
     write_training_record(state, done)
-    notes.unlink(missing_ok=True)
+    _tidy(folder)
     return state
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only an interrupted training goes on from, once the record of the finished one is written."""
+    remove_superseded(folder / FOLDER, keep_final=False)
+    (folder / "notes.json").unlink(missing_ok=True)
 
 
 def _evaluate(state: TrainingRecord, progressed: Progressed, plan: EvaluationPlan, folder: Path) -> TrainingRecord:
@@ -161,6 +168,8 @@ def _own_failure(error: StageError, folder: Path) -> bool:
     """Whether the method is to blame, not the file: what is wrong with a file shows before the first update."""
     metrics = folder / "metrics.jsonl"
     began = metrics.is_file() and metrics.stat().st_size > 0
+    if isinstance(error.__cause__, OSError):  # a full disk is no property of a method
+        return False
     full = isinstance(error, ResourceError) and isinstance(error.__cause__, torch.OutOfMemoryError | MemoryError)
     return began or full
 

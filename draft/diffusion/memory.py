@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +10,7 @@ import torch
 
 from draft.diffusion.device import choose_device
 from draft.diffusion.families import count_parameters
-from draft.errors import ResourceError
+from draft.errors import ResourceError, memory_shortage
 
 LARGE = 200_000_000
 """Parameters of a network above which `device: auto` does not settle for a CPU."""
@@ -69,16 +68,11 @@ def explain_out_of_memory() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # PyTorch's OutOfMemoryError is a RuntimeError
-        if isinstance(error, torch.OutOfMemoryError):
-            whose = "the accelerator's memory"
-        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            whose = "this machine's memory"
-        else:
+    except (RuntimeError, MemoryError, OSError) as error:  # PyTorch's OutOfMemoryError is a RuntimeError
+        if (shortage := memory_shortage(error)) is None:
             raise
-        tried = re.search(r"ried to allocate (\d[\d.]* \w+)", str(error))
         raise ResourceError(
-            f"{whose} is full" + (f", and {tried[1]} more are wanted" if tried else ""),
+            shortage,
             needs="more memory for this batch_size and this resolution",
             hint="make them smaller; a training also needs less with mixed_precision: bf16, micro_batch_size: 1 and "
             "gradient_checkpointing: true",

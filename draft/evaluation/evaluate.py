@@ -15,6 +15,7 @@ from draft.evaluation.variants import BASE, draw, keep_pictures, load_variants, 
 from draft.files import safe_name
 from draft.progress import Progress
 from draft.rewards.reward import Term
+from draft.scoring.prompt_use import warn_of_cut_prompts
 from draft.scoring.rewards import load_rewards, score_batches
 from draft.types import Prompts
 
@@ -67,6 +68,7 @@ def evaluate(
     blends = [{}, *({label: weight} for label, weight in weights.items())]
     loaded = load_variants(model, files, blends, list(prompts), settings, progress)
     rewards = load_rewards(terms, loaded.model.device, check_images=True)
+    warn_of_cut_prompts(rewards, prompts)
     variants, schedules = [BASE, *adapters], schedules or {}
     pictures: dict[str, list[Path]] = {variant: [] for variant in variants}
     scores: dict[str, dict[str, list[float]]] = {}

@@ -15,6 +15,7 @@ from draft.evaluation.settings import EvaluateSettings
 from draft.files import safe_name
 from draft.marks import Inert, Layout, hints, marks
 from draft.report.data import finite
+from draft.rewards.loading import recorded_name
 from draft.rewards.reward import Term
 
 STAMP = "draft.evaluation"
@@ -66,7 +67,7 @@ def figures(results: Results, label: str, terms: Sequence[Term]) -> dict[str, An
         cell = results.cells[label][term.label]
         gain = asdict(cell.gain) if cell.gain else None
         means = {"base": base[term.label].mean.mean, "tuned": cell.mean.mean}
-        rewards[term.label] = {"use": term.reward.name, **means, "gain": gain}
+        rewards[term.label] = {"use": recorded_name(type(term.reward)), **means, "gain": gain}
     model = Path(results.model)
     decisive = {
         key

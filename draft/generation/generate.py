@@ -26,6 +26,7 @@ from draft.rewards.reward import Term
 from draft.scoring.backward import Scorer
 from draft.scoring.guards import check_terms
 from draft.scoring.rewards import finite_mean, load_rewards, numbers
+from draft.training.broken import saving_images
 from draft.types import Prompts
 
 REWARD = "reward"
@@ -107,7 +108,8 @@ def generate(
             embedded=loaded.switch(number),
             size=size,
         )
-        _draw_variant(variant, method, context, seeded, settings.batch_size, target, record, progress)
+        with saving_images(folder):
+            _draw_variant(variant, method, context, seeded, settings.batch_size, target, record, progress)
     progress.stop()
     _write_lines(target / "images.jsonl", record.images)
     if method is not None:

@@ -23,6 +23,7 @@ from draft.diffusion.settings import SamplerSettings
 from draft.errors import StageError
 from draft.generation.cost import Cost, counted
 from draft.scoring.backward import ScoredLatents, Scorer
+from draft.scoring.evidence import MOST
 from draft.types import Prompts, Size
 
 
@@ -195,8 +196,13 @@ class _Rewards:
         bad = ~scored.rewards.isfinite()
         if bad.any():
             prompt, value = self.prompts[int(bad.nonzero()[0])], float(scored.rewards[bad][0])
-            raise StageError(
+            error = StageError(
                 f"the sum of rewards is not finite for the prompt {prompt!r} (got {value})",
                 hint="a reward that has no score for some images can only be measured: weight: 0",
             )
+            chosen = bad.nonzero().flatten()[:MOST]
+            with torch.no_grad():
+                images = self.scorer.decode(torch.cat([each.latents for each in scored.figures.evidence])[chosen])
+            error.images = tuple(zip([self.prompts[n] for n in chosen.tolist()], images.float().cpu(), strict=True))
+            raise error
         return scored

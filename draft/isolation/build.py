@@ -16,6 +16,7 @@ from draft.errors import ResourceError, StageError
 from draft.isolation.environment import FINISHED, child_variables, draft_requirement, environment_folder, interpreter
 from draft.isolation.failures import IsolatedError, last_lines
 from draft.isolation.settings import Isolation
+from draft.rewards.discovery import DISTRIBUTION
 
 _UNREACHED = re.compile(
     r"NewConnectionError|NameResolutionError|name resolution|Name or service not known|Network is unreachable|"
@@ -90,11 +91,14 @@ def _call(command: Sequence[str], start: Path, lock: int, subject: str, where: s
             where=where,
             hint="name local wheels, set PIP_FIND_LINKS, or make an environment elsewhere and name it as 'python'",
         )
+    hint = "fix the requirements, or create an environment by hand and name it as 'python'"
+    if f"No matching distribution found for {DISTRIBUTION}" in done.stdout:
+        hint = f"{DISTRIBUTION} is on no index that pip asks: set PIP_FIND_LINKS to a folder with its wheel"
     raise IsolatedError(
         f"{subject} could not be installed (exit code {done.returncode})",
         wrote=done.stdout,
         where=where,
-        hint="fix the requirements, or create an environment by hand and name it as 'python'",
+        hint=hint,
     )
 
 

@@ -69,6 +69,7 @@ def describe(use: str, options: Mapping[str, Any], *, where: str, card: bool = F
         # Of a reward made of others these depend on the options.
         "differentiable": built.differentiable,
         "per_image": built.per_image,
+        "uses_prompt": built.uses_prompt,
         "sources": [(keys, str(reward_source(type(part)))) for keys, part in walk_reward(built)],
         "packages": [(keys, _package(type(part))) for keys, part in walk_reward(built)],
         "models": {key: str(models[value].path) for key, value in _texts(plain, "") if value in models},

@@ -7,12 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from draft import errors
-from draft.errors import ConfigError, ConfigErrors, DraftError, PluginError, ResourceError, StageError
+from draft.errors import ConfigError, ConfigErrors, DraftError, PluginError, ResourceError, RewardError, StageError
 
 _SHOWN = 20
 
 
-class IsolatedError(StageError):
+class RemoteTraceback(Exception):
+    """The traceback of an exception in a reward's process, as the cause of the error that is raised here.
+
+    Args:
+        text: As Python prints it there.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"in the reward's process\n{text.rstrip()}")
+
+
+class IsolatedError(RewardError):
     """The process of an isolated reward, or the making of its environment, failed.
 
     Args:
@@ -60,7 +71,7 @@ def decode_error(entries: list[dict[str, str]], *, where: str) -> DraftError:
     """
     decoded: list[DraftError] = []
     for entry in entries:
-        kinds = {kind.__name__: kind for kind in (ConfigError, PluginError, StageError)}
+        kinds = {kind.__name__: kind for kind in (ConfigError, PluginError, StageError, RewardError)}
         place, what, hint = entry["where"] or where, entry["what"], entry["hint"]
         if "needs" in entry:
             decoded.append(ResourceError(what, needs=entry["needs"], where=place, hint=hint))
@@ -73,12 +84,13 @@ def raised(answer: Mapping[str, Any], *, name: str, where: str) -> DraftError:
     """The error for an exception that was no error of Draft's: a bug of the reward, or full memory.
 
     Args:
-        answer: `type`, `message` and `traceback` of the exception, and where the reward was loaded, `device`.
+        answer: `type`, `message` and `traceback` of the exception, `place` in the reward's code, and where the reward
+            was loaded, `device`.
         name: The reward's name.
         where: Its place.
 
     Returns:
-        The error.
+        The error, caused by the traceback that the process had.
     """
     kind, message = answer["type"], answer["message"]
     if kind in ("OutOfMemoryError", "MemoryError"):
@@ -89,7 +101,10 @@ def raised(answer: Mapping[str, Any], *, name: str, where: str) -> DraftError:
             hint="make them smaller, or give the reward another `device`",
         )
     first = message.strip().splitlines()[0] if message.strip() else "no message"
-    return IsolatedError(f"reward {name!r} raised {kind}: {first}", wrote=answer["traceback"], where=where)
+    place = f" ({answer['place']})" if answer.get("place") else ""
+    error = IsolatedError(f"reward {name!r} raised {kind}: {first}{place}", where=where)
+    error.__cause__ = RemoteTraceback(answer["traceback"])
+    return error
 
 
 def missing(wrote: str, python: object) -> str:

@@ -20,7 +20,9 @@ from draft.isolation.frames import PROTOCOL, Broken, receive, send
 from draft.isolation.settings import Isolation
 
 MODULE = "draft.isolation.worker"
-Doing: TypeAlias = Literal["starting", "checking its options", "loading", "scoring", "computing a gradient"]
+Doing: TypeAlias = Literal[
+    "starting", "checking its options", "loading", "measuring prompts", "scoring", "computing a gradient"
+]
 
 _LOOK = 0.25
 """Seconds between two looks whether a process that has not answered is alive."""

@@ -13,6 +13,7 @@ from torch.autograd.function import FunctionCtx
 from draft.errors import StageError
 from draft.isolation.process import Doing, Worker
 from draft.isolation.tensors import pack, unpack
+from draft.rewards.reading import Reading, ReadingScore
 from draft.rewards.reward import Reward, Score
 from draft.types import Images, Prompts, Scores
 
@@ -47,7 +48,7 @@ def remote_score(worker: Worker, reward: Reward, device: torch.device, *, use: s
         "threads": torch.get_num_threads(),
     }
     try:
-        worker.ask("loading", request)
+        answer, _ = worker.ask("loading", request)
     except BaseException:
         worker.end()
         raise
@@ -59,7 +60,18 @@ def remote_score(worker: Worker, reward: Reward, device: torch.device, *, use: s
         scores, _, _ = ask("scoring", {"images": images}, gradient=False)
         return scores
 
-    return score
+    def lengths(index: int, prompts: Sequence[str]) -> list[int]:
+        answer, _ = worker.ask("measuring prompts", {"ask": "lengths", "reading": index, **_texts(prompts)})
+        return answer["lengths"]
+
+    # An older Draft there says nothing of how its rewards read.
+    readings = tuple(Reading(limit, partial(lengths, index)) for index, limit in enumerate(answer.get("reads", ())))
+    return ReadingScore(score, readings)
+
+
+def _texts(prompts: Sequence[str]) -> dict[str, Any]:
+    columns = {name: prompts.column(name) for name in prompts.columns} if isinstance(prompts, Prompts) else None
+    return {"prompts": list(prompts), "columns": columns}
 
 
 def _ask(
@@ -67,8 +79,7 @@ def _ask(
 ) -> Values:
     images = tensors["images"]
     described, body = pack(tensors)
-    columns = {name: prompts.column(name) for name in prompts.columns} if isinstance(prompts, Prompts) else None
-    request = {"ask": "score", "gradient": gradient, "prompts": list(prompts), "columns": columns}
+    request = {"ask": "score", "gradient": gradient, **_texts(prompts)}
     answer, payload = worker.ask(doing, {**request, "tensors": described}, body)
     unpacked = unpack(answer["tensors"], payload)
     scores, slope = unpacked["scores"].to(images.device), unpacked.get("gradient")

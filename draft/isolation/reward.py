@@ -195,7 +195,7 @@ def _ask(
         for entry in described["fields"]
     }
     reward_class = create_model(described["class"], __base__=IsolatedReward, __doc__=described["doc"], **fields)
-    for attribute in ("name", "cite", "differentiable", "per_image", "stand_in", *CARD):
+    for attribute in ("name", "cite", "differentiable", "uses_prompt", "per_image", "stand_in", *CARD):
         if attribute in described:
             setattr(reward_class, attribute, described[attribute])
     reward_class.isolated = Place(

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
@@ -28,6 +28,9 @@ from draft.isolation.describe import describe
 from draft.isolation.failures import encode_error
 from draft.isolation.frames import PROTOCOL, Broken, receive, send
 from draft.requirements import DISTRIBUTION
+from draft.rewards.calls import Called, where_raised
+from draft.rewards.parts import called
+from draft.rewards.reading import readings_of
 from draft.rewards.reward import Score
 from draft.rewards.terms import build_reward
 from draft.types import Prompts
@@ -44,10 +47,12 @@ class Loaded:
     Args:
         score: The loaded reward; None before.
         device: Where it was loaded.
+        called: Whose code it is; None before one has been asked for.
     """
 
     score: Score | None = None
     device: str = ""
+    called: Called | None = None
 
 
 def main() -> NoReturn:
@@ -80,15 +85,20 @@ def _answer(loaded: Loaded, request: dict[str, Any], body: bytearray) -> tuple[d
                 return describe(request["use"], request["options"], **wanted), b""
             case "load":
                 return _load(loaded, request), b""
+            case "lengths":
+                return _lengths(loaded, request), b""
             case "score":
                 return _score(loaded, request, body)
         raise StageError(f"the process of a reward was asked for something unknown (got {request['ask']!r})")
     except DraftError as error:
         return {"answer": "errors", "errors": encode_error(error)}, b""
-    except (Exception, SystemExit) as error:
+    except (Ended, KeyboardInterrupt):
+        raise
+    except BaseException as error:
         # A stranger's code: whatever it raises is reported, and the next request answered.
         shown = "".join(traceback.format_exception(error)[1:])
-        details = {"type": type(error).__name__, "message": str(error), "traceback": shown}
+        place = "" if loaded.called is None else where_raised(error, loaded.called)
+        details = {"type": type(error).__name__, "message": str(error), "place": place, "traceback": shown}
         return {"answer": "raised", "device": loaded.device, **details}, b""
 
 
@@ -98,9 +108,19 @@ def _load(loaded: Loaded, request: Mapping[str, Any]) -> dict[str, Any]:
 
     # The same number of threads sums in the same order; and the other process waits while this one works.
     torch.set_num_threads(request["threads"])
-    loaded.device = request["device"]
+    loaded.device, loaded.called = request["device"], called(reward.name, reward)
     loaded.score = reward.load(_device(request["device"]))
-    return {"answer": "loaded"}
+    return {"answer": "loaded", "reads": [reading.limit for reading in readings_of(loaded.score)]}
+
+
+def _lengths(loaded: Loaded, request: Mapping[str, Any]) -> dict[str, Any]:
+    reading = readings_of(loaded.score)[request["reading"]]
+    return {"answer": "lengths", "lengths": list(reading.lengths(_prompts(request)))}
+
+
+def _prompts(request: Mapping[str, Any]) -> Sequence[str]:
+    columns, texts = request["columns"], request["prompts"]
+    return texts if columns is None else Prompts(texts, columns)
 
 
 def _score(loaded: Loaded, request: Mapping[str, Any], body: bytearray) -> tuple[dict[str, Any], bytes]:
@@ -114,13 +134,12 @@ def _score(loaded: Loaded, request: Mapping[str, Any], body: bytearray) -> tuple
     tensors = unpack(request["tensors"], body)
     device = torch.device(loaded.device)
     images = tensors["images"].to(device).requires_grad_(request["gradient"])
-    columns, texts = request["columns"], request["prompts"]
-    prompts = texts if columns is None else Prompts(texts, columns)
+    prompts = _prompts(request)
     with torch.set_grad_enabled(request["gradient"]):
         scores = loaded.score(images, prompts)
     if not isinstance(scores, Tensor):
         kind = type(scores).__name__
-        raise StageError(f"must return a tensor of shape ({len(texts)},) (got {kind})")
+        raise StageError(f"must return a tensor of shape ({len(prompts)},) (got {kind})")
     results = {"scores": scores}
     if scores.requires_grad:
         cotangent = tensors.get("cotangent", torch.ones(())).to(scores).expand(scores.shape)

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from draft.methods.run import TrainingRun, Update
-from draft.scoring.figures import Figures, check_figures, mean_figures
-from draft.scoring.guards import check_gradient_norm
+from draft.scoring.figures import Figures, check_figures, check_gradient, mean_figures
 
 
 def accumulate_and_step(run: TrainingRun, accumulate: Callable[[TrainingRun, float], Figures], step: int) -> Update:
@@ -79,5 +78,5 @@ def take_step(run: TrainingRun, figures: Sequence[Figures], step: int) -> float:
 
 def _check(norm: float, run: TrainingRun, figures: Sequence[Figures], step: int) -> None:
     means = mean_figures(run.rewards, figures)
-    check_figures(run.rewards, means, step)
-    check_gradient_norm(norm, [label for label, size in means.gradients.items() if size - size != 0], step)
+    check_figures(run.rewards, means, step, figures)
+    check_gradient(norm, run.rewards, means, step, figures)

@@ -7,11 +7,11 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from draft.digests import while_untouched
 from draft.files import sha256
 
 RECORD = "stage.json"
@@ -52,6 +52,7 @@ class StageRecord:
         seconds: How long the stage ran, the last run only where it was interrupted.
         changes: Settings that decide about rounding alone and were changed where it was interrupted.
         branch: The sha256 of the checkpoint of another run that it began at; empty: it did not.
+        warnings: What Draft warned of while it ran.
     """
 
     stage: str
@@ -66,6 +67,7 @@ class StageRecord:
     seconds: float = 0.0
     changes: tuple[str, ...] = ()
     branch: str = ""
+    warnings: tuple[str, ...] = ()
 
     def digest(self, output: str) -> str:
         """One sha256 for an output, of a file or of a whole folder."""
@@ -82,7 +84,8 @@ def read_record(folder: Path) -> StageRecord | None:
         if data.pop("format") != FORMAT or not isinstance(data["identity"], dict):
             return None
         outputs = {name: tuple(FileRecord(**file) for file in files) for name, files in data.pop("outputs").items()}
-        return StageRecord(outputs=outputs, **{**data, "changes": tuple(data.get("changes", ()))})
+        texts = {key: tuple(data.get(key, ())) for key in ("changes", "warnings")}
+        return StageRecord(outputs=outputs, **{**data, **texts})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # no record, or one that is not ours: the stage runs again
 
@@ -143,18 +146,14 @@ def damage(
             return f"output missing: {file.path}"
         try:
             read = content or state.st_mtime_ns != file.mtime_ns
-            if state.st_size != file.size or (read and _content(path, state) != file.sha256):
+            if state.st_size != file.size or (read and _content(path) != file.sha256):
                 return f"output changed: {file.path}"
         except OSError as error:
             return f"output cannot be read: {file.path} ({error.strerror or error})"
     return ""
 
 
-def _content(path: Path, state: os.stat_result) -> str:
-    return _digest(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-@cache
-def _digest(path: Path, size: int, modified: int, changed: int) -> str:
-    """The sha256 of a file, read once by each process: a plan is made twice, before and after the lock is taken."""
+@while_untouched
+def _content(path: Path) -> str:
+    """The sha256 of a file: a plan is made twice by a run, before and after the lock is taken."""
     return sha256(path)

@@ -21,7 +21,7 @@ from draft.pipeline.kinds.kind import Candidate, CheckedStage
 from draft.pipeline.models import model_problems, with_family
 from draft.pipeline.references import upstream
 from draft.pipeline.rehearsal import Replacement
-from draft.rewards.extensions import named_model
+from draft.rewards.extensions import named_model, remark_on
 from draft.rewards.reward import Term
 
 
@@ -82,7 +82,7 @@ def _remark(stages: Mapping[str, CheckedStage], document: Document) -> None:
         if model is None or model.remark is None:
             continue
         users = [stage for stage in stages.values() if stage.data.get("model") == name]
-        if text := model.remark([prompt for stage in users for prompt in stage.every_prompt]):
+        if text := remark_on(model, [prompt for stage in users for prompt in stage.every_prompt]):
             place = document.place(("stages", users[0].name, "prompts"))
             warnings.warn(f"{place}: {text}", DraftWarning, stacklevel=2)
 

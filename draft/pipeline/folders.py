@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from draft.files import sync
 
 OLD = ".old"
 """The name of a result while the new one takes its place."""
+GONE = ".gone"
+"""The name of a folder while it is deleted."""
 
 
 def publish(partial: Path, final: Path, *, keep: Path | None = None) -> None:
@@ -32,13 +35,28 @@ def publish(partial: Path, final: Path, *, keep: Path | None = None) -> None:
         remove(old)
 
 
-def settle(final: Path) -> None:
-    """Mend what a crash between two renames has left."""
+def discard(folder: Path) -> None:
+    """Delete a folder, or a link, so that at every moment its name is all of it or nothing."""
+    gone = folder.with_name(f"{folder.name}{GONE}")
+    remove(gone)
+    folder.rename(gone)
+    remove(gone)
+
+
+def settle(final: Path, *, others: Iterable[Path] = ()) -> None:
+    """Mend what a crash between two renames has left, and delete what it was about to delete.
+
+    Args:
+        final: The name of a result.
+        others: Folders beside it that `discard` may have been interrupted at.
+    """
     old = final.with_name(f"{final.name}{OLD}")
     if os.path.lexists(old) and not os.path.lexists(final):
         old.rename(final)
     else:
         remove(old)
+    for folder in others:
+        remove(folder.with_name(f"{folder.name}{GONE}"))
 
 
 def remove(path: Path) -> None:

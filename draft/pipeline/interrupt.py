@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from draft.errors import DivergedError, DraftError, ResourceError, StageError
+from draft.errors import DivergedError, DraftError, ResourceError, StageError, system_error
 from draft.pipeline.partial import holds_work
 from draft.processes import on_termination
 
@@ -50,7 +50,15 @@ def rehearse_command(file: str | Path, *, runs_dir: Path) -> str:
 
 
 @contextmanager
-def noting(resume: str, stage: str, folder: Path, *, branch: Callable[..., str], rehearsal: str = "") -> Iterator[None]:
+def noting(
+    resume: str,
+    stage: str,
+    folder: Path,
+    *,
+    branch: Callable[..., str],
+    mended: Callable[..., str] | None = None,
+    rehearsal: str = "",
+) -> Iterator[None]:
     """Add the way to go on to whatever stops a stage, where running again can help.
 
     Args:
@@ -58,6 +66,7 @@ def noting(resume: str, stage: str, folder: Path, *, branch: Callable[..., str],
         stage: The stage.
         folder: Where it writes.
         branch: Makes the command that goes on with other settings, given `branch_from`, where a training diverged.
+        mended: Makes the same with the same settings, where it was a reward that broke; None: as `branch`.
         rehearsal: The command to offer where this machine is too small for the stage; empty: none.
 
     Yields:
@@ -65,25 +74,58 @@ def noting(resume: str, stage: str, folder: Path, *, branch: Callable[..., str],
     """
     try:
         yield
-    except BaseException as error:
+    except BaseException as raised:
+        error = system_error(raised, folder) or raised
         if isinstance(error, DraftError) and not error.where:
             error.where = f"stage {stage!r}"
-        if isinstance(error, ResourceError) and rehearsal:
+        refused = error is not raised or isinstance(error.__cause__, OSError)  # a full disk is full at any scale
+        if isinstance(error, ResourceError) and rehearsal and not refused:
             offer = f"try the same pipeline at small scale now: {rehearsal}"
             error.hint = f"{error.hint}; or {offer}" if error.hint else offer
         if isinstance(error, DivergedError):  # the same command would only come here again
-            if error.checkpoint is not None:
-                error.add_note(f"branch: {branch(branch_from=f'{stage}:{error.checkpoint}')}")
+            point = f"{stage}:{error.checkpoint}"
+            if error.checkpoint is not None and error.by_reward:
+                error.add_note(f"branch, once the reward is mended: {(mended or branch)(branch_from=point)}")
+            elif error.checkpoint is not None:
+                error.add_note(f"branch: {branch(branch_from=point)}")
         elif _may_help(error, folder):
             error.add_note(f"resume: {resume}")
-        raise
+        if error is raised:
+            raise
+        raise error from raised
+
+
+@contextmanager
+def resumable(resume: str, folder: Path) -> Iterator[None]:
+    """Add the way to go on to what the system refuses or a user stops between stages.
+
+    Args:
+        resume: The command that goes on.
+        folder: The run's folder.
+
+    Yields:
+        Nothing; the run's work happens inside the block.
+
+    Raises:
+        ResourceError: The system refused something.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as raised:
+        error = system_error(raised, folder) or raised
+        noted = any(note.startswith(("resume: ", "branch: ")) for note in getattr(error, "__notes__", ()))
+        if not noted and isinstance(error, ResourceError | KeyboardInterrupt):
+            error.add_note(f"resume: {resume}")
+        if error is raised:
+            raise
+        raise error from raised
 
 
 def _may_help(error: BaseException, folder: Path) -> bool:
     """Whether running the same command again can help: not where the input is wrong and nothing has been done yet."""
     if isinstance(error, ResourceError) or not isinstance(error, DraftError):
         return True
-    return isinstance(error, StageError) and holds_work(folder)
+    return isinstance(error, StageError) and not error.images and holds_work(folder)
 
 
 @contextmanager

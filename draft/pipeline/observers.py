@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from draft.progress import Progress
-from draft.rewards.extensions import extensions
+from draft.rewards.calls import brief, calling
+from draft.rewards.extensions import extensions, hooked
 
 
 class Observers:
@@ -32,7 +33,10 @@ class Observers:
     def _call(self, hook: str, **values: Any) -> None:
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             try:
-                implementation.function(*(values[name] for name in implementation.argnames))
-            except Exception as error:
+                with calling(hooked(implementation), f"answering the hook {hook!r}", passing=BaseException):
+                    implementation.function(*(values[name] for name in implementation.argnames))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 who = implementation.plugin_name.partition(":")[0]
-                self._reporter.say(f"warning: plugin {who}: {hook} failed: {type(error).__name__}: {error}")
+                self._reporter.say(f"warning: plugin {who}: {hook} failed: {brief(error)}")

@@ -17,6 +17,8 @@ PARTIAL = ".partial"
 """How the name of the folder ends that a stage writes to until it is done."""
 KEPT = ".kept-"
 """What comes before the number of a folder that nothing touches any more."""
+BEGINNING = ".beginning"
+"""How the name of a partial folder ends until it holds all that its stage begins with."""
 _BEGUN = "begun.json"
 
 
@@ -55,8 +57,13 @@ def write_begun(folder: Path, begun: Begun) -> None:
 
 
 def remove_begun(folder: Path) -> None:
-    """Remove the record from the folder of a stage that is done."""
+    """Remove the record from the folder of a stage that is done, which has its name by now."""
     (folder / _BEGUN).unlink(missing_ok=True)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds such a record: a finished stage's does where a crash came before the last steps."""
+    return (folder / _BEGUN).is_file()
 
 
 def holds_work(folder: Path) -> bool:

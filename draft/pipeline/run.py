@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import functools
-import shutil
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from draft.errors import StageError
-from draft.files import locked, sha256, write_text
+from draft.errors import StageError, shortened
+from draft.files import locked, remove_leftovers, write_text
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
 from draft.pipeline.check import Pipeline
 from draft.pipeline.document import Keys, dump_yaml
-from draft.pipeline.folders import publish, remove, settle
-from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resume_command, sigterm
+from draft.pipeline.ends import begin, settle_stage, tidy
+from draft.pipeline.folders import publish
+from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resumable, resume_command, sigterm
 from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
 from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.observers import Observers
-from draft.pipeline.partial import PARTIAL, Begun, inert_changes, inert_settings, read_begun, remove_begun, write_begun
+from draft.pipeline.partial import PARTIAL
 from draft.pipeline.plan import Step, make_plan
 from draft.pipeline.provenance import adapter_metadata
 from draft.pipeline.rehearsal import listing
 from draft.pipeline.resolve import escaped
+from draft.pipeline.warned import WARNINGS, recording_warnings
 from draft.progress import Progress, Silent, duration
 from draft.rewards.parts import walk_reward
 
@@ -121,6 +124,8 @@ def run_pipeline(
     runs = Path(runs_dir) / pipeline.name
 
     def plan() -> list[Step]:
+        with _placing(runs), suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(runs)
         return make_plan(
             pipeline,
             runs,
@@ -143,14 +148,13 @@ def run_pipeline(
     resume = command(overrides, branch_from=branch_from)
     offer = "" if rehearse else rehearse_command(file, runs_dir=runs_dir)
     plan()  # so that its errors come before anything is written
-    try:
+    with _placing(runs):
         runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"cannot write results there: {error.strerror} (got {str(runs)!r})"
-        raise StageError(what, where="--runs-dir", hint="give another --runs-dir") from None
-    with locked(runs, who="run", hint="wait for it, or give this one another --runs-dir"), sigterm():
-        for name in pipeline.stages:
-            settle(runs / name)
+    busy = locked(runs, who="run", hint="wait for it, or give this one another --runs-dir")
+    with resumable(resume, runs), busy, sigterm():
+        remove_leftovers(runs)
+        for stage in pipeline.stages.values():
+            settle_stage(stage, runs)
         steps = plan()
         write_text(runs / "config.yaml", dump_yaml(resolved(pipeline)))
         hooks = Observers(reporter) if any(step.action in ("run", "continue") for step in steps) else None
@@ -171,11 +175,23 @@ def run_pipeline(
             rate = getattr(stage.config, "learning_rate", None)
             slower = [f"stages.{step.name}.learning_rate={rate / 2:g}"] if rate else []
             branch = functools.partial(command, [*overrides, *slower])
-            with noting(resume, step.name, runs / f"{step.name}{PARTIAL}", rehearsal=offer, branch=branch):
+            mended = functools.partial(command, overrides)
+            folder = runs / f"{step.name}{PARTIAL}"
+            with noting(resume, step.name, folder, rehearsal=offer, branch=branch, mended=mended):
                 result = _run_stage(pipeline, stage, step, runs, reporter, executors, hooks)
             reporter.say(f"{label}: done in {duration(result.seconds)}")
             results.append(result)
     return RunResult(pipeline.name, runs, tuple(results))
+
+
+@contextmanager
+def _placing(runs: Path) -> Iterator[None]:
+    """Blame `--runs-dir` for a folder of results that cannot be."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot write results there: {error.strerror} (got {shortened(str(runs))!r})"
+        raise StageError(what, where="--runs-dir", hint="give another --runs-dir") from None
 
 
 def outputs(stage: CheckedStage, runs: Path) -> dict[str, Path]:
@@ -210,7 +226,7 @@ def _run_stage(
     hooks: Observers | None,
 ) -> StageResult:
     partial = runs / f"{stage.name}{PARTIAL}"
-    begun = _begin(stage, step, partial, reporter)
+    begun = begin(stage, step, partial, reporter)
     files, inputs = _inputs(pipeline, stage, runs)
     job = Job(
         stage=stage,
@@ -226,14 +242,15 @@ def _run_stage(
         hooks.started(stage.name, partial)
     started, clock = _now(), time.monotonic()
     try:
-        metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
+        with recording_warnings(partial) as warned:
+            metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
     finally:
         reporter.stop()
     seconds = time.monotonic() - clock
     missing = [path for path in stage.outputs.values() if not (partial / path).exists()]
     if missing:
+        os.stat(partial)  # where somebody has removed the folder, that is the reason
         raise StageError(f"stage {stage.name!r} ended without writing {', '.join(missing)}")
-    remove_begun(partial)
     record = cache.StageRecord(
         stage=stage.name,
         fingerprint=step.fingerprint,
@@ -247,37 +264,17 @@ def _run_stage(
         seconds=round(seconds, 3),
         changes=begun.changes,
         branch=begun.branch,
+        warnings=tuple(warned),
     )
+    (partial / WARNINGS).unlink(missing_ok=True)
     cache.write_record(record, partial)
     kept = step.kept.get(stage.name)
     publish(partial, runs / stage.name, keep=runs / kept if kept else None)
+    tidy(stage, runs)
     done = outputs(stage, runs)
     if hooks is not None:
         hooks.finished(stage.name, done, metrics)
     return StageResult(stage.name, "ran", done, metrics, seconds)
-
-
-def _begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) -> Begun:
-    """Make the folder that a stage writes to, or go on in it; what is there and does not fit is moved aside."""
-    final = partial.with_name(stage.name)
-    if partial.exists() and (step.action == "run" or step.carried):
-        if kept := step.kept.get(partial.name):
-            partial.rename(partial.with_name(kept))
-            reporter.say(f"{stage.name}: the interrupted run is kept in {partial.with_name(kept)}")
-        else:
-            remove(partial)  # empty, or to be forgotten
-    partial.mkdir(exist_ok=True)
-    for name in step.carried:  # copied: the finished stage stays until the longer one is done
-        if (final / name).is_dir():
-            shutil.copytree(final / name, partial / name)
-        elif (final / name).exists():
-            shutil.copy2(final / name, partial / name)
-    begun = read_begun(partial) or Begun(step.fingerprint, step.identity, inert_settings(stage))
-    changes = (*begun.changes, *inert_changes(begun, stage))
-    branch = sha256(step.branch) if step.branch else begun.branch
-    begun = Begun(step.fingerprint, step.identity, inert_settings(stage), changes, branch)
-    write_begun(partial, begun)
-    return begun
 
 
 def _inputs(pipeline: Pipeline, stage: CheckedStage, runs: Path) -> tuple[dict[Keys, Path], dict[str, str]]:

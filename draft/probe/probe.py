@@ -25,6 +25,7 @@ from draft.progress import Progress
 from draft.rewards.reward import Term
 from draft.scoring.figures import check_figures, mean_figures
 from draft.scoring.guards import check_terms
+from draft.training.broken import saving_images
 from draft.training.rollouts import Rollouts, load_rollouts
 from draft.types import Prompts
 
@@ -77,7 +78,8 @@ def probe(
     rollouts.model.drop_encoders()
     grids = [_grid(rollouts, settings.sampler), *_other_grids(rollouts, settings)]
     parameters = _load(rollouts, adapter) if adapter else _begin(rollouts, settings, seed)
-    health, scores = _measure(rollouts, parameters, grids[0], settings, progress)
+    with saving_images(folder):
+        health, scores = _measure(rollouts, parameters, grids[0], settings, progress)
     probed = ProbeResult(
         title=title,
         model=model_name or model,
@@ -138,7 +140,7 @@ def _measure(
         rollout = roll_out(rollouts.output(batch), rollouts.grid, batch.noise, batch.fresh)
         scored = rollouts.scorer.reward_gradient(rollout.states[-1], batch.prompts)
         assert scored.gradient is not None
-        check_figures(rollouts.rewards, mean_figures(rollouts.rewards, [scored.figures]), 0)
+        check_figures(rollouts.rewards, mean_figures(rollouts.rewards, [scored.figures]), 0, [scored.figures])
         figures.append(scored.figures)
         chain = decompose_gradient(
             rollouts.output(batch, gradient=settings.cfg_gradient, recorded=True),

@@ -88,11 +88,6 @@ def plugin_error(entry: Entry, what: str, *, hint: str = "", at: object = None) 
     return PluginError(f"plugin {entry.source} ({entry.module}): {what}{f' at {place}' if place else ''}", hint=hint)
 
 
-def in_brief(error: BaseException) -> str:
-    """The kind of an exception and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-
-
 def _line(entry: Entry, at: object) -> str:
     if isinstance(at, SyntaxError) and at.filename:
         return f"{at.filename}:{at.lineno}"

@@ -8,8 +8,9 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-from draft.errors import PluginError
+from draft.errors import DraftError, PluginError
 from draft.files import cache_folder, locked, sha256, write_text
+from draft.rewards.calls import Called, brief, calling
 from draft.rewards.hookspecs import NamedModel
 
 RECORD = "draft.json"
@@ -30,8 +31,8 @@ def ensure_derived(model: NamedModel) -> None:
     Raises:
         PluginError: It cannot be written.
     """
-    folder = model.path
-    if model.derive is None or _intact(folder):
+    folder, derive = model.path, model.derive
+    if derive is None or _intact(folder):
         return
     partial = folder.with_name(f".{folder.name}.partial")
     try:
@@ -41,7 +42,10 @@ def ensure_derived(model: NamedModel) -> None:
                 return
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir()
-            model.derive(partial)
+            with calling(
+                Called(f"model {model.name!r}", lambda: [derive.__module__]), "being made", passing=BaseException
+            ):
+                derive(partial)
             files = sorted(path for path in partial.rglob("*") if path.is_file())
             digests = {file.relative_to(partial).as_posix(): sha256(file) for file in files}
             write_text(partial / RECORD, json.dumps({"sha256": digests}, indent=1) + "\n")
@@ -52,6 +56,10 @@ def ensure_derived(model: NamedModel) -> None:
             f"the model {model.name!r} cannot be made in {str(folder.parent)!r}: {error.strerror or error}",
             hint="set DRAFT_CACHE to a folder that can be written to",
         ) from error
+    except (KeyboardInterrupt, DraftError, MemoryError):
+        raise
+    except BaseException as error:
+        raise PluginError(f"the model {model.name!r} cannot be made: {brief(error)}") from error
 
 
 def _intact(folder: Path) -> bool:

@@ -12,6 +12,7 @@ import pluggy
 
 from draft.errors import PluginError, PluginWarning
 from draft.family import Family
+from draft.rewards.calls import Called, brief, calling
 from draft.rewards.derived import RECORD, digest, ensure_derived, place
 from draft.rewards.discovery import EXTENSIONS, built_in, entries
 from draft.rewards.hookspecs import NamedModel
@@ -141,6 +142,32 @@ def named_model(name: str) -> NamedModel | None:
     return matches[0][1] if matches else None
 
 
+def remark_on(model: NamedModel, prompts: Sequence[str]) -> str:
+    """What a model's package remarks on prompts; if it fails, that is a warning.
+
+    Args:
+        model: The model.
+        prompts: The prompts that it will get.
+
+    Returns:
+        The remark; empty text for none.
+    """
+    remark = model.remark
+    if remark is None:
+        return ""
+    try:
+        with calling(
+            Called(f"model {model.name!r}", lambda: [remark.__module__]), "reading prompts", passing=BaseException
+        ):
+            return remark(prompts)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        text = f"the remark of model {model.name!r} on its prompts failed ({brief(error)})"
+        warnings.warn(f"{text}; going on without it", PluginWarning, stacklevel=2)
+        return ""
+
+
 def _choose(offered: Sequence[tuple[str, NamedModel]], name: str) -> list[tuple[str, NamedModel]]:
     # As `draft.rewards.discovery.choose` for rewards: a name of Draft's own models means those.
     found = [(dist, model) for dist, model in offered if name in (model.name, f"{dist}:{model.name}")]
@@ -160,6 +187,12 @@ def _verify(model: NamedModel) -> None:
                 f"the file {file!r} of model {model.name!r} {what}, and must be {expected} (looked in {model.path})",
                 hint="install the package that brings the model again",
             )
+
+
+def hooked(implementation: pluggy.HookImpl) -> Called:
+    """A hook's implementation as what is called, for `draft.rewards.calls`."""
+    dist, _, module = implementation.plugin_name.partition(":")
+    return Called(f"plugin {dist}", lambda: [module])
 
 
 def offered_families() -> list[tuple[str, Family]]:
@@ -190,7 +223,8 @@ def rows_of(hook: str, kind: type[Row], function: Callable[[], Any]) -> list[Row
     Raises:
         TypeError: It returns something else.
     """
-    rows = list(function())
+    with calling(Called(f"hook {hook!r}", lambda: [function.__module__]), "answering it", passing=BaseException):
+        rows = list(function())
     if wrong := [row for row in rows if not isinstance(row, kind)]:
         raise TypeError(f"{hook!r} must return draft.{kind.__name__} values (got {wrong[0]!r})")
     return rows
@@ -203,8 +237,10 @@ def _answers(hook: str, kind: type[Row]) -> list[tuple[str, Row]]:
         dist = implementation.plugin_name.partition(":")[0]
         try:
             rows = rows_of(hook, kind, implementation.function)
-        except Exception as error:
-            text = f"plugin {dist}: its hook {hook!r} failed ({type(error).__name__}: {error})"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            text = f"plugin {dist}: its hook {hook!r} failed ({brief(error)})"
             warnings.warn(f"{text}; going on without it", PluginWarning, stacklevel=4)
             continue
         offered += [(dist, row) for row in rows]

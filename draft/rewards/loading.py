@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 import pluggy
 
 from draft.errors import PluginError, PluginWarning, did_you_mean
-from draft.rewards.contract import check_class, in_brief, plugin_error
+from draft.rewards.calls import Called, brief, calling
+from draft.rewards.contract import check_class, plugin_error
 from draft.rewards.discovery import (
     REWARDS,
     Entry,
@@ -94,6 +95,20 @@ def name_of(reward: type[Reward]) -> str:
     return reward.name
 
 
+def recorded_name(reward: type[Reward]) -> str:
+    """The name of a class in records of what a result depends on: two rewards of one name must differ there.
+
+    Args:
+        reward: A reward's class.
+
+    Returns:
+        ``"distribution:name"`` where the plain name is a built-in reward's and this is not that one; else its name,
+        which stays the same when another package with that name is installed later.
+    """
+    shared = any(entry.name == reward.name and built_in(entry.dist) for entry in reward_entries())
+    return name_of(reward) if shared else reward.name
+
+
 def load_rewards(entry: Entry) -> list[type[Reward]]:
     """Import the module of a reward entry point and return the rewards it offers, all checked.
 
@@ -113,9 +128,12 @@ def load_rewards(entry: Entry) -> list[type[Reward]]:
     if not implementations:
         raise fail("has no hook 'draft_rewards'", hint="mark the function with @draft.hookimpl")
     try:
-        rewards = implementations[0].function()
-    except Exception as error:
-        raise fail(f"its hook 'draft_rewards' raised {in_brief(error)}", at=error) from error
+        with calling(plugin(entry), "answering the hook 'draft_rewards'", passing=BaseException):
+            rewards = implementations[0].function()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise fail(f"its hook 'draft_rewards' raised {brief(error)}", at=error) from error
     if not isinstance(rewards, list | tuple):
         got = type(rewards).__name__
         raise fail(f"'draft_rewards' must return a list of rewards (got {got})", at=implementations[0].function)
@@ -163,10 +181,13 @@ def register(manager: pluggy.PluginManager, entry: Entry) -> ModuleType:
     if ":" in entry.module:
         raise fail(f"its entry point must be a module (got {entry.module!r})", hint="drop the part after ':'")
     try:
-        module = importlib.import_module(entry.module)
-    except (Exception, SystemExit) as error:
+        with calling(plugin(entry), "being imported", passing=BaseException):
+            module = importlib.import_module(entry.module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         # A plugin is a stranger's code: whatever it raises must not take the command down with it.
-        raise fail(f"cannot be imported: {in_brief(error)}", hint=_import_hint(error), at=error) from error
+        raise fail(f"cannot be imported: {brief(error)}", hint=_import_hint(error), at=error) from error
     if manager.is_registered(module):
         return module
     known = [name for name in vars(manager.hook) if name.startswith("draft_")]
@@ -183,6 +204,11 @@ def register(manager: pluggy.PluginManager, entry: Entry) -> ModuleType:
         except (pluggy.PluginValidationError, ValueError) as error:
             raise fail(str(error).strip().splitlines()[-1].strip()) from error
     return module
+
+
+def plugin(entry: Entry) -> Called:
+    """The plugin of an entry point as what is called, for `draft.rewards.calls`."""
+    return Called(f"plugin {entry.dist}", lambda: [entry.module.partition(":")[0]])
 
 
 def _import_hint(error: BaseException) -> str:

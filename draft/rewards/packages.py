@@ -11,12 +11,11 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from draft.digests import while_untouched
 from draft.rewards.discovery import DISTRIBUTION, Entry
 from draft.rewards.loading import offered_by
 from draft.rewards.reward import Reward
 from draft.rewards.terms import reward_source
-
-_BYTECODE = (".pyc", ".pyo")
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _brought(dist: str) -> dict[str, Path]:
     brought = {}
     for file in files:
         ours = not file.parts[0].endswith((".dist-info", ".egg-info")) and "__pycache__" not in file.parts
-        if ours and not any(part.startswith(".") for part in file.parts) and file.suffix not in (*_BYTECODE, ".pth"):
+        if ours and not any(part.startswith(".") for part in file.parts) and file.suffix != ".pth":
             path = Path(str(file.locate()))
             if path.is_file() and not file.name.startswith(("__editable__", "_editable_")):
                 brought[file.as_posix()] = path
@@ -153,7 +152,7 @@ def _all(top: Path, base: Path) -> dict[str, Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in names:
             path = Path(folder) / name
-            if not name.startswith(".") and path.suffix not in _BYTECODE and path.is_file():
+            if not name.startswith(".") and path.is_file():
                 files[path.relative_to(base).as_posix()] = path
     return files
 
@@ -161,9 +160,9 @@ def _all(top: Path, base: Path) -> dict[str, Path]:
 def _named(modules: list[Path], folder: Path) -> dict[str, Path]:
     """Modules, and the files and folders without code beside them that their source names: `"weights.pt"`, `"*.pt"`."""
     files = {module.name: module for module in modules}
-    texts = {text for module in modules for text in _texts(module)}
+    texts = {text for module in modules for text in _read(module).texts}
     for entry in folder.iterdir():
-        if entry.name.startswith(".") or entry.suffix in (".py", *_BYTECODE) or not _is_named(entry.name, texts):
+        if entry.name.startswith(".") or entry.suffix == ".py" or not _is_named(entry.name, texts):
             continue
         if entry.is_file():
             files[entry.name] = entry
@@ -181,40 +180,52 @@ def _is_named(name: str, texts: set[str]) -> bool:
     )
 
 
-def _texts(module: Path) -> Iterator[str]:
-    for node in _nodes(module):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 256:
-            yield node.value.removeprefix("./")
+@dataclass(frozen=True)
+class _Source:
+    """What is read in a module.
+
+    Args:
+        texts: Its short strings.
+        imports: The names of its `import` statements.
+        froms: The level, the module and the names of its `from` statements.
+    """
+
+    texts: frozenset[str] = frozenset()
+    imports: tuple[str, ...] = ()
+    froms: tuple[tuple[int, str, tuple[str, ...]], ...] = ()
+
+
+@while_untouched
+def _read(module: Path) -> _Source:
+    try:
+        nodes = list(ast.walk(ast.parse(module.read_bytes())))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # no Python source; its bytes count all the same
+        return _Source()
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    return _Source(
+        frozenset(text.removeprefix("./") for text in constants if len(text) < 256),
+        tuple(alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names),
+        tuple((node.level, node.module or "", tuple(alias.name for alias in node.names)) for node in froms),
+    )
 
 
 def _imported(module: Path) -> Iterator[str]:
     """The first names of what a module imports."""
-    for node in _nodes(module):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.partition(".")[0]
+    source = _read(module)
+    yield from (name.partition(".")[0] for name in source.imports)
+    yield from (name.partition(".")[0] for level, name, _ in source.froms if level == 0 and name)
 
 
 def _neighbours(module: Path) -> Iterator[Path]:
-    folder = module.parent
-    for node in _nodes(module):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level <= 1:
-            base = node.module or ""
-            prefix = f"{folder.name}.{base}".rstrip(".") if node.level == 1 else base
-            names = [prefix, *(f"{prefix}.{alias.name}" for alias in node.names)]
-        for name in names:
-            package, _, rest = name.partition(".")
-            if package == folder.name and rest and (file := folder / f"{rest.split('.')[0]}.py").is_file():
-                yield file
-
-
-def _nodes(module: Path) -> Iterator[ast.AST]:
-    try:
-        tree = ast.parse(module.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):  # not Python source; its bytes count all the same
-        return
-    yield from ast.walk(tree)
+    """The modules of its own package that a module imports."""
+    folder, source = module.parent, _read(module)
+    names = list(source.imports)
+    for level, base, aliases in source.froms:
+        if level <= 1:
+            prefix = f"{folder.name}.{base}".rstrip(".") if level == 1 else base
+            names += [prefix, *(f"{prefix}.{alias}" for alias in aliases)]
+    for name in names:
+        package, _, rest = name.partition(".")
+        if package == folder.name and rest and (file := folder / f"{rest.split('.')[0]}.py").is_file():
+            yield file

@@ -9,6 +9,7 @@ from pydantic import PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from draft.errors import ConfigErrors, DraftError, OptionError
+from draft.rewards.calls import Called
 from draft.rewards.loading import name_of
 from draft.rewards.reward import RESERVED, Reward
 from draft.rewards.terms import build_reward
@@ -35,6 +36,19 @@ def walk_reward(reward: Reward) -> Iterator[tuple[tuple[str, ...], Reward]]:
         for label, part in getattr(reward, option).items():
             for keys, nested in walk_reward(part):
                 yield (option, label, *keys), nested
+
+
+def called(label: str, reward: Reward) -> Called:
+    """A reward as what is called, for `draft.rewards.calls`: its own modules and those of its parts.
+
+    Args:
+        label: The term's label, or the reward's name where there is no term.
+        reward: The reward.
+
+    Returns:
+        Who is named where the call goes wrong.
+    """
+    return Called(f"reward {label!r}", lambda: [type(each).__module__ for _, each in walk_reward(reward)])
 
 
 def without_gradient(reward: Reward) -> list[tuple[tuple[str, ...], Reward]]:

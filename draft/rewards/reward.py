@@ -50,13 +50,17 @@ class Reward(BaseModel, ABC):
         typical: Which scores to expect of which images, in words.
         memory: What those weights take on the device, in words.
         differentiable: False for scores without a gradient: metrics for `evaluate`, refused by gradient methods.
+        uses_prompt: True for a reward whose scores depend on the prompt or on another column of the prompt file; a
+            property where that is up to the options. The conformance kit tests it, and a training whose scores do not
+            depend on the prompt although they should is warned of.
         per_image: False if an image's score depends on the others of its batch; micro-batching is then off. A reward
-            made of others (`draft.rewards.parts`) has properties of these two names instead.
+            made of others (`draft.rewards.parts`) has properties of these names instead.
         stand_in: Option values with which the reward runs on the embedded models, in `draft run --rehearse`; ``{}``
             says that it runs there as it is. None, the default, says the same of a reward without an option that
             names weights (one of `MODEL_OPTIONS`); any other is refused in a rehearsal, unless those options name
             embedded models already.
-        api_version: The version of this contract that the reward was written for.
+        api_version: The version of this contract that the reward was written for, as a number in the class itself:
+            what is inherited from here is that of the installed Draft.
 
     Example:
         class Brightness(draft.Reward):
@@ -76,6 +80,7 @@ class Reward(BaseModel, ABC):
     typical: ClassVar[str] = ""
     memory: ClassVar[str] = ""
     differentiable: ClassVar[bool] = True
+    uses_prompt: ClassVar[bool] = False
     per_image: ClassVar[bool] = True
     stand_in: ClassVar[Mapping[str, Any] | None] = None
     api_version: ClassVar[int] = 1

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
-from draft.rewards.loading import find_reward
+from draft.rewards.calls import Called, calling
+from draft.rewards.loading import find_reward, recorded_name
 from draft.rewards.reward import Reward, Term
 from draft.rewards.words import MISSING, UNKNOWN, expected, message, shown
 
@@ -107,7 +108,11 @@ def build_reward(name: str, options: Mapping[str, Any], *, where: str = "") -> R
 
 
 def _validated(reward: type[Reward], given: Mapping[str, Any]) -> Reward:
-    return reward.model_validate_json(json.dumps(given), strict=True)
+    text = json.dumps(given)
+    with calling(
+        Called(f"reward {reward.name!r}", lambda: [reward.__module__]), "checking its options", passing=ValidationError
+    ):
+        return reward.model_validate_json(text, strict=True)
 
 
 def _as_text(given: Any, finding: Mapping[str, Any]) -> bool:
@@ -141,7 +146,7 @@ def _has(container: Any, key: int | str) -> bool:
 
 def reward_config(term: Term) -> dict[str, Any]:
     """A term as plain JSON values: what a fingerprint must see (never its label or its device)."""
-    return {"use": term.reward.name, "weight": term.weight, **term.reward.model_dump(mode="json")}
+    return {"use": recorded_name(type(term.reward)), "weight": term.weight, **term.reward.model_dump(mode="json")}
 
 
 def reward_source(reward: type[Reward]) -> Path:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from draft.diffusion.surrogate import Group
+from draft.scoring.evidence import Evidence
 from draft.scoring.figures import Figures
 from draft.scoring.objective import LinearLoss, Loss, RobustSettings
 from draft.scoring.rewards import LoadedReward
@@ -109,6 +110,7 @@ class Scorer:
         sums = torch.zeros(2, len(self.rewards), device=latents.device)
         saturated, mean_loss, drop = torch.zeros(3, device=latents.device)
         rewards = torch.zeros(count, device=latents.device)
+        evidence: list[Evidence] = []
         scored, moved = 0, gradient and self.robust.image_radius > 0
         for start in _starts(count, batch, size):
             stop = min(start + size, (start // batch + 1) * batch)
@@ -119,10 +121,11 @@ class Scorer:
             pixels = images.detach()
             saturated = saturated + ((pixels <= 0) | (pixels >= 1)).float().mean() * ((stop - start) / count)
             if moved:
-                unmoved, against = self._pixels(pixels, prompts[inside], group, None, gradient=True)
+                unmoved, against, _, _ = self._pixels(pixels, prompts[inside], group, None, gradient=True)
                 pixels = pixels - _ball(against, self.robust)
                 scored += (stop - start) * len(group.views)
-            totals, slope = self._pixels(pixels, prompts[inside], group, sums, gradient=gradient)
+            totals, slope, raw, lengths = self._pixels(pixels, prompts[inside], group, sums, gradient=gradient)
+            evidence.append(Evidence(self.decode, leaf[start:stop].detach(), prompts[inside], raw, lengths))
             scored += (stop - start) * len(group.views)
             if moved:
                 drop = drop + (unmoved - totals).sum() / count
@@ -140,19 +143,27 @@ class Scorer:
             loss=mean_loss,
             evaluations=scored,
             drop=drop if moved else None,
+            evidence=tuple(evidence),
         )
         return ScoredLatents(rewards, leaf.grad, figures)
 
     def _pixels(
         self, pixels: Images, prompts: Prompts, group: Group, sums: Tensor | None, *, gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Rewards of a micro-batch, (b,), and the gradient of their sum; adds up the terms' scores and norms."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Rewards of a micro-batch, (b,), the gradient of their sum, and each term's scores and lengths of gradients.
+
+        Adds up the terms' scores and norms.
+        """
         totals, slope = torch.zeros(len(pixels), device=pixels.device), torch.zeros_like(pixels)
+        scores = torch.zeros(len(self.rewards), len(pixels), device=pixels.device)
+        lengths = torch.zeros_like(scores) if gradient else None
         for k, reward in enumerate(self.rewards):
             weight, term_slope = reward.term.weight, None
             for prefix, coefficient in group.views:
                 raw, view_slope = _score(reward, pixels, prompts.prefixed(prefix), gradient=gradient)
-                totals += (coefficient * weight * raw).to(totals)
+                scores[k] += raw.to(scores)
+                if weight:  # what is only measured may be no number
+                    totals += (coefficient * weight * raw).to(totals)
                 if sums is not None and prefix == group.views[0][0]:
                     sums[0, k] += raw.sum().to(sums)
                 if view_slope is not None:
@@ -160,9 +171,11 @@ class Scorer:
                     term_slope = view_slope if term_slope is None else term_slope + view_slope
             if term_slope is not None:
                 slope += term_slope * weight
+                if lengths is not None:
+                    lengths[k] = term_slope.flatten(1).norm(dim=1)
                 if sums is not None:
                     sums[1, k] += term_slope.norm().to(sums)
-        return totals, slope
+        return totals, slope, scores, lengths
 
 
 def split_backward(

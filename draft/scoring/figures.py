@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from draft.scoring.guards import check_finite, check_start
+from draft.scoring.evidence import Evidence, broken_gradient, broken_score
+from draft.scoring.guards import broken_score_error, check_start, gradient_error, warn_unscored
 from draft.scoring.rewards import LoadedReward
 
 
@@ -24,6 +27,7 @@ class Figures:
             0 unless `saturation` lets it straight through.
         loss: Mean loss of the images; scalar.
         evaluations: Images scored.
+        evidence: What was scored, to find the images on which a reward broke.
         drop: How far R falls where the images are moved against it, their mean, scalar (RSA-FT's S1); None: they stay.
     """
 
@@ -32,6 +36,7 @@ class Figures:
     saturated: Tensor
     loss: Tensor
     evaluations: int
+    evidence: tuple[Evidence, ...] = ()
     drop: Tensor | None = None
 
     def flat(self) -> Tensor:
@@ -77,20 +82,57 @@ def mean_figures(rewards: Sequence[LoadedReward], figures: Sequence[Figures]) ->
     )
 
 
-def check_figures(rewards: Sequence[LoadedReward], means: MeanFigures, step: int) -> None:
+def check_figures(
+    rewards: Sequence[LoadedReward], means: MeanFigures, step: int, figures: Sequence[Figures] = ()
+) -> None:
     """Refuse scores that are not finite, and before the first update gradients that are zero or not finite.
+
+    A score of a reward of weight 0, which is only measured, is a warning, once.
 
     Args:
         rewards: The rewards.
         means: Their figures.
         step: Updates made so far.
+        figures: What `means` are of, to name the images; empty: none are named.
 
     Raises:
-        StageError: There is such a figure; the error names the reward.
+        StageError: There is such a figure; the error names the reward, the prompts, and has their images.
     """
-    check_finite(means.scores, step)
+    evidence = [each for one in figures for each in one.evidence]
+    for number, reward in enumerate(rewards):
+        if not math.isfinite(value := means.scores[reward.label]):
+            if reward.term.weight:
+                raise broken_score_error(reward.label, value, step, broken_score(evidence, number))
+            if reward.label not in reward.warned:
+                reward.warned.add(reward.label)
+                warn_unscored(reward.label, value, step, broken_score(evidence, number))
     if step == 0:
-        check_start({reward.label: means.gradients[reward.label] for reward in rewards if reward.term.weight})
+        for number, reward in enumerate(rewards):
+            if reward.term.weight:
+                check_start(reward.label, means.gradients[reward.label], partial(broken_gradient, evidence, number))
+
+
+def check_gradient(
+    norm: float, rewards: Sequence[LoadedReward], means: MeanFigures, step: int, figures: Sequence[Figures]
+) -> None:
+    """Stop a training whose LoRA gradient is not finite, naming the rewards whose own gradients are not.
+
+    Args:
+        norm: The gradient's norm before clipping.
+        rewards: The rewards.
+        means: Their figures.
+        step: Updates made so far.
+        figures: What `means` are of.
+
+    Raises:
+        DivergedError: The norm is not finite.
+    """
+    if math.isfinite(norm):
+        return
+    numbers = [n for n, reward in enumerate(rewards) if not math.isfinite(means.gradients[reward.label])]
+    evidence = [each for one in figures for each in one.evidence]
+    found = next(filter(None, (broken_gradient(evidence, number) for number in numbers)), None)
+    raise gradient_error(norm, [rewards[number].label for number in numbers], step, found)
 
 
 def mean_drop(figures: Sequence[Figures]) -> Tensor | None:

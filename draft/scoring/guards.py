@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 from draft.diffusion.schedule import Grid, last_step_sensitivity
-from draft.errors import DivergedError, StageError
+from draft.errors import DivergedError, DraftWarning, StageError
 from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
+from draft.scoring.evidence import Broken
 
 SMALLEST_SENSITIVITY = 1e-6
 
@@ -107,59 +110,105 @@ def check_connected(label: str, gradient: Tensor | None) -> Tensor:
     return gradient
 
 
-def check_start(gradients: Mapping[str, float]) -> None:
+def check_start(label: str, size: float, broken: Callable[[], Broken | None]) -> None:
     """Refuse to start with a reward whose gradient with respect to the images is zero or not finite.
 
     Args:
-        gradients: Norm of the first batch's gradient by the label of each weighted reward.
+        label: The term's label.
+        size: Norm of the first batch's gradient.
+        broken: Finds the images with respect to which it is not finite.
 
     Raises:
-        StageError: A norm is zero or not finite.
+        StageError: The norm is zero or not finite.
     """
-    for label, size in gradients.items():
-        if not math.isfinite(size):
-            raise StageError(f"reward {label!r}: its gradient with respect to the images is not finite (got {size})")
-        if size == 0:
-            raise StageError(f"reward {label!r}: its gradient with respect to the images is zero", hint=_CONNECT)
+    if not math.isfinite(size):
+        found = broken()
+        raise _with_images(
+            StageError(
+                f"reward {label!r}: its gradient with respect to the images is not finite (got {size})"
+                f"{found.named() if found else ''}",
+                hint=_SLOPE if found and found.finite else "",
+            ),
+            found,
+        )
+    if size == 0:
+        raise StageError(f"reward {label!r}: its gradient with respect to the images is zero", hint=_CONNECT)
 
 
-def check_finite(values: Mapping[str, float], update: int) -> None:
-    """Stop a training whose figures are no numbers any more, naming the reward and the update.
+def broken_score_error(label: str, value: float, update: int, found: Broken | None) -> DivergedError:
+    """The error for a score that is no number any more.
 
     Args:
-        values: Mean score by reward label.
+        label: The term's label.
+        value: Its mean score.
         update: Updates made so far.
+        found: The images for which it is not finite; None: it is not known which.
 
-    Raises:
-        DivergedError: A score is not finite.
+    Returns:
+        The error, with a hint that fits what is to blame.
     """
-    for label, value in values.items():
-        if not math.isfinite(value):
-            when = "before the first update" if update == 0 else f"after {update} updates"
-            raise DivergedError(
-                f"reward {label!r}: its score is not finite {when} (got {value})", hint=_DIVERGED if update else ""
-            )
+    what = f"reward {label!r}: its score is not finite {_when(update)} (got {value}){found.named() if found else ''}"
+    if found is None or not found.finite:
+        hint = _DIVERGED if update else "the images are not finite either: look at the model and its precision"
+        return _with_images(DivergedError(what, hint=hint if found or update else ""), found)
+    error = DivergedError(what, hint=_SOME if found.others else _NONE)
+    error.by_reward = True
+    return _with_images(error, found)
 
 
-def check_gradient_norm(norm: float, culprits: Sequence[str], update: int) -> None:
-    """Stop a training whose LoRA gradient is not finite.
+def warn_unscored(label: str, value: float, update: int, found: Broken | None) -> None:
+    """Warn of a reward of weight 0 whose score is not finite; it trains nothing.
+
+    Args:
+        label: The term's label.
+        value: Its mean score.
+        update: Updates made so far.
+        found: The images for which it is not finite; None: it is not known which.
+    """
+    named = found.named() if found else ""
+    text = f"reward {label!r} of weight 0: its score is not finite {_when(update)} (got {value}){named}"
+    warnings.warn(f"{text}; the training goes on", DraftWarning, stacklevel=2)
+
+
+def gradient_error(norm: float, culprits: Sequence[str], update: int, found: Broken | None) -> DivergedError:
+    """The error for a LoRA gradient that is not finite.
 
     Args:
         norm: The gradient's norm before clipping.
         culprits: Labels of the rewards whose own gradients are not finite.
         update: Updates made so far.
+        found: The images with respect to which the first one's is not finite; None: it is not known which.
 
-    Raises:
-        DivergedError: The norm is not finite.
+    Returns:
+        The error, with a hint that fits what is to blame.
     """
-    if math.isfinite(norm):
-        return
     name = " and ".join(f"reward {label!r}" for label in culprits) or "the sampler"
-    raise DivergedError(
-        f"the gradient through {name} is not finite after {update} updates (got {norm})", hint=_DIVERGED
-    )
+    what = f"the gradient through {name} is not finite after {update} updates (got {norm})"
+    error = DivergedError(f"{what}{found.named() if found else ''}", hint=_DIVERGED)
+    if found is not None and found.finite:
+        error.hint, error.by_reward = _SLOPE, True
+    return _with_images(error, found)
+
+
+Error = TypeVar("Error", bound=StageError)
+
+
+def _with_images(error: Error, found: Broken | None) -> Error:
+    if found is not None:
+        error.images = tuple(zip(found.labels, found.images, strict=True))
+    return error
+
+
+def _when(update: int) -> str:
+    return "before the first update" if update == 0 else f"after {update} updates"
 
 
 _CHECK = "`draft rewards check NAME` tests a reward by itself"
 _CONNECT = "compute the score from the images with torch operations; no detach, item, numpy, PIL or rounding on the way"
 _DIVERGED = "lower learning_rate, or record fewer steps"
+_SOME = (
+    "the images are finite, and the reward scores others: look at these, and let it return a finite score for every "
+    "image and prompt, or leave such prompts out"
+)
+_NONE = "the images are finite, and the reward has no score for any of them: `draft rewards check NAME` tests it alone"
+_SLOPE = "the images are finite: a root or a logarithm at 0 has no derivative; `draft rewards check NAME` looks for it"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from draft.diffusion.device import choose_device
+from draft.rewards.calls import Called, calling, load_reward, version_of, warn_if_changed
 from draft.rewards.inputs import guarded
+from draft.rewards.parts import called
+from draft.rewards.reading import Reading, readings_of
 from draft.rewards.reward import Score, Term
 from draft.scoring.guards import check_connected, check_scores
 from draft.types import Images, Prompts
@@ -24,11 +27,15 @@ class LoadedReward:
         term: The term.
         score: Its loaded function.
         device: Where it was loaded.
+        readings: How it reads its texts, where it says so.
+        warned: What the user has been warned of.
     """
 
     term: Term
     score: Score
     device: torch.device
+    readings: tuple[Reading, ...] = ()
+    warned: set[str] = field(default_factory=set, compare=False)
 
     @property
     def label(self) -> str:
@@ -39,6 +46,11 @@ class LoadedReward:
     def summary(self) -> str:
         """What the reward measures: the first line of its docstring."""
         return (type(self.term.reward).__doc__ or "").strip().partition("\n")[0]
+
+    @property
+    def called(self) -> Called:
+        """Who is named where a call of it goes wrong."""
+        return called(self.label, self.term.reward)
 
     def scores(self, images: Images, prompts: Prompts) -> Tensor:
         """Score images without gradient.
@@ -53,8 +65,12 @@ class LoadedReward:
         Raises:
             StageError: The reward's result is no tensor of one score per image.
         """
-        with torch.no_grad():
-            raw = self.score(images.to(self.device), prompts)
+        # A copy of its own: what a reward changes in place is no other term's, and not the decoder's.
+        given = images.detach().to(self.device, copy=True)
+        before = version_of(given)
+        with torch.no_grad(), calling(self.called, "scoring", device=self.device):
+            raw = self.score(given, prompts)
+        warn_if_changed(given, before, self.called)
         return check_scores(self.label, raw, len(images), gradient=False)
 
     def scores_and_gradient(self, images: Images, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -71,9 +87,12 @@ class LoadedReward:
         Raises:
             StageError: The reward's result is no differentiable tensor of one score per image.
         """
-        leaf = images.to(self.device).detach().requires_grad_()
-        raw = check_scores(self.label, self.score(leaf, prompts), len(images), gradient=True)
-        (gradient,) = torch.autograd.grad(raw.sum(), leaf, allow_unused=True)
+        leaf = images.detach().to(self.device, copy=True).requires_grad_()
+        before = version_of(leaf)
+        with calling(self.called, "scoring", device=self.device):
+            raw = check_scores(self.label, self.score(leaf, prompts), len(images), gradient=True)
+            (gradient,) = torch.autograd.grad(raw.sum(), leaf, allow_unused=True)
+        warn_if_changed(leaf, before, self.called)
         return raw.detach().to(images.device), check_connected(self.label, gradient).to(images)
 
 
@@ -92,10 +111,11 @@ def load_rewards(terms: Sequence[Term], device: torch.device, *, check_images: b
     rewards = []
     for term in terms:
         place = choose_device(term.device) if term.device else device
-        score = term.reward.load(place)
+        score = load_reward(term.reward, place, called(term.label, term.reward))
+        readings = readings_of(score)
         if check_images:
             score = guarded(score, where=f"rewards.{term.label}")
-        rewards.append(LoadedReward(term, score, place))
+        rewards.append(LoadedReward(term, score, place, readings=readings))
     return rewards
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from draft.errors import DraftError
+from draft.rewards.calls import brief, where_raised
+from draft.rewards.parts import called
 from draft.rewards.reward import Reward
 from draft.testing.pretended import pretended_accelerator
 from draft.types import Prompts
@@ -111,7 +113,8 @@ def run_checks(
     if unknown := sorted(set(expected) - set(CHECKS)):
         raise DraftError(f"no such check (got {unknown[0]!r})", hint=f"checks are {', '.join(CHECKS)}")
     subject = Subject(reward, prompts if isinstance(prompts, Prompts) else Prompts(prompts), size, device)
-    results = []
+    who, results = called(reward.name, reward), []
+    reported: dict[tuple[str, str], str] = {}
     for name, check in CHECKS.items():
         try:
             result = CheckResult(name, "passed", check(subject) or "")
@@ -119,9 +122,17 @@ def run_checks(
             result = CheckResult(name, "skipped", str(reason))
         except CheckFailed as failure:
             result = CheckResult(name, "failed", str(failure))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             # A stranger's reward may raise anything, and the other checks still have something to say.
-            result = CheckResult(name, "failed", f"raised {type(error).__name__}: {error}")
+            failure = (type(error).__name__, where_raised(error, who))
+            if name not in expected and failure in reported:
+                result = CheckResult(name, "skipped", f"raised the same as {reported[failure]}")
+            else:
+                result = CheckResult(name, "failed", f"raised {brief(error)} ({failure[1]})")
+                if name not in expected:
+                    reported[failure] = name
         if name in expected and result.status == "failed":
             result = CheckResult(name, "expected failure", f"{expected[name]} ({result.detail})")
         elif name in expected and result.status == "passed":

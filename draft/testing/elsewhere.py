@@ -25,7 +25,7 @@ def check_another_device(subject: Subject) -> str:
     wanted, wanted_slope = _with_slope(subject, subject.score, images)
     try:
         with pretended_accelerator() as counts:
-            score, moved = subject.reward.load(DEVICE), images.to(DEVICE)
+            score, moved = subject.load(DEVICE), images.to(DEVICE)
             loaded = counts.copy()
             scores, slope = _with_slope(subject, score, moved)
             waits = (counts - loaded).reads

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from draft.rewards.reward import Reward, Score
-from draft.types import Prompts
+from draft.rewards.surroundings import surroundings
+from draft.types import Images, Prompts, Scores
 
 
 class CheckFailed(Exception):
@@ -29,17 +33,49 @@ class Subject:
         prompts: B prompts, with the columns that the reward's options name.
         size: Height and width of the images.
         device: Where to load it.
+        changes: What loading and scoring changed in the process, by which of them did; it was put back.
     """
 
     reward: Reward
     prompts: Prompts
     size: tuple[int, int]
     device: str
+    changes: dict[str, set[str]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def score(self) -> Score:
         """The loaded reward."""
-        return self.reward.load(torch.device(self.device))
+        return self.load()
+
+    def load(self, device: torch.device | None = None) -> Score:
+        """Load the reward.
+
+        Args:
+            device: Where; None: on the subject's device.
+
+        Returns:
+            Its scoring function. One check's changes of what the process shares are put back before the next one, but
+            for those of random generators, so that a reward that draws is seen to.
+        """
+        place = torch.device(self.device) if device is None else device
+        with self._watching("loading"):
+            score = self.reward.load(place)
+
+        def watched(images: Images, prompts: Sequence[str]) -> Scores:
+            with self._watching("scoring"):
+                return score(images, prompts)
+
+        return watched
+
+    @contextmanager
+    def _watching(self, doing: str) -> Iterator[None]:
+        before = surroundings()
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            changed = before.restored(generators=False)
+            self.changes.setdefault(doing, set()).update(changed)
 
     def images(
         self, seed: int = 0, *, size: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32
@@ -54,8 +90,12 @@ class Subject:
 
     def close(self, left: Tensor, right: Tensor, relative: float) -> bool:
         """Whether scores agree up to `relative` of their size."""
+        if not torch.equal(left.isfinite(), right.isfinite()):
+            return False
+        # What is no number on both sides is alike; the check `finite` reports it.
+        left, right = left.double().nan_to_num(0, 0, 0), right.double().nan_to_num(0, 0, 0)
         scale = max(left.abs().max().item(), right.abs().max().item(), 1e-6)
-        return bool((left.double() - right.double()).abs().max().item() <= relative * scale)
+        return bool((left - right).abs().max().item() <= relative * scale)
 
 
 def require(true: bool, otherwise: str) -> None:

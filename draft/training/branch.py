@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,20 @@ def checkpoints(folder: Path) -> list[Path]:
 def update_of(path: Path) -> int:
     """The updates made before a checkpoint was written, by its file's name."""
     return int(path.stem.removeprefix("step-"))
+
+
+def remove_superseded(folder: Path, *, keep_final: bool) -> None:
+    """Remove the checkpoints of a finished training; only once its adapter is where nothing takes it away again.
+
+    Args:
+        folder: Folder of checkpoints; may be missing.
+        keep_final: Whether the last one stays, so that a longer training can go on from it.
+    """
+    files = checkpoints(folder)
+    for path in files[:-1] if keep_final else files:
+        path.unlink(missing_ok=True)
+    if not keep_final:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_checkpoint(folders: Iterable[Path], update: int) -> Path:

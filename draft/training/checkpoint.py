@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     The file is the SHA-256 of the rest, then torch's own format.
 
     Args:
-        folder: Folder of checkpoints, made if missing.
+        folder: Folder of checkpoints, made if missing in the training's.
         step: Updates made.
         state: Tensors, numbers, strings, and lists and mappings of them.
         keep: How many of the newest checkpoints stay.
@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     Returns:
         The checkpoint's path.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # alone: a training whose folder was removed must not go on in half a one
     buffer = io.BytesIO()
     torch.save({"step": step, **state}, buffer)
     payload = buffer.getvalue()
@@ -113,21 +113,6 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return state
-
-
-def finish_checkpoints(folder: Path, *, final: Path | None) -> None:
-    """Remove the checkpoints of a finished training except its last state.
-
-    Args:
-        folder: Folder of checkpoints.
-        final: The file to keep; None: the folder goes.
-    """
-    if final is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    for path in checkpoints(folder):
-        if path != final:
-            path.unlink()
 
 
 def _set_aside(files: list[Path], folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from draft.marks import Extends, Holds, Inert, leaves
 from draft.prompts import prompts_digest
+from draft.rewards.loading import recorded_name
 from draft.rewards.reward import Term
 from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.settings import TrainSettings
@@ -87,7 +88,8 @@ def identity(
     decisive |= {"model": model, "prompts": prompts_digest(prompts), "seed": seed, "branch": branch}
     for term in terms:
         reward = json.loads(term.reward.model_dump_json())
-        decisive[f"rewards.{term.label}"] = {"use": term.reward.name, "weight": term.weight, **reward}
+        use = recorded_name(type(term.reward))
+        decisive[f"rewards.{term.label}"] = {"use": use, "weight": term.weight, **reward}
     decisive |= {f"adapters.{index}": entry for index, entry in enumerate(adapters.identity())}
     return Identity(*({key: _text(value) for key, value in part.items()} for part in (decisive, extends, rounding)))
 

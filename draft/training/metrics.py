@@ -32,7 +32,8 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, float]]:
         """The lines as figures by name."""
-        return [json.loads(line) for line in self.lines]
+        rows = [json.loads(line) for line in self.lines]
+        return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
 
     def packed(self) -> Tensor:
         """The lines for a checkpoint: compressed, uint8."""
@@ -41,7 +42,8 @@ class MetricsLog:
 
 def append_metrics(log: MetricsLog, row: Mapping[str, float]) -> None:
     """Add one line."""
-    log.lines.append(json.dumps(dict(row)))
+    # JSON has no word for what is not finite, and not every reader takes Python's.
+    log.lines.append(json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}))
     with log.path.open("a", encoding="utf-8") as file:
         file.write(f"{log.lines[-1]}\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +28,12 @@ from draft.report.pictures import contact_sheet, to_picture
 from draft.rewards.reward import Term
 from draft.scoring.figures import mean_figures
 from draft.scoring.guards import check_terms
+from draft.scoring.prompt_use import warn_of_cut_prompts, watching_prompts
 from draft.training.accelerator import make_accelerator
 from draft.training.base_adapters import FRESH, AdapterFiles
 from draft.training.branch import FOLDER, Branch, checkpoints, update_of
-from draft.training.checkpoint import finish_checkpoints, load_checkpoint, save_checkpoint
+from draft.training.broken import forget_images, saving_images
+from draft.training.checkpoint import load_checkpoint, save_checkpoint
 from draft.training.identity import Identity, identity
 from draft.training.metrics import MetricsLog, append_metrics, open_log
 from draft.training.resume import Continued, branch_off, go_on
@@ -88,7 +91,8 @@ def train(
         prompts: The training prompts, with columns for rewards that use them.
         terms: The rewards with their weights.
         seed: Seed of the LoRA, the prompts' order and all noise.
-        folder: Gets adapter.safetensors, metrics.jsonl, previews/, and checkpoints/ while it runs.
+        folder: Gets adapter.safetensors, metrics.jsonl, previews/ and checkpoints/. The last checkpoints stay: whoever
+            has put the results where they are safe calls `remove_superseded`.
         progress: Told what happens.
         metadata: Text written into the adapter file; must not depend on time or place.
         adapters: The adapter that the LoRA begins at, and frozen ones under it. The written adapter is the LoRA
@@ -106,11 +110,14 @@ def train(
     """
     check_method(settings)
     folder.mkdir(parents=True, exist_ok=True)
+    forget_images(folder)
     check_terms(terms, gradient=settings.method.traits.reward_gradient)
     if not len(prompts):
         raise StageError("there are no training prompts")
     accelerator = make_accelerator(settings.device, report_to=settings.report_to, folder=folder)
     run = prepare(settings, model, prompts, terms, seed, progress, adapters)
+    warn_of_cut_prompts(run.rewards, prompts)
+    run = replace(run, scorer=replace(run.scorer, rewards=watching_prompts(run.rewards, prompts)))
     rule = make_rule(settings.method, run)
     name = identity(
         settings, model=model, prompts=prompts, terms=terms, seed=seed, adapters=adapters,
@@ -130,7 +137,8 @@ def train(
     ended = False
     for step in range(done, settings.max_steps):
         try:
-            row = _update(run, rule, step)
+            with saving_images(folder):
+                row = _update(run, rule, step)
         except DivergedError as error:
             error.checkpoint = max(map(update_of, checkpoints(states)), default=None)
             raise
@@ -151,16 +159,16 @@ def train(
             save_checkpoint(states, updates, _state(run, rule, name, continued, log), keep=settings.checkpoint.keep)
     progress.stop()
     _save_adapter(run, folder / "adapter.safetensors", {**metadata, **continued.metadata()})
-    final = None
     if settings.checkpoint.keep_final and not ended:
         state = _state(run, rule, name, continued, log)
-        final = save_checkpoint(states, settings.max_steps, state, keep=settings.checkpoint.keep)
-    finish_checkpoints(states, final=final)
+        save_checkpoint(states, settings.max_steps, state, keep=settings.checkpoint.keep)
     if settings.report_to:
         accelerator.end_training()
     closing = ["loss", "reward", *(term.label for term in terms)]
-    # Lines of a training that this one branched from need not have its labels.
-    figures = {key: [row[key] for row in rows[-_CLOSING:] if key in row] for key in closing}
+    # Lines of a training that this one branched from need not have its labels, and a reward of weight 0 may have no
+    # score for some images.
+    last = rows[-_CLOSING:]
+    figures = {key: [row[key] for row in last if key in row and math.isfinite(row[key])] for key in closing}
     return {key: sum(values) / len(values) for key, values in figures.items() if values}
 
 
@@ -196,7 +204,7 @@ def _update(run: Run, rule: Rule, step: int) -> dict[str, float]:
     return {
         "step": step + 1,
         "loss": other_figures.pop("loss"),
-        "reward": sum(reward.term.weight * means.scores[reward.label] for reward in run.rewards),
+        "reward": sum(reward.term.weight * means.scores[reward.label] for reward in run.rewards if reward.term.weight),
         **means.scores,
         "grad_norm": update.grad_norm,
         "lr": rate,

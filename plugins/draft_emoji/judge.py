@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import draft
-from draft.types import Images, Scores
+from draft.types import Images, Scores, reads_prompt
 from draft_emoji.vocabulary import concepts, find_concepts
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class EmojiJudge(draft.Reward):
         description="above 0: a concept is found where the classifier's probability for it exceeds this, "
         "however many others are, and `top` does not count",
     )
+
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether the concept comes from the prompts."""
+        return not self.concept or reads_prompt(self.concept)
 
     def load(self, device: torch.device) -> draft.Score:
         """Load the classifier.

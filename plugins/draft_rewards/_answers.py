@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from draft.rewards.reading import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,3 +29,22 @@ class Answers(Protocol):
             Float32 (B,), at most 0; the gradient reaches the pixels.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ReadingAnswers:
+    """A loaded model of a family that cuts its texts.
+
+    Args:
+        answers: The model.
+        questions: How it reads questions.
+        wanted: How it reads answers.
+    """
+
+    answers: Answers
+    questions: Reading
+    wanted: Reading
+
+    def __call__(self, images: Images, questions: Sequence[str], wanted: Sequence[str]) -> Tensor:
+        """See `Answers`."""
+        return self.answers(images, questions, wanted)

@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import draft
+from draft.rewards.reading import Reading
+from draft_rewards._answers import ReadingAnswers
 from draft_rewards._loading import explained, hub_options, load_frozen, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing, read_preprocessing
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from draft.types import Images
-    from draft_rewards._answers import Answers
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Blip:
 
     def words(self, text: str) -> list[int]:
         """The tokens of a text alone, without those that start and end it."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def line(self, text: str, *, before: str = "") -> Line:
         """`[DEC]` and the words of `before`, which are given, the words of `text`, and `[SEP]`, which ends it.
@@ -80,6 +81,15 @@ class Blip:
         start = [config.bos_token_id, *self.words(before)]
         words = self.words(text)[: max(config.max_position_embeddings - len(start) - 1, 0)]
         return Line((*start, *words, config.sep_token_id), len(start))
+
+    def line_reading(self, *, before: str = "") -> Reading:
+        """How `line` cuts its texts."""
+        beside = 2 + len(self.words(before))
+
+        def lengths(texts: Sequence[str]) -> list[int]:
+            return [len(self.words(text)) + beside for text in texts]
+
+        return Reading(self.model.config.text_config.max_position_embeddings, lengths)
 
     def log_likelihood(self, lines: Sequence[Line], states: Tensor) -> Tensor:
         """Sum of log p(token | the tokens before it, states) over the tokens of each line that count.
@@ -120,7 +130,6 @@ def load_blip(family: Any, model: str, *, revision: str = "", device: torch.devi
     Raises:
         DraftError: There is no such model here, or its weights are missing or of another architecture.
     """
-    import torch
     from transformers import AutoConfig
 
     path, options = draft.model_path(model), hub_options(revision, model)
@@ -130,13 +139,11 @@ def load_blip(family: Any, model: str, *, revision: str = "", device: torch.devi
             raise ValueError(f"its model_type must be blip (got {kind!r})")
         preprocessing = read_preprocessing(path, options, kind="Blip")
     tokenizer = load_tokenizer(model, revision=revision, what=what, where=where)
-    # transformers 4 draws BLIP's embeddings before it reads them.
-    with torch.random.fork_rng(devices=[]):
-        network = load_frozen(family, model, revision=revision, device=device, what=what, where=where)
+    network = load_frozen(family, model, revision=revision, device=device, what=what, where=where)
     return Blip(network, tokenizer, preprocessing)
 
 
-def load_blip_answers(model: str, *, revision: str, device: torch.device, where: str) -> Answers:
+def load_blip_answers(model: str, *, revision: str, device: torch.device, where: str) -> ReadingAnswers:
     """The family `blip` of the reward `vqa`: a `BlipForQuestionAnswering`.
 
     An encoder reads ``[ENC] question [SEP]`` with the image in view, a decoder says ``[DEC] answer [SEP]`` with the
@@ -180,7 +187,8 @@ def load_blip_answers(model: str, *, revision: str, device: torch.device, where:
             total = total.index_put((torch.tensor(places, device=states.device),), likelihoods)
         return total
 
-    return answers
+    # A question has two tokens around it, as a line has where nothing comes before it.
+    return ReadingAnswers(answers, blip.line_reading(), blip.line_reading())
 
 
 def question_start(tokenizer: Any, config: Any) -> int:

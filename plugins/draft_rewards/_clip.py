@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
+from draft.rewards.reading import ReadingScore
 from draft_rewards._loading import NOTHING, TOKENS_AND_SIZES, explained, hub_options, load_frozen, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing, find_preprocessing
-from draft_rewards._text import text_vector
+from draft_rewards._text import reading, text_vector
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +105,7 @@ def load_clip(
     return Clip(network, tokenizer, preprocessing)
 
 
-def cosines(clip: Clip, text: str) -> Callable[[Images, Sequence[str]], Tensor]:
+def cosines(clip: Clip, text: str) -> ReadingScore:
     """How alike images and texts are to a CLIP, every text encoded once.
 
     Args:
@@ -116,10 +117,12 @@ def cosines(clip: Clip, text: str) -> Callable[[Images, Sequence[str]], Tensor]:
     """
     import torch
 
+    limit = clip.model.config.text_config.max_position_embeddings
+
     vector = lru_cache(maxsize=8192)(clip.text_features)
 
     def compare(images: Images, prompts: Sequence[str]) -> Tensor:
         text_vectors = torch.stack([vector(one) for one in draft.per_prompt(text, prompts)])
         return (clip.image_features(images) * text_vectors).sum(dim=-1)
 
-    return compare
+    return ReadingScore(compare, (reading(clip.tokenizer, limit, partial(draft.per_prompt, text)),))

@@ -10,7 +10,7 @@ as in `BlipVisionModel` and `BlipTextModel`, and `head.0.weight`, `head.0.bias`,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,16 +18,18 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import draft
+from draft.rewards.reading import ReadingScore
 from draft_rewards._blip import padded
 from draft_rewards._image_reward_published import convert
 from draft_rewards._loading import TOKENS_AND_SIZES, explained, hub_options, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing
+from draft_rewards._text import reading
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from draft.types import Images
+    from draft.types import Images, Scores
 
 PUBLISHED_FILE = "ImageReward.pt"
 MODEL_TYPE = "image_reward"
@@ -36,7 +38,7 @@ KEYS = ("vision_config", "text_config", "head", "mean", "std", "max_length")
 
 def load_image_reward(
     model: str, *, tokenizer: str, revision: str = "", device: torch.device, where: str
-) -> Callable[[Images, Sequence[str]], Tensor]:
+) -> ReadingScore:
     """Load an ImageReward, published or of our own layout.
 
     Args:
@@ -47,7 +49,7 @@ def load_image_reward(
         where: The reward's name, for errors.
 
     Returns:
-        A function from images, float (B, 3, H, W) in [0, 1], and B prompts to float32 (B,).
+        A function from images, float (B, 3, H, W) in [0, 1], and B texts to float32 (B,).
 
     Raises:
         DraftError: There is no such model here, or its weights are missing or of another architecture.
@@ -69,7 +71,7 @@ def load_image_reward(
     def tokens(prompt: str) -> list[int]:
         return encode(prompt, truncation=True, max_length=config["max_length"])["input_ids"]
 
-    def score(images: Images, prompts: Sequence[str]) -> Tensor:
+    def score(images: Images, prompts: Sequence[str]) -> Scores:
         states = network["vision"](pixel_values=preprocess(images.float(), side)).last_hidden_state
         ids, mask = padded([tokens(prompt) for prompt in prompts], padding, images.device)
         read = network["text"](
@@ -81,7 +83,7 @@ def load_image_reward(
         ).last_hidden_state
         return (network["head"](read[:, 0])[:, 0] - config["mean"]) / config["std"]
 
-    return score
+    return ReadingScore(score, (reading(encode, config["max_length"], lambda texts: texts),))
 
 
 def read(model: str, revision: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:

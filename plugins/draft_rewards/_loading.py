@@ -15,6 +15,7 @@ import draft
 from draft import tokenizer
 from draft.errors import ResourceError
 from draft.quiet import loading_silently
+from draft.rewards.surroundings import without_drawing
 from draft_rewards._weights import download_command, published_weights, revision_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def load_frozen(
     Raises:
         DraftError: It cannot be loaded, or its weights lack tensors, which transformers would draw at random.
     """
-    with explained(what, model, where=where, revision=revision, others=others):
+    # Before version 5, transformers draws weights before it reads them.
+    with without_drawing(), explained(what, model, where=where, revision=revision, others=others):
         options = hub_options(revision, model)
         pickled = _folder_without_safetensors(draft.model_path(model), options)
         if pickled:

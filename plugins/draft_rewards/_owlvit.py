@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
 import draft
+from draft.rewards.reading import Reading
 from draft_rewards._loading import explained, hub_options, load_frozen, load_tokenizer
 from draft_rewards._preprocessing import Preprocessing, read_preprocessing
-from draft_rewards._text import text_vector
+from draft_rewards._text import reading, text_vector
 
 if TYPE_CHECKING:
     import torch
@@ -141,14 +142,21 @@ def query_vectors(detector: Detector, queries: Sequence[str], template: str) -> 
 
     vector = lru_cache(maxsize=8192)(detector.query_vector)
 
-    def texts(query: str, prompts: Sequence[str]) -> list[str]:
-        # A prompt is a sentence already.
-        if query == PROMPT:
-            return list(prompts)
-        return [template.replace(PLACE, text) for text in draft.per_prompt(query, prompts)]
-
     def vectors(prompts: Sequence[str]) -> Tensor:
-        rows = zip(*(texts(query, prompts) for query in queries), strict=True)
+        rows = zip(*(_texts(query, template, prompts) for query in queries), strict=True)
         return torch.stack([torch.stack([vector(text) for text in row]) for row in rows])
 
     return vectors
+
+
+def query_readings(detector: Detector, queries: Sequence[str], template: str) -> tuple[Reading, ...]:
+    """How the queries are cut; arguments as of `query_vectors`."""
+    limit = getattr(detector.model, detector.model.base_model_prefix).config.text_config.max_position_embeddings
+    return tuple(reading(detector.tokenizer, limit, partial(_texts, query, template)) for query in queries)
+
+
+def _texts(query: str, template: str, prompts: Sequence[str]) -> list[str]:
+    # A prompt is a sentence already.
+    if query == PROMPT:
+        return list(prompts)
+    return [template.replace(PLACE, text) for text in draft.per_prompt(query, prompts)]

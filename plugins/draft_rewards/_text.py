@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
+from draft.rewards.reading import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,3 +41,25 @@ def text_vector(model: Any, tokenizer: Any, text: str) -> Tensor:
     with torch.no_grad():
         pooled = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         return F.normalize(model.text_projection(pooled).float(), dim=-1)[0]
+
+
+def reading(tokenizer: Any, limit: int, texts: Callable[[Sequence[str]], Sequence[str]]) -> Reading:
+    """How a tokenizer's texts are cut.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        limit: The most tokens that are kept of a text, those included that start and end it.
+        texts: The text of each prompt.
+
+    Returns:
+        The limit and the lengths; each distinct text is counted once.
+    """
+
+    def lengths(prompts: Sequence[str]) -> list[int]:
+        chosen = texts(prompts)
+        distinct = list(dict.fromkeys(chosen))
+        ids = tokenizer(distinct, truncation=False, verbose=False)["input_ids"]
+        found = {text: len(row) for text, row in zip(distinct, ids, strict=True)}
+        return [found[text] for text in chosen]
+
+    return Reading(limit, lengths)

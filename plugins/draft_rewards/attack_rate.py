@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
+from draft.types import reads_prompt
 from draft_rewards._classifier import ClassifierModel, Mode, Target
 from draft_rewards._loading import Revision
 
@@ -36,6 +37,11 @@ class AttackRate(draft.Reward):
     revision: Revision = ""
     target: Target
     mode: Mode = "targeted"
+
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether `target` comes from the prompts."""
+        return reads_prompt(self.target)
 
     def load(self, device: torch.device) -> Score:
         """Load the classifier and find the class.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import draft
+from draft.rewards.reading import ReadingScore
+from draft.types import reads_prompt
 from draft_rewards._loading import Revision
 from draft_rewards._text import Text
 
@@ -50,6 +52,11 @@ class Caption(draft.Reward):
         "mean", description="log-probability per token that counts, or that of the whole text"
     )
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether `text` comes from the prompts."""
+        return reads_prompt(self.text)
+
     def load(self, device: torch.device) -> Score:
         """Load the captioner.
 
@@ -59,7 +66,7 @@ class Caption(draft.Reward):
         Returns:
             A function from images and prompts to scores.
         """
-        from functools import lru_cache
+        from functools import lru_cache, partial
 
         import torch
         from transformers import BlipForConditionalGeneration
@@ -86,7 +93,7 @@ class Caption(draft.Reward):
                 whole = whole / torch.tensor([one.counted for one in lines], device=whole.device)
             return whole.to(images.dtype)
 
-        return score
+        return ReadingScore(score, (blip.line_reading(before=self.prefix).of(partial(draft.per_prompt, self.text)),))
 
 
 @draft.hookimpl

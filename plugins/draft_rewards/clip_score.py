@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
+from draft.rewards.reading import ReadingScore
+from draft.types import reads_prompt
 from draft_rewards._clip import ClipModel
 from draft_rewards._loading import Revision
 from draft_rewards._text import Text
@@ -39,6 +41,11 @@ class ClipScore(draft.Reward):
     revision: Revision = ""
     text: Text = "{prompt}"
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether `text` comes from the prompts."""
+        return reads_prompt(self.text)
+
     def load(self, device: torch.device) -> Score:
         """Load the CLIP.
 
@@ -56,7 +63,7 @@ class ClipScore(draft.Reward):
         def score(images: Images, prompts: Sequence[str]) -> Scores:
             return (100.0 * cosine(images, prompts)).to(images.dtype)
 
-        return score
+        return ReadingScore(score, cosine.readings)
 
 
 @draft.hookimpl

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from pydantic import field_validator, model_validator
 
 import draft
+from draft.rewards.calls import version_of
 from draft.rewards.parts import Parts
+from draft.rewards.reading import ReadingScore, readings_of
 from draft_rewards._formula import check_names, evaluate, parse
 
 if TYPE_CHECKING:
@@ -58,6 +60,11 @@ class Expression(draft.Reward):
         return all(reward.differentiable for reward in self.of.values())
 
     @property
+    def uses_prompt(self) -> bool:
+        """Whether one of its rewards does."""
+        return any(reward.uses_prompt for reward in self.of.values())
+
+    @property
     def per_image(self) -> bool:
         """Whether all of its rewards are."""
         return all(reward.per_image for reward in self.of.values())
@@ -78,10 +85,17 @@ class Expression(draft.Reward):
 
         def score(images: Images, prompts: Sequence[str]) -> Scores:
             dtype = torch.promote_types(images.dtype, torch.float32)
-            values = {name: one(images, prompts).to(dtype) for name, one in loaded.items()}
+            values, version = {}, version_of(images)
+            for name, one in loaded.items():
+                values[name] = one(images, prompts).to(dtype)
+                if version_of(images) != version:
+                    raise draft.DraftError(
+                        f"the reward {name!r} of an expression changed the images in place, which others score, too",
+                        hint="let it work on a copy: images.clone()",
+                    )
             return evaluate(tree, values).to(images.dtype)
 
-        return score
+        return ReadingScore(score, tuple(each for one in loaded.values() for each in readings_of(one)))
 
 
 @draft.hookimpl

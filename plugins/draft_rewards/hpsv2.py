@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import draft
+from draft.rewards.reading import ReadingScore
+from draft.types import reads_prompt
 from draft_rewards._loading import TOKENS_AND_SIZES, Revision, explained, hub_options, load_tokenizer
 from draft_rewards._text import Text
 
@@ -72,6 +74,11 @@ class Hpsv2(draft.Reward):
     )
     text: Text = "{prompt}"
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether `text` comes from the prompts."""
+        return reads_prompt(self.text)
+
     def load(self, device: torch.device) -> Score:
         """Load the CLIP.
 
@@ -90,7 +97,7 @@ class Hpsv2(draft.Reward):
             framed = fit_longest_side(images.float(), side, antialias=self.antialias)
             return cosine(framed, prompts).to(images.dtype)
 
-        return score
+        return ReadingScore(score, cosine.readings)
 
     def _clip(self, device: torch.device) -> Clip:
         from draft_rewards._clip import Clip, load_clip

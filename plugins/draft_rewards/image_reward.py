@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import draft
+from draft.rewards.reading import ReadingScore
+from draft.types import reads_prompt
 from draft_rewards._loading import Revision
 from draft_rewards._text import Text
 
@@ -49,6 +52,11 @@ class ImageReward(draft.Reward):
     )
     text: Text = "{prompt}"
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether `text` comes from the prompts."""
+        return reads_prompt(self.text)
+
     def load(self, device: torch.device) -> Score:
         """Load the model.
 
@@ -67,7 +75,7 @@ class ImageReward(draft.Reward):
         def score(images: Images, prompts: Sequence[str]) -> Scores:
             return rate(images, draft.per_prompt(self.text, prompts)).to(images.dtype)
 
-        return score
+        return ReadingScore(score, tuple(each.of(partial(draft.per_prompt, self.text)) for each in rate.readings))
 
 
 @draft.hookimpl

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 import draft
+from draft.rewards.reading import ReadingScore
+from draft.types import reads_prompt
 from draft_rewards._loading import Revision
 from draft_rewards._owlvit import DetectorModel, Queries, Template
 
@@ -70,6 +72,11 @@ class Owlvit(draft.Reward):
             raise ValueError(f"absent must be less than present, {self.present:g}")
         return self
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether one of the queries comes from the prompts."""
+        return any(map(reads_prompt, self.queries))
+
     def load(self, device: torch.device) -> Score:
         """Load the detector.
 
@@ -82,7 +89,7 @@ class Owlvit(draft.Reward):
         import torch
         from torch.nn.functional import softplus
 
-        from draft_rewards._owlvit import load_detector, query_vectors
+        from draft_rewards._owlvit import load_detector, query_readings, query_vectors
 
         detector = load_detector(self.model, revision=self.revision, device=device, where=self.name)
         queries = query_vectors(detector, self.queries, self.template)
@@ -98,7 +105,7 @@ class Owlvit(draft.Reward):
             whole = softmax_mean(per_query) if self.aggregation == "softmax" else per_query.mean(dim=1)
             return whole.to(images.dtype)
 
-        return score
+        return ReadingScore(score, query_readings(detector, self.queries, self.template))
 
 
 @draft.hookimpl

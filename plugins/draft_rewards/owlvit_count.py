@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
+from draft.rewards.reading import ReadingScore
+from draft.types import reads_prompt
 from draft_rewards._loading import Revision
 from draft_rewards._owlvit import DetectorModel, Queries, Template
 
@@ -38,6 +40,11 @@ class OwlvitCount(draft.Reward):
     template: Template = "a photo of a {query}"
     threshold: float = draft.Field(0.1, ge=0, le=1, description="confidence above which a box counts")
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether one of the queries comes from the prompts."""
+        return any(map(reads_prompt, self.queries))
+
     def load(self, device: torch.device) -> Score:
         """Load the detector.
 
@@ -49,7 +56,7 @@ class OwlvitCount(draft.Reward):
         """
         import torch
 
-        from draft_rewards._owlvit import load_detector, query_vectors
+        from draft_rewards._owlvit import load_detector, query_readings, query_vectors
 
         detector = load_detector(self.model, revision=self.revision, device=device, where=self.name)
         queries, threshold = query_vectors(detector, self.queries, self.template), self.threshold
@@ -59,7 +66,7 @@ class OwlvitCount(draft.Reward):
             surest = detector.logits(images, queries(prompts)).amax(dim=-1).sigmoid()
             return (surest > threshold).sum(dim=-1).float()
 
-        return score
+        return ReadingScore(score, query_readings(detector, self.queries, self.template))
 
 
 @draft.hookimpl

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import draft
+from draft.rewards.reading import ReadingScore
+from draft.types import reads_prompt
 from draft_rewards._clip import ClipModel
 from draft_rewards._loading import Revision
 from draft_rewards._text import Text
@@ -41,6 +43,11 @@ class Pickscore(draft.Reward):
     )
     text: Text = "{prompt}"
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether `text` comes from the prompts."""
+        return reads_prompt(self.text)
+
     def load(self, device: torch.device) -> Score:
         """Load the CLIP.
 
@@ -59,7 +66,7 @@ class Pickscore(draft.Reward):
         def score(images: Images, prompts: Sequence[str]) -> Scores:
             return (scale * cosine(images, prompts)).to(images.dtype)
 
-        return score
+        return ReadingScore(score, cosine.readings)
 
 
 @draft.hookimpl

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import draft
+from draft.rewards.reading import ReadingScore
+from draft.types import reads_prompt
 from draft_rewards._loading import Revision
 
 if TYPE_CHECKING:
@@ -58,6 +62,11 @@ class Vqa(draft.Reward):
         "yes", min_length=1, description="the wanted answer, as the model writes it, or a column as '{column}'"
     )
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether the question or the answer comes from the prompts."""
+        return re.search(r"\{\w+\}", self.question) is not None or reads_prompt(self.answer)
+
     def load(self, device: torch.device) -> Score:
         """Load the model.
 
@@ -67,6 +76,7 @@ class Vqa(draft.Reward):
         Returns:
             A function from images and prompts to scores.
         """
+        from draft_rewards._answers import ReadingAnswers
         from draft_rewards._vlm import filled, load_answers
 
         log_probability = load_answers(self.model, revision=self.revision, device=device, where=self.name)
@@ -75,7 +85,11 @@ class Vqa(draft.Reward):
             questions, wanted = filled(self.question, prompts), draft.per_prompt(self.answer, prompts)
             return log_probability(images, questions, wanted).to(images.dtype)
 
-        return score
+        if not isinstance(log_probability, ReadingAnswers):
+            return score
+        questions = log_probability.questions.of(partial(filled, self.question))
+        wanted = log_probability.wanted.of(partial(draft.per_prompt, self.answer))
+        return ReadingScore(score, (questions, wanted))
 
 
 @draft.hookimpl

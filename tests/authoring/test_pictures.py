@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -135,3 +136,36 @@ def test_a_folder_is_sorted_and_hides_what_is_hidden(tmp_path: Path) -> None:
     assert [file.name for file in find_pictures([str(tmp_path)])] == ["a.jpg", "b.PNG"]
     found = find_pictures([f"{tmp_path}/**/*.png", str(tmp_path / "notes.txt")])
     assert [file.name for file in found] == ["c.png", "notes.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (picture_size, read_picture):
+        with pytest.raises(ConfigError, match="not a regular file"):
+            read(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [
+        ((13000, 13000), r"at most 8192 pixels wide and high, with 33554432 pixels in all \(got 13000 x 13000\)"),
+        ((8000, 8000), r"33554432 pixels in all \(got 8000 x 8000\)"),
+        ((60000, 1), r"at most 8192 pixels wide and high.* \(got 60000 x 1\)"),
+        ((1, 60000), r"\(got 1 x 60000\)"),
+        ((408, 8), r"sides must be at most 1 : 50 \(got 408 x 8 pixels\)"),
+    ],
+)
+def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(
+    tmp_path: Path, size: tuple[int, int], what: str
+) -> None:
+    Image.new("1", size).save(tmp_path / "large.png")
+    for read in (picture_size, read_picture):
+        with pytest.raises(ConfigError, match=what) as caught:
+            read(tmp_path / "large.png")
+        assert caught.value.where.endswith("large.png") and "smaller" in caught.value.hint
+
+
+def test_a_picture_at_the_limits_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 8), (255, 102, 0)).save(tmp_path / "a.png")
+    assert pixel(tmp_path / "a.png") == pytest.approx([1.0, 0.4, 0.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +21,10 @@ Usage: draft [OPTIONS] COMMAND [ARGS]...
   sampling into LoRA adapters.
 
 Options:
-  --version  Show the version and exit.
-  --help     Show this message and exit.
+  --version    Show the version and exit.
+  --traceback  Show where in the code an error comes from; goes anywhere in a
+               line.
+  --help       Show this message and exit.
 
 Commands:
   run        Run a pipeline file.
@@ -221,6 +224,14 @@ def test_a_finished_run_lists_its_results_and_a_second_one_reuses_them(draft: Dr
     assert (code, err) == (0, "")
     assert out == f"[1/1] both: runs (has not run)\n[1/1] both: done in 0 s\n{results}"
     assert draft("run", "small.yaml") == (0, f"[1/1] both: reused\n{results}", "")
+    verified = "[1/1] both: reused (its files were read and are intact)\n"
+    assert draft("run", "small.yaml", "--verify") == (0, f"{verified}{results}", "")
+    adapter = Path("runs/small/both/adapter.safetensors")
+    state = adapter.stat()
+    adapter.write_text("y")
+    os.utime(adapter, ns=(state.st_atime_ns, state.st_mtime_ns))
+    planned = "both: will run (output changed: adapter.safetensors)\n"
+    assert draft("run", "small.yaml", "--verify", "--dry-run") == (0, planned, "")
 
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "rich", "matplotlib")

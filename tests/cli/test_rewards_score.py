@@ -167,3 +167,13 @@ def test_missing_weights_offer_the_stand_in_and_the_stand_in_scores(command: Any
     code, out, _ = command(*words, "--stand-in", "--json")
     assert code == 0
     assert json.loads(out)["reward"]["model"] == "emoji/clip"
+
+
+def test_prompts_that_are_cut_are_counted_on_standard_error(command: Any, pictures: Path) -> None:
+    long = "a red cat and " * 30
+    words = ("rewards", "score", "clip_score", "pics/a.png", "pics/c.png", "--set", "model=emoji/clip")
+    code, out, err = command(*words, "--prompt", "a cat", "--prompt", long)
+    assert code == 0 and len(out.splitlines()) == 2
+    cut = "warning: reward 'clip_score' reads 24 tokens of a text, and 1 of 2 prompts is longer (up to "
+    assert [line.startswith(cut) for line in err.splitlines() if line.startswith("warning")] == [True]
+    assert "warning" not in command(*words, "--prompt", "a cat")[2]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from draft.adapters.files.formats import denoiser_factors, read_adapter
+from draft.comparison import training as trainings
 from draft.comparison.compare import compare
 from draft.comparison.settings import (
     BudgetSettings,
@@ -27,7 +28,7 @@ from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.errors import DraftWarning, StageError
+from draft.errors import DraftWarning, ResourceError, StageError
 from draft.methods.values import DraftK, DraftLV, Method
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
@@ -258,3 +259,34 @@ def test_a_slow_method_ends_at_the_cap_and_its_row_says_so(compared) -> None:
     assert list(found["trainings"][0]["spent"]) == ["seconds"]
     assert "3 updates not spent within 2e-06 s" in found["remarks"]
     assert not math.isnan(found["at"]["seconds"]["reward"]["mean"])
+
+
+def test_a_training_keeps_its_checkpoints_until_its_record_is_written(
+    compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brief = replace(SETTINGS, seeds=(0,))
+    folder = tmp_path / "out" / "trainings" / "lv" / "0"
+    write = trainings.write_training_record
+
+    def stopped(record: Any, file: Path) -> None:
+        if file.name == "done.json":
+            raise KeyboardInterrupt
+        write(record, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "write_training_record", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compared({"lv": LV}, brief)
+    assert list((folder / "checkpoints").iterdir()), "an interval is lost at most, not the training"
+    compared({"lv": LV}, brief)
+    assert not (folder / "checkpoints").exists() and not (folder / "notes.json").exists()
+
+
+def test_a_full_disk_is_no_failure_of_a_method(compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("draft.adapters.files.container.replace", full)
+    with pytest.raises(ResourceError, match="No space left on device"):
+        compared({"lv": LV}, replace(SETTINGS, seeds=(0,)))
+    assert not list((tmp_path / "out").rglob("done.json"))

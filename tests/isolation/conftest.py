@@ -33,6 +33,7 @@ import sys
 import time
 
 import draft
+from draft.rewards.reading import Reading, ReadingScore
 
 
 class Glow(draft.Reward):
@@ -44,6 +45,7 @@ class Glow(draft.Reward):
     name = "glow"
     cite = "nobody"
     stand_in = {"model": "emoji/clip"}
+    uses_prompt = True
     amount: float = draft.Field(1.0, ge=0, le=2, description="how much")
     target: str = draft.Field("{prompt}", description="what it looks at")
     model: str = draft.Field("large/weights", description="which weights it names")
@@ -56,7 +58,10 @@ class Glow(draft.Reward):
             factors = torch.tensor(lengths, dtype=images.dtype, device=images.device)
             return ((images * 3).sin() * images.square()).mean(dim=(1, 2, 3)) * factors * self.amount
 
-        return score
+        def lengths(prompts):
+            return [len(text) for text in draft.per_prompt(self.target, prompts)]
+
+        return ReadingScore(score, (Reading(4, lengths),))
 
 
 class Spread(draft.Reward):
@@ -95,6 +100,8 @@ class Faulty(draft.Reward):
                 raise draft.DraftError("must be a cat (got a dog)", hint="try a cat")
             if what == "leave":
                 sys.exit(3)
+            if what == "close":
+                raise GeneratorExit
             if what == "exit":
                 print("about to go", file=sys.stderr)
                 os._exit(7)

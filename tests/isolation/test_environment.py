@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from draft.errors import ConfigError, ResourceError
-from draft.isolation import environment
+from draft.isolation import build, environment
 from draft.isolation.build import build_environment
 from draft.isolation.environment import FINISHED, draft_requirement, environment_folder, locate, ready_python
 from draft.isolation.failures import IsolatedError
@@ -98,6 +98,19 @@ def test_what_pip_refuses_is_told_with_its_last_lines_and_leaves_no_environment(
         build_environment(isolation, where="r.isolated", say=lambda text: None)
     assert raised.value.where == "r.isolated.requirements"
     assert "No matching distribution found for no-such-package" in str(raised.value).partition("it wrote:")[2]
+    assert ready_python(isolation) is None
+
+
+@pytest.mark.slow
+def test_a_draft_that_is_on_no_index_is_told_with_the_way_to_its_wheel(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheel
+) -> None:
+    isolation = located(tmp_path, requirements=(f"./{wheel(tmp_path, 'content', {}).name}",))
+    monkeypatch.setattr(build, "draft_requirement", lambda: ["draft-diffusion==0.1.0"])
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(IsolatedError) as raised:
+        build_environment(isolation, where="r.isolated", say=lambda text: None)
+    assert raised.value.hint.startswith("draft-diffusion is on no index that pip asks: set PIP_FIND_LINKS")
     assert ready_python(isolation) is None
 
 

@@ -53,13 +53,17 @@ def error_of(score: Any, what: str) -> DraftError:
     return raised.value
 
 
-def test_an_exception_is_told_with_its_type_message_and_place_in_the_code(faulty) -> None:
+def test_an_exception_is_one_line_with_its_type_message_package_and_place_in_the_code(faulty) -> None:
     error = error_of(faulty, "raise")
     assert isinstance(error, IsolatedError)
-    assert error.what == "reward 'faulty' raised ValueError: the cat is upside down"
-    assert re.search(r"it wrote:(.|\n)*mine_rewards.py\", line \d+, in act(.|\n)*ValueError: the cat", str(error))
-    error = error_of(faulty, "leave")
-    assert error.what == "reward 'faulty' raised SystemExit: 3"
+    told = r"reward 'faulty' raised ValueError: the cat is upside down \(mine-rewards 4.2, mine_rewards.py:\d+\)"
+    assert re.fullmatch(told, error.what)
+    assert str(error) == f"stages.train.rewards.mine: {error.what}"
+    assert re.search(r"mine_rewards.py\", line \d+, in act(.|\n)*ValueError: the cat", str(error.__cause__))
+    for what, raised in {"leave": "SystemExit: 3", "close": "GeneratorExit: no message"}.items():
+        error = error_of(faulty, what)
+        told = rf"reward 'faulty' raised {raised} \(mine-rewards 4.2, mine_rewards.py:\d+\)"
+        assert re.fullmatch(told, error.what)
 
 
 def test_an_error_of_drafts_kind_stays_what_it_is(faulty) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 import draft.testing
 from draft.errors import StageError
 from draft.isolation.reward import ending_processes
+from draft.rewards.reading import cut_prompts, readings_of
 from draft.rewards.reward import Reward, Score, Term
 from draft.scoring.backward import Scorer, split_backward
 from draft.scoring.objective import LinearLoss
@@ -104,6 +105,16 @@ def test_on_a_gpu_it_is_the_gradient_of_this_process_too(room, name: str) -> Non
         there, here = both(pair, images().to(device), torch.tensor([0.3, -2.0, 0.0, 1.0]))
     assert there[1].device == here[1].device
     assert (there[1] - here[1]).norm() <= 1e-5 * here[1].norm()
+
+
+def test_it_says_whether_it_uses_prompts_and_how_much_of_them(pairs) -> None:
+    reward, there, here = pairs["glow"]
+    assert reward.uses_prompt and not pairs["spread"][0].uses_prompt
+    ((isolated,), (own,)) = readings_of(there), readings_of(here)
+    assert isolated.limit == own.limit == 4
+    assert isolated.lengths(PROMPTS) == own.lengths(PROMPTS) == [3, 5, 3, 4]
+    assert "1 of 4 prompts is longer (up to 5)" in cut_prompts("glow", readings_of(there), PROMPTS)
+    assert readings_of(pairs["spread"][1]) == ()
 
 
 def test_a_metric_is_a_metric(pairs) -> None:

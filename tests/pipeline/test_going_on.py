@@ -248,15 +248,18 @@ def test_a_branch_that_cannot_be_is_refused_before_anything_is_written(
     assert {path: path.stat().st_mtime_ns for path in runs.folder.rglob("*")} == before
 
 
-def test_a_training_that_diverges_names_the_command_that_branches(runs: Runs) -> None:
+@pytest.mark.parametrize("by_reward", [False, True])
+def test_a_training_that_diverges_names_the_command_that_branches(runs: Runs, by_reward: bool) -> None:
     def diverge(job: Any) -> Any:
         error = DivergedError("the gradient is not finite")
-        error.checkpoint = 4
+        error.checkpoint, error.by_reward = 4, by_reward
         raise error
 
     with pytest.raises(DivergedError) as caught:
         runs("stages.train.batch_size=3", executors={"train": diverge})
+    # Smaller steps do not mend a reward.
+    begin, slower = ("branch, once the reward is mended", "") if by_reward else ("branch", "learning_rate=0.005 ")
     assert caught.value.__notes__ == [
-        f"branch: draft run {runs.file} stages.train.batch_size=3 stages.train.learning_rate=0.005 "
+        f"{begin}: draft run {runs.file} stages.train.batch_size=3 {'stages.train.' if slower else ''}{slower}"
         f"--runs-dir {runs.folder} --branch-from train:4"
     ]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from draft.errors import DraftError, StageError
+from draft.errors import DraftError, DraftWarning, StageError
+from draft.pipeline.cache import read_record
+from draft.pipeline.kinds import KINDS
+from draft.pipeline.kinds.kind import Job
 from draft.pipeline.load import load_pipeline
 
 
@@ -214,3 +219,36 @@ def test_a_path_on_the_command_line_is_meant_from_where_one_stands(workshop, tmp
     monkeypatch.chdir(here)
     pipeline = load_pipeline(workshop.file, ["stages.evaluate.prompts.file=mine.csv"])
     assert pipeline.stages["evaluate"].prompts.column("thing") == ["fox"]
+
+
+def test_what_a_stage_warned_of_is_in_its_record_also_after_an_interruption(workshop) -> None:
+    executed = workshop.execute
+
+    def execute(job: Job) -> Mapping[str, float]:
+        if job.stage.name == "train":
+            for text in ("the cat\nsleeps", "the cat\nsleeps", *(() if workshop.failing else ("the dog barks",))):
+                warnings.warn(text, DraftWarning, stacklevel=1)
+            warnings.warn("not of Draft", UserWarning, stacklevel=1)
+        return executed(job)
+
+    def run() -> list[str]:
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("default")
+            workshop.run(executors=dict.fromkeys(KINDS, execute))
+        return [str(each.message) for each in shown]
+
+    workshop.failing["train"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert (workshop.runs / "train.partial" / "warnings.txt").read_text() == "the cat sleeps\n"
+    workshop.failing.clear()
+    assert run() == ["the cat\nsleeps", "the dog barks", "not of Draft"]
+    record = json.loads((workshop.runs / "train" / "stage.json").read_text())
+    assert record["warnings"] == ["the cat sleeps", "the dog barks"]
+    assert not (workshop.runs / "train" / "warnings.txt").exists()
+    assert json.loads((workshop.runs / "mix" / "stage.json").read_text())["warnings"] == []
+    found = read_record(workshop.runs / "train")
+    assert found is not None and found.warnings == ("the cat sleeps", "the dog barks")
+    workshop.ran()
+    workshop.run()
+    assert workshop.ran() == []

@@ -44,8 +44,12 @@ def test_one_hook_that_raises_does_not_hide_the_others(site: Any, tmp_path: Path
     raising = "import draft\n@draft.hookimpl\ndef draft_models():\n    raise OSError('disk')\n"
     site.install("draft-raising", "ext_raising", raising, extension="raising")
     site.install("draft-fine", "ext_fine", MODELS.format(name="fine", path=tmp_path.as_posix()), extension="fine")
-    with pytest.warns(PluginWarning, match="plugin draft-raising: its hook 'draft_models' failed"):
+    site.install("draft-ending", "ext_ending", raising.replace("OSError('disk')", "SystemExit(0)"), extension="ending")
+    with pytest.warns(PluginWarning) as caught:
         assert "fine" in named_models()
+    text = "\n".join(str(warning.message) for warning in caught)
+    assert "plugin draft-raising: its hook 'draft_models' failed (OSError: disk)" in text
+    assert "plugin draft-ending: its hook 'draft_models' failed (SystemExit: 0)" in text
 
 
 def test_two_models_with_one_name_are_an_error_only_when_it_is_used(site: Any, tmp_path: Path) -> None:

@@ -87,6 +87,28 @@ def test_a_pipeline_may_use_the_installed_example(example: Any, tmp_path: Path) 
     assert "hint: DRAFT_DISABLE_PLUGINS=1 turns off draft-reward-palette 0.1.0, which offers it" in without.stderr
 
 
+def test_a_package_that_uses_a_built_in_name_is_listed_shown_and_used_by_its_distribution(
+    site: Any, tmp_path: Path
+) -> None:
+    site.reward("draft-shadow", "shadow_jpeg", "jpeg")
+    rows = json.loads(site.command("rewards", "list", "--json").stdout)
+    shared = [(row["use"], row["package"]) for row in rows if row["name"] == "jpeg"]
+    assert shared == [("jpeg", "draft-diffusion"), ("draft-shadow:jpeg", "draft-shadow")]
+    shown = site.command("rewards", "show", "jpeg")
+    assert shown.returncode == 0 and shown.stdout.startswith("jpeg   draft-diffusion ")
+    warning = "warning: reward 'jpeg' is the built-in one; that of draft-shadow 1.2.3 is 'draft-shadow:jpeg'\n"
+    assert shown.stderr == warning
+    other = site.command("rewards", "show", "draft-shadow:jpeg")
+    assert other.stdout.startswith("jpeg   draft-shadow 1.2.3 ") and not other.stderr
+    assert 'rewards:\n    jpeg:\n      use: "draft-shadow:jpeg"\n      weight: 1.0' in other.stdout
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        PIPELINE.format(spot=2, model="emoji").replace("palette: {spot: 2}", 'x: {use: "draft-shadow:jpeg"}')
+    )
+    checked = site.command("check", str(file))
+    assert checked.returncode == 0, checked.stderr
+
+
 def test_the_commands_survive_every_kind_of_bad_plugin(site: Any) -> None:
     site.reward("draft-one", "bad_one", "twin")
     site.reward("draft-two", "bad_two", "twin")

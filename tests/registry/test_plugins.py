@@ -13,7 +13,7 @@ from draft.rewards.describe import summary
 from draft.rewards.discovery import reward_entries, spellings
 from draft.rewards.loading import find_reward, name_of
 from draft.rewards.reward import Reward
-from draft.rewards.terms import build_reward
+from draft.rewards.terms import build_reward, build_term, reward_config
 
 
 def names() -> list[str]:
@@ -114,6 +114,8 @@ def test_a_built_in_reward_keeps_its_name_and_the_other_is_reached_by_its_distri
         "jpeg",
         "draft-shadow:jpeg",
     ]
+    terms = {name: build_term(name, {"use": name}) for name in ("jpeg", "draft-shadow:jpeg")}
+    assert [reward_config(term)["use"] for term in terms.values()] == list(terms)
     # A reward made of others is sent to a process of its own as plain values: the name must lead to the same class.
     combined = build_reward("expression", {"formula": "a", "of": {"a": {"use": "draft-shadow:jpeg"}}})
     again = build_reward("expression", combined.model_dump(mode="json"))

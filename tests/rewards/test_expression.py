@@ -346,3 +346,17 @@ def test_the_fingerprint_sees_options_sources_and_models_of_all_its_rewards(tmp_
     config = reward_config(term)
     again = build_reward(config.pop("use"), {key: value for key, value in config.items() if key != "weight"})
     assert again == term.reward
+
+
+def test_a_part_that_changes_the_images_in_place_is_refused_by_name() -> None:
+    class Scribbling(draft.Reward):
+        """A reward that works in place."""
+
+        name = "scribbling"
+
+        def load(self, device: torch.device) -> Any:
+            return lambda images, prompts: images.detach().mul_(0.5).mean(dim=(1, 2, 3))
+
+    reward = Expression.model_validate({"formula": "a + b", "of": {"a": Scribbling(), "b": {"use": "jpeg_size"}}})
+    with pytest.raises(draft.DraftError, match="the reward 'a' of an expression changed the images in place"):
+        reward.load(torch.device("cpu"))(torch.rand(1, 3, 16, 16), [""])

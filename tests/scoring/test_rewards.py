@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from draft.errors import DraftError, StageError
+from draft.errors import DraftError, DraftWarning, RewardError, StageError
 from draft.rewards.reward import Reward, Term
 from draft.rewards.terms import build_term
 from draft.scoring.rewards import LoadedReward, finite_mean, load_rewards, numbers, score_batches
@@ -99,6 +99,65 @@ def test_a_reward_that_sees_all_images_gets_them_after_the_last_batch_and_the_ot
     batches = [(prompts[:2], torch.rand(2, 3, 4, 4)), (prompts[2:], torch.rand(1, 3, 4, 4))]
     assert score_batches(rewards, batches, prompts) == {"all": [3.0] * 3, "each": [2.0, 2.0, 1.0]}
     assert seen == [("counting", 2), ("counting", 1), ("together", 3)]
+
+
+class Rude(Reward):
+    """The mean of an image, and what else it does."""
+
+    name = "rude"
+    does: str = ""
+
+    def load(self, device: torch.device) -> Any:
+        if self.does == "dtype while loading":
+            torch.set_default_dtype(torch.float64)
+
+        def score(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+            scores = images.mean(dim=(1, 2, 3))
+            if self.does == "in place":
+                images.detach().mul_(0.5)
+            if self.does == "dtype":
+                torch.set_default_dtype(torch.float64)
+            if self.does == "seed":
+                torch.manual_seed(0)
+            if self.does == "exit":
+                sys.exit(0)
+            return scores
+
+        return score
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("in place", "changed the images that it scores in place"),
+        ("dtype", "default dtype"),
+        ("dtype while loading", "default dtype"),
+        ("seed", "torch's global random generator"),
+    ],
+)
+def test_one_term_does_nothing_to_the_next_one_and_to_the_run(does: str, told: str, gradient: bool) -> None:
+    images, prompts = torch.rand(2, 3, 4, 4), Prompts(["a", "b"])
+    before, state = images.clone(), torch.get_rng_state()
+
+    def scored() -> list[torch.Tensor]:
+        rewards = load_rewards([Term("first", Rude(does=does)), Term("second", Steep())], CPU)
+        return [
+            reward.scores_and_gradient(images, prompts)[0] if gradient else reward.scores(images, prompts)
+            for reward in rewards
+        ]
+
+    with pytest.warns(DraftWarning, match=told):
+        scores = scored()
+    assert torch.equal(scores[1], 3 * before.mean(dim=(1, 2, 3)))
+    assert torch.equal(images, before)
+    assert torch.get_default_dtype() == torch.float32 and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_term_that_exits_is_an_error_of_that_term() -> None:
+    (rude,) = load_rewards([Term("mine", Rude(does="exit"))], CPU)
+    with pytest.raises(RewardError, match=r"reward 'mine' raised SystemExit: 0 \(tests/scoring/test_rewards.py:\d+\)"):
+        rude.scores(torch.rand(1, 3, 4, 4), Prompts(["a"]))
 
 
 def test_a_mean_leaves_out_what_has_no_score() -> None:

@@ -18,7 +18,7 @@ from draft.errors import DivergedError, DraftWarning, StageError
 from draft.methods.values import DraftK, DraftLV
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
-from draft.training.branch import Branch, find_checkpoint
+from draft.training.branch import Branch, find_checkpoint, remove_superseded
 from draft.training.checkpoint import read_checkpoint, save_checkpoint
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
@@ -99,6 +99,7 @@ def run(tiny_model: Path, tmp_path: Path) -> Run:
 
         if stop is None:
             go()
+            remove_superseded(tmp_path / folder / "checkpoints", keep_final=settings.checkpoint.keep_final)
         else:
             with pytest.raises(KeyboardInterrupt):
                 go()

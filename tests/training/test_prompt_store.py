@@ -18,7 +18,7 @@ from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import TextToImage, load_text_to_image
 from draft.diffusion.prompt_store import PromptStore, open_store
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.errors import ConfigError, StageError
+from draft.errors import ConfigError, ResourceError, StageError
 from draft.methods.values import DraftK
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
@@ -191,6 +191,10 @@ def test_a_disk_that_refuses_is_named(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(StageError, match="cannot write to the cache of prompt embeddings: No space left") as caught:
         shelf.add(["x"], [{"a": b"1234"}])
     assert "DRAFT_CACHE" in caught.value.hint
+    monkeypatch.undo()
+    (shelf.folder / "index.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(ResourceError, match="cannot write to the cache of prompt embeddings: file is not a database"):
+        shelf.find(["x"])
 
 
 class Brightness(Reward):

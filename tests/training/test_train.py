@@ -23,11 +23,12 @@ from draft.diffusion.families import load_text_to_image
 from draft.diffusion.generate import generate_images
 from draft.diffusion.lora import load_lora, use_lora
 from draft.diffusion.settings import LoraSettings, SamplerSettings
-from draft.errors import DraftError
+from draft.errors import DivergedError, DraftError, DraftWarning
 from draft.methods.values import Draft, DraftK, DraftLV
 from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.scoring.objective import RobustSettings
+from draft.training.branch import remove_superseded
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
@@ -116,7 +117,10 @@ def test_the_reward_rises_under_every_method(run, tiny_model: Path, tmp_path: Pa
     assert set(figures) == {"loss", "reward", "bright", "red"}
     tensors = load_file(tmp_path / "out" / "adapter.safetensors")
     assert any(key.endswith("lora_up.weight") and tensor.abs().max() > 0 for key, tensor in tensors.items())
-    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000020.ckpt"]
+    states = tmp_path / "out" / "checkpoints"
+    assert sorted(path.name for path in states.iterdir()) == ["step-00000018.ckpt", "step-00000020.ckpt"]
+    remove_superseded(states, keep_final=True)
+    assert [path.name for path in states.iterdir()] == ["step-00000020.ckpt"]
 
 
 def test_the_same_seed_gives_the_same_bytes(run, tmp_path: Path) -> None:
@@ -258,13 +262,16 @@ def test_bf16_trains(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("nan", "reward 'nan': its score is not finite before the first update (got nan)"),
+        ("nan", "reward 'nan': its score is not finite before the first update (got nan) for 'a cat' and 'a dog'"),
         ("detached", "reward 'detached': its scores are not connected to the images"),
         ("parameter", "reward 'parameter': its scores are not connected to the images"),
         ("scalar", "reward 'scalar': must return one score per image, shape (1,) (got ())"),
         ("list", "reward 'list': must return a tensor of shape (1,) (got list)"),
         ("constant", "reward 'constant': its gradient with respect to the images is zero"),
-        ("sqrt", "reward 'sqrt': its gradient with respect to the images is not finite (got nan)"),
+        (
+            "sqrt",
+            "reward 'sqrt': its gradient with respect to the images is not finite (got nan) for 'a cat' and 'a dog'",
+        ),
     ],
 )
 def test_a_reward_that_cannot_train_is_refused_by_name(run, tmp_path: Path, kind: str, message: str) -> None:
@@ -346,3 +353,87 @@ def test_accumulation_of_small_batches_equals_one_large_batch(run, tmp_path: Pat
     small, large = first(1, 4), first(4, 1)
     for key in ("loss", "grad_norm", "saturated"):
         assert small[key] == pytest.approx(large[key], rel=1e-4)
+
+
+class Claiming(Toy):
+    """A reward that says it uses prompts, as one whose tokenizer is empty does."""
+
+    name = "claiming"
+    uses_prompt = True
+
+
+def test_scores_that_ignore_the_prompts_are_warned_of_and_the_look_changes_nothing(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    def adapter(reward: Reward, folder: str) -> tuple[bytes, list[dict[str, Any]]]:
+        torch.manual_seed(5)
+        train(
+            SETTINGS, model=str(tiny_model), prompts=PROMPTS, terms=[Term("fit", reward)], seed=0,
+            folder=tmp_path / folder, progress=Silent(),
+        )  # fmt: skip
+        rows = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            row.pop("seconds")
+        assert torch.initial_seed() == 5
+        return (tmp_path / folder / "adapter.safetensors").read_bytes(), rows
+
+    plain = adapter(Toy(kind="red"), "plain")
+    with pytest.warns(DraftWarning, match="reward 'fit' uses prompts, but its scores do not depend on them") as found:
+        assert adapter(Claiming(kind="red"), "claiming") == plain
+    assert len([each for each in found if "do not depend" in str(each.message)]) == 1
+
+
+class Picky(Reward):
+    """The mean of an image, but for one word."""
+
+    name = "picky"
+
+    def load(self, device: torch.device) -> Any:
+        def score(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+            factors = torch.tensor([float("nan") if "birds" in prompt else 1.0 for prompt in prompts])
+            return images.mean(dim=(1, 2, 3)) * factors
+
+        return score
+
+
+def _train(tiny_model: Path, folder: Path, terms: list[Term], **changes: Any) -> dict[str, float]:
+    return train(
+        replace(SETTINGS, **changes), model=str(tiny_model), prompts=PROMPTS, terms=terms, seed=0, folder=folder,
+        progress=Silent(),
+    )  # fmt: skip
+
+
+def test_a_reward_that_breaks_on_one_word_names_the_prompt_and_leaves_its_images(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError) as caught:
+        _train(tiny_model, tmp_path, [Term("picky", Picky())], batch_size=3)
+    error = caught.value
+    assert error.what == ("reward 'picky': its score is not finite before the first update (got nan) for 'two birds'")
+    assert error.hint.startswith("the images are finite, and the reward scores others") and error.by_reward
+    assert error.__notes__ == [f"images: {tmp_path / 'not_finite'}"]
+    assert (tmp_path / "not_finite" / "prompts.txt").read_text() == "0000.png: two birds\n0001.png: two birds\n"
+    with Image.open(tmp_path / "not_finite" / "0000.png") as picture:
+        assert picture.size == (16, 16) and len(set(picture.convert("L").tobytes())) > 1
+    _train(tiny_model, tmp_path, [Term("bright", Toy())], max_steps=1)
+    assert not (tmp_path / "not_finite").exists()
+
+
+def test_images_that_are_no_numbers_are_the_trainings_fault(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError) as caught:
+        _train(tiny_model, tmp_path, [Term("bright", Toy())], learning_rate=1e30, max_grad_norm=0.0)
+    assert "lower learning_rate" in caught.value.hint and not caught.value.by_reward
+
+
+def test_a_reward_of_weight_0_that_breaks_is_a_warning_once_and_changes_nothing(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    bright = Term("bright", Toy())
+    with pytest.warns(DraftWarning, match="'picky' of weight 0: its score is not finite .* for 'two birds'") as told:
+        closing = _train(tiny_model, tmp_path / "both", [bright, Term("picky", Picky(), 0.0)], batch_size=3)
+    assert len([warning for warning in told if "picky" in str(warning.message)]) == 1
+    assert closing["reward"] == closing["bright"] and "picky" not in closing
+    assert all(row["picky"] is None and row["reward"] == row["bright"] for row in _rows(tmp_path / "both"))
+    _train(tiny_model, tmp_path / "alone", [bright], batch_size=3)
+    ours, wanted = ((tmp_path / name / "adapter.safetensors").read_bytes() for name in ("both", "alone"))
+    assert load_file(tmp_path / "both" / "adapter.safetensors").keys() and ours == wanted

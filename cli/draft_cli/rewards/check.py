@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from draft.authoring.stand_in import choose_reward, offering_stand_in
+from draft.rewards.calls import load_reward
+from draft.rewards.parts import called
 from draft_cli.rewards.options import AUTO, Name, Python, Set, Settings, StandIn, parse_settings
 
 
@@ -33,7 +35,8 @@ def check_command(
 
     chosen = choose_device(device)
     with offering_stand_in(reward):
-        reward.load(chosen)  # weights that are missing are one error, not the failure of every check
+        # Weights that are missing are one error, not the failure of every check.
+        load_reward(reward, chosen, called(name, reward))
     results = run_checks(reward, prompts=texts, device=str(chosen))
     typer.echo(table(results))
     bad = sum(not result.good for result in results)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from draft.adapters.files.header import TensorInfo, read_header, shown
-from draft.errors import StageError
+from draft.errors import ResourceError, StageError, system_error
 from draft.files import replace, weights_file
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -127,7 +127,22 @@ def write_bytes(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
         with replace(path) as partial, partial.open("wb") as file:
             file.writelines(chunks)
     except OSError as error:
-        raise StageError(f"cannot write the file ({error.strerror or error})", where=str(path)) from error
+        raise cannot_write(error, path) from error
+
+
+def cannot_write(error: OSError, path: Path) -> ResourceError:
+    """The error for a file that the disk refuses.
+
+    Args:
+        error: What the system said.
+        path: The file.
+
+    Returns:
+        The error, with what is needed.
+    """
+    what = f"cannot write the file ({error.strerror or error})"
+    refused = system_error(error, path)
+    return ResourceError(what, needs=refused.needs if refused else "a disk that takes it", where=str(path))
 
 
 def _header(header: Mapping[str, object]) -> bytes:

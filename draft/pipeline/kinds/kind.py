@@ -138,6 +138,8 @@ class Kind:
             nothing: it begins again.
         checkpoint: Finds the checkpoint after a number of updates in folders of the stage, the preferred first, for
             `--branch-from`; None: it cannot branch.
+        tidy: Removes from a finished stage's folder what only an interrupted run goes on from, given its settings;
+            called once the folder has its name, and by the next run where that was interrupted.
     """
 
     settings: type[Any]
@@ -154,6 +156,7 @@ class Kind:
     renamed: Mapping[str, str] = field(default_factory=dict)
     carries: tuple[str, ...] = ()
     checkpoint: Callable[[Iterable[Path], int], Path] | None = None
+    tidy: Callable[[Path, Any], None] = lambda folder, config: None
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from draft.pipeline.kinds.kind import Candidate, HeldFile, Job, Kind
 from draft.rewards.parts import without_gradient
 from draft.rewards.reward import Term
 from draft.scoring.objective import LinearLoss, Loss
-from draft.training.branch import Branch, find_checkpoint
+from draft.training.branch import FOLDER, Branch, find_checkpoint, remove_superseded
 from draft.training.settings import TrainSettings
 
 TRACKERS: Mapping[str, tuple[str, ...]] = {
@@ -88,6 +88,11 @@ def run(job: Job) -> Mapping[str, float]:
             adapters=AdapterFiles(job.files.get(("init_adapter",)), tuple(base_adapters)),
             branch=Branch.at(job.branch) if job.branch else None,
         )
+
+
+def tidy(folder: Path, config: TrainStage) -> None:
+    """Remove the checkpoints that only an interrupted training needs."""
+    remove_superseded(folder / FOLDER, keep_final=config.checkpoint.keep_final)
 
 
 def problems(candidate: Candidate) -> Iterator[DraftError]:
@@ -192,6 +197,7 @@ TRAIN = Kind(
     run=f"{__name__}:run",
     byproducts={"previews": "previews"},
     problems=problems,
-    carries=("checkpoints", "metrics.jsonl", "previews"),
+    carries=(FOLDER, "metrics.jsonl", "previews"),
     checkpoint=find_checkpoint,
+    tidy=tidy,
 )
