@@ -86,7 +86,8 @@ def apply_overrides(
             error.where = error.where or f"command line, {text!r}"
             errors.append(error)
     explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars"})
-    document.environment = environment | environment_values(OmegaConf.to_container(config, resolve=False))
+    environment |= environment_values(OmegaConf.to_container(config, resolve=False))
+    document.environment = environment
     data, broken = plain_data(config, document, errors)
     if REHEARSAL in document.data:
         data[REHEARSAL] = document.data[REHEARSAL]
