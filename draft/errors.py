@@ -11,6 +11,44 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+LONGEST = 600
+"""Characters of a line that a message shows."""
+
+
+def presentable(text: str, longest: int = LONGEST) -> str:
+    """A text as a terminal and a log may have it.
+
+    Args:
+        text: Any text, perhaps with parts that a file or a stranger chose.
+        longest: Characters of a line.
+
+    Returns:
+        The text with control characters, marks of direction and halves of characters as escapes, and the middle of
+        longer lines left out.
+
+    Example:
+        >>> presentable("\x1b[31mred")
+        '\\x1b[31mred'
+    """
+    lines = ("".join(c if c.isprintable() or c == "\t" else _escape(c) for c in line) for line in text.split("\n"))
+    return "\n".join(_shortened(line, longest) for line in lines)
+
+
+def _shortened(line: str, longest: int) -> str:
+    if len(line) <= longest:
+        return line
+    head, tail = line[: longest * 3 // 5], line[-longest // 5 :]
+    return f"{head} ... ({len(line) - len(head) - len(tail)} characters) ... {tail}"
+
+
+def _escape(character: str) -> str:
+    # Spaces of other scripts and words joined by invisible marks are text that people write.
+    code = ord(character)
+    plain = character.isspace() and code > 0xA0 and code not in (0x2028, 0x2029)
+    if plain or code in (0xA0, 0x200C, 0x200D):
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
 
 class DraftError(Exception):
     """Something the user can fix; shown without a traceback, exit code 2.
@@ -28,9 +66,9 @@ class DraftError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        hint = f"\n  hint: {self.hint}" if self.hint else ""
-        return f"{place}{self.what}{hint}"
+        place = f"{presentable(self.where, LONGEST // 2)}: " if self.where else ""
+        hint = f"\n  hint: {presentable(self.hint)}" if self.hint else ""
+        return f"{place}{presentable(self.what)}{hint}"
 
 
 class ConfigError(DraftError):

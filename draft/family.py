@@ -54,6 +54,7 @@ class Family:
         encoders: The text encoders' components, and the first parts of their modules' paths in adapter files.
         components: What a folder in diffusers' format must hold: component to the class that `model_index.json` must
             name for it, empty where any will do. Nothing is checked of a family without.
+        schedule: What its networks learn: to remove noise along a diffusion schedule, or the flow from noise to images.
         guidance: How `guidance_scale` acts.
         patch: Side, in latents, of the square that the network reads as one token; `norm_rescaled` guidance needs it.
         multiple: Pixels that both sides of an image must be multiples of. 0: as many as one latent covers, if the
@@ -72,6 +73,7 @@ class Family:
     markers: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ("text_encoder",)
     components: Mapping[str, str] = field(default_factory=dict, hash=False)
+    schedule: Literal["diffusion", "flow"] = "diffusion"
     guidance: Guidance = "classifier_free"
     patch: int = 1
     multiple: int = 0

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from draft.errors import StageError
+from draft.errors import ConfigError, StageError
 
 WEIGHTS = "adapter_model.safetensors"
 """The file with the numbers in a peft adapter folder."""
@@ -229,7 +229,34 @@ def absolute(base: Path, path: str) -> Path:
     Returns:
         An absolute path.
     """
-    return Path(os.path.abspath(base / Path(path).expanduser()))
+    return Path(os.path.abspath(usable(path, base)))
+
+
+def usable(path: str | Path, base: Path = Path()) -> Path:
+    """A path that somebody wrote, with `~` as their home, if the system can look there.
+
+    Args:
+        path: As written.
+        base: The folder in which a relative one starts.
+
+    Returns:
+        The path; whether anything is there is not looked at.
+
+    Raises:
+        ConfigError: There is no such user, a name is too long, or a folder on the way cannot be looked into.
+    """
+    try:
+        expanded = base / Path(path).expanduser()
+        # Existing or not: what the system refuses to look for is a mistake in the path.
+        os.lstat(expanded)
+    except (FileNotFoundError, NotADirectoryError):
+        return expanded
+    except RuntimeError:
+        raise ConfigError(f"there is no home folder of that user (got {str(path)!r})", hint="write the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the path cannot be used: {reason.lower()} (got {str(path)!r})") from None
+    return expanded
 
 
 def _remove(path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draft.errors import ConfigError
 from draft.prompts import load_prompts, prompts_digest
 from draft.types import Prompts, Texts
 
@@ -51,6 +52,49 @@ def test_a_line_of_jsonl_may_hold_other_separators_of_lines(tmp_path: Path) -> N
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a\u2028cat"}\n{"prompt": "a dog"}\n', encoding="utf-8")
     assert list(load_prompts(file)) == ["a\u2028cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.CSV", "prompt,thing\na cat,cat\n"),
+        ("p.tsv", "prompt\tthing\na cat\tcat\n"),
+        ("p.TSV", "prompt\tthing\na cat\tcat\n"),
+        ("p.ndjson", '{"prompt": "a cat", "thing": "cat"}\n'),
+        ("p.JSONL", '{"prompt": "a cat", "thing": "cat"}\n'),
+    ],
+)
+def test_a_table_is_read_as_one_whatever_its_ending_is_written_like(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    prompts = load_prompts(tmp_path / name)
+    assert list(prompts) == ["a cat"] and list(prompts.column("thing")) == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what", "hint"),
+    [
+        ("p.json", '["a cat"]', "prompt files ending in .json are not read", "with a column 'prompt'"),
+        ("p.yaml", "- a cat\n", "prompt files ending in .yaml are not read", "one prompt per line"),
+        ("p.YML", "- a cat\n", "prompt files ending in .yml are not read", "one prompt per line"),
+        ("p.jsonl", '{"prompt": null}\n', "the prompt must be text (got null)", ""),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": 5}\n', "the prompt must be text (got 5)", ""),
+        ("p.jsonl", '{"prompt": false}\n', "the prompt must be text (got false)", ""),
+        ("p.jsonl", "null\n", "every line must be a JSON object (got null)", ""),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}\n', "the key 'prompt' is there more than once", ""),
+        ("p.jsonl", '{"prompt": "a\\ud800"}\n', "half a character", ""),
+        ("p.jsonl", '{"prompt": ' + "[" * 100_000 + "\n", "not readable as JSON", ""),
+        ("p.jsonl", '{"prompt": "a", "n": ' + "9" * 5000 + "}\n", "not readable as JSON", ""),
+        ("p.csv", "prompt,thing,thing\na,b,c\n", "the column 'thing' is there more than once", ""),
+        ("p.csv", "prompt;thing\na;b\n", "separated by commas (got semicolons: 'prompt;thing')", "save it as .tsv"),
+        ("p.csv", "prompt\tthing\na\tb\n", "separated by commas (got tabs", "or call it .tsv"),
+        ("p.tsv", "prompt,thing\na,b\n", "separated by tabs (got commas", "save the file with tabs"),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused(tmp_path: Path, name: str, text: str, what: str, hint: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_prompts(tmp_path / name)
+    assert what in str(caught.value) and hint in caught.value.hint
 
 
 @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])

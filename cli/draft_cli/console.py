@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError
+from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError, presentable
 from draft.quiet import DOWNLOADS
 from draft_cli.start import StandardStream
 
@@ -72,7 +72,7 @@ def quiet_libraries() -> None:
         line: str | None = None,
     ) -> None:
         if issubclass(category, DraftWarning):
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {presentable(str(message))}", file=sys.stderr)
         elif sys.warnoptions:
             shown(message, category, filename, lineno, file, line)
 

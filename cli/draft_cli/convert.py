@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from draft.errors import ConfigError
-from draft.files import weights_file
+from draft.files import usable, weights_file
 from draft_cli.mix import Dtype, Format, mix_settings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:
     Raises:
         ConfigError: One of them is not as it should be.
     """
-    source, target = file.expanduser(), output.expanduser()
+    source, target = usable(file), usable(output)
     if not source.exists():
         raise ConfigError("no such adapter file", where=str(source))
     if target.resolve() in (source.resolve(), weights_file(source).resolve()):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from draft.files import usable
 from draft_cli.console import rows
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def diff(
     from draft.adapters.difference import compare_adapters
     from draft.adapters.files.formats import read_adapter
 
-    paths = (first.expanduser(), second.expanduser())
+    paths = (usable(first), usable(second))
     difference = compare_adapters(*(read_adapter(path) for path in paths))
     print(json_module.dumps(_as_json(difference, paths), indent=2) if json else _text(difference, paths, all=all))
 

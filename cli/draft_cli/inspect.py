@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from draft.files import usable
 from draft_cli.console import rows
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def inspect(
     """Show what an adapter file holds: family, ranks, alphas, the sizes of its changes, and its header's entries."""
     from draft.adapters.inspect import inspect_adapter
 
-    inspection = inspect_adapter(file.expanduser())
+    inspection = inspect_adapter(usable(file))
     print(json_module.dumps(_as_json(inspection), indent=2) if json else _text(inspection, blocks=blocks))
 
 

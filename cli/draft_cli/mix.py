@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from draft.adapters.hub import local_path
 from draft.adapters.settings import MixSettings
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
+from draft.files import usable
 from draft.rewards.words import bounds, choices, expected, shown
 from draft_cli.mix_report import as_json, lines
 from draft_cli.strip import check_stage, check_target, parse_scales, strip_stage, write_strip
@@ -105,7 +106,7 @@ def mix(
     if not inputs:
         raise ConfigError("nothing to mix", where=_WHERE, hint="draft mix a.safetensors:0.7 b.safetensors:0.3")
     terms = [parse_input(text) for text in inputs]
-    target = Path(output_name(terms)) if output is None else output.expanduser()
+    target = Path(output_name(terms)) if output is None else usable(output)
     stage = None
     if sweep is not None:
         paths = [path for path, _ in terms]

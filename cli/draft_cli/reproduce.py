@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from draft.errors import ConfigError, DraftError, StageError
+from draft.files import usable
 
 if TYPE_CHECKING:
     from draft.pipeline.reproduce import Reproduction
@@ -134,9 +135,12 @@ def compare(reproduction: Reproduction, metadata: Mapping[str, str], output: Pat
     recorded = parsed(metadata.get("draft.config"))
     recorded = recorded if isinstance(recorded, dict) else {}
     now = step.identity
-    old, new = without_files(settled(recorded, stage)), without_files(now)
-    shared = {key: new.get(key) for key in old}  # the header leaves out what is large or of the machine
-    changes = differences(old, without_secrets(shared))
+    try:
+        old, new = without_files(settled(recorded, stage)), without_files(now)
+        shared = {key: new.get(key) for key in old}  # the header leaves out what is large or of the machine
+        changes = differences(old, without_secrets(shared))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StageError("what the file records of its settings (draft.config) is damaged", where=_WHERE) from error
     if changes:
         raise StageError(f"here it would be another adapter: {'; '.join(changes)}", where=_WHERE)
     # Another version wrote the settings otherwise: with what the header leaves out as it is here, is it the same?
@@ -167,5 +171,5 @@ def _model(name: str) -> str:
 
     if not name or named_model(name) is not None:
         return name
-    path = Path(name).expanduser()
+    path = usable(name)
     return str(path.resolve()) if path.exists() else name

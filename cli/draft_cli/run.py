@@ -18,6 +18,11 @@ Rehearse = Annotated[
 ]
 
 
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Allow what the file's `isolated` runs and installs, and remember that.")
+]
+
+
 def run_command(
     file: File,
     overrides: Overrides = None,
@@ -38,6 +43,7 @@ def run_command(
         bool, typer.Option("--verify", help="Read all finished results and compare their sha256 before reusing them.")
     ] = False,
     rehearse: Rehearse = False,
+    trust: Trust = False,
     runs_dir: Annotated[Path, typer.Option("--runs-dir", metavar="FOLDER", help="Where results go.")] = Path("runs"),
 ) -> None:
     """Run a pipeline: reuse what still holds, run the rest, resume what was interrupted."""
@@ -55,6 +61,7 @@ def run_command(
         fresh=fresh,
         branch_from=branch_from,
         rehearse=rehearse,
+        trust=trust,
         verify=verify,
         progress=progress(),
     )
@@ -63,16 +70,22 @@ def run_command(
         typer.echo(f"results in {result.folder}:\n{rows(listed)}")
 
 
-def check_command(file: File, overrides: Overrides = None, rehearse: Rehearse = False) -> None:
+def check_command(file: File, overrides: Overrides = None, rehearse: Rehearse = False, trust: Trust = False) -> None:
     """Check a pipeline file without running it: all errors at once, each with its line."""
+    from draft.pipeline.allowed import load_allowed
     from draft.pipeline.isolated import unchecked
     from draft.pipeline.load import load_pipeline
+    from draft.pipeline.models import missing_weights
     from draft.pipeline.rehearsal import listing
+    from draft.progress import progress
 
-    pipeline = load_pipeline(file, overrides or [], rehearse=rehearse)
+    if trust:
+        pipeline = load_allowed(file, overrides or [], progress(), rehearse=rehearse, trust=True, build=False)
+    else:
+        pipeline = load_pipeline(file, overrides or [], rehearse=rehearse)
     if pipeline.replacements:
         typer.echo(listing(pipeline.replacements))
-    for line in unchecked(pipeline.terms):
+    for line in (*unchecked(pipeline.terms), *missing_weights(pipeline.stages.values())):
         typer.echo(line)
     count = len(pipeline.stages)
     names = ", ".join(f"{name} ({stage.config.kind})" for name, stage in pipeline.stages.items())

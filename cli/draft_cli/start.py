@@ -49,7 +49,7 @@ def main() -> None:
     """Run the command line to the end of this process; the one place that changes what belongs to the process."""
     _open_streams()
     interrupts.listen()
-    code: object = 0
+    code: Any = 0
     try:
         from draft_cli.app import main as run
 
@@ -109,7 +109,7 @@ def _open_streams() -> None:
             )
 
 
-def _flushed(code: object) -> object:
+def _flushed(code: Any) -> Any:
     """The exit code, another one where output could not be written that nobody has complained of yet."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from draft.files import usable
 from draft_cli.console import rows
 from draft_cli.inspect import one_line
 
@@ -27,7 +28,7 @@ def verify(
     """
     from draft.adapters.verification.verify import verify as check
 
-    report = check(file.expanduser())
+    report = check(usable(file))
     print(json_module.dumps(_as_json(report), indent=2) if json else _text(report))
     raise typer.Exit(3 if not report.known else 0 if report.right else 1)
 

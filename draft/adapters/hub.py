@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from draft import hub
 from draft.errors import StageError
+from draft.files import usable
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revision>[^@]+))?")
 
@@ -20,10 +22,11 @@ def local_path(text: str) -> Path:
         A path on this machine; whether a path that was given exists is not looked at.
 
     Raises:
+        ConfigError: The path cannot be used.
         StageError: A broken address, no such file there, or no way to the hub.
     """
     if not text.startswith("hf://"):
-        return Path(text).expanduser()
+        return usable(text)
     match = _ADDRESS.fullmatch(text)
     if match is None:
         raise StageError(
@@ -34,11 +37,14 @@ def local_path(text: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    hub.ask_once()
     try:
         return Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
     except LocalEntryNotFoundError as error:
         raise StageError(
-            "not in the cache, and the hub cannot be reached", where=text, hint="go online, or give a file"
+            f"not in the cache, and {hub.unreached() or 'the hub cannot be reached'}",
+            where=text,
+            hint="go online, or give a file",
         ) from error
     except (EntryNotFoundError, RepositoryNotFoundError) as error:
         raise StageError(

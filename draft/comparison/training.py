@@ -94,10 +94,10 @@ def run_training(
         _tidy(folder)
         return finished
     folder.mkdir(parents=True, exist_ok=True)
-    if (state := read_training_record(notes)) is None:
-        # A checkpoint goes on after evaluations that only the notes hold: without them it is worth nothing.
+    noted = read_training_record(notes)
+    if noted is None:  # a checkpoint goes on after evaluations that only the notes hold: it is worth nothing without
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        state = TrainingRecord(rate=rate, seed=seed)
+    state = noted or TrainingRecord(rate=rate, seed=seed)
     device = choose_device(config.device)
     baseline = held_memory(device)
 

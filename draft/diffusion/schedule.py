@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from draft.diffusion.settings import SamplerSettings
+from draft.diffusion.settings import SamplerSettings, flow_problems
 from draft.errors import DraftError
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
@@ -148,16 +148,8 @@ def _diffusion_levels(schedule: Schedule, settings: SamplerSettings) -> Levels:
 
 def _flow_levels(schedule: FlowSchedule, settings: SamplerSettings) -> Levels:
     steps = settings.num_inference_steps
-    if settings.final != "one":
-        raise DraftError(
-            f"sampler.final must be 'one' for a flow-matching model (got {settings.final!r})",
-            hint="only a diffusion schedule has a first alpha",
-        )
-    if settings.spacing == "leading":
-        raise DraftError(
-            "sampler.spacing must be 'trailing' or 'linspace' for a flow-matching model (got 'leading')",
-            hint="leading would not start from noise",
-        )
+    for problem in flow_problems(settings):
+        raise DraftError(problem.what, hint=problem.hint)
     # What diffusers' scheduler does by itself (`linspace`) shifts the last level twice.
     last = 1 / steps if settings.spacing == "trailing" else _shifted(1 / schedule.times, schedule.shift)
     levels = [_shifted(float(s), schedule.shift) for s in np.linspace(1.0, last, steps)] + [0.0]

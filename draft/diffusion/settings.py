@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MinLen
 
+from draft.errors import Problem
 from draft.marks import AtMost, Inert, Instead
 
 Frozen = Literal["auto", "epsilon", "velocity"]
@@ -48,6 +50,23 @@ class SamplerSettings:
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     final: Literal["one", "first_alpha"] = "one"
     eta: Annotated[float, Ge(0), Le(1)] = 0.0
+
+
+def flow_problems(sampler: SamplerSettings) -> Iterator[Problem]:
+    """Find the settings of a sampler that flow matching does not have.
+
+    Args:
+        sampler: How images are sampled.
+
+    Yields:
+        One problem each.
+    """
+    if sampler.final != "one":
+        what = f"sampler.final must be 'one' for a flow-matching model (got {sampler.final!r})"
+        yield Problem(("sampler", "final"), what, "only a diffusion schedule has a first alpha")
+    if sampler.spacing == "leading":
+        what = "sampler.spacing must be 'trailing' or 'linspace' for a flow-matching model (got 'leading')"
+        yield Problem(("sampler", "spacing"), what, "leading would not start from noise")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,14 +99,27 @@ def environment_folder(isolation: Isolation) -> Path:
     Returns:
         A folder under `cache_folder()`.
     """
-    parts: list[str] = [sys.version, sysconfig.get_platform(), *draft_requirement()]
-    if isinstance(isolation.requirements, str):
-        parts.append(_content(Path(isolation.requirements)))
-    for line in isolation.requirements if isinstance(isolation.requirements, tuple) else ():
-        local = _LOCAL.fullmatch(line)
-        parts += [f"{Path(local[1]).name}{local[2] or ''}", _content(Path(local[1]))] if local else [line]
+    parts: list[str] = [sys.version, sysconfig.get_platform(), *draft_requirement(), *requirement_contents(isolation)]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return cache_folder() / "environments" / digest[:24]
+
+
+def requirement_contents(isolation: Isolation) -> list[str]:
+    """What pip is asked for: lines, and digests of the files and folders among them.
+
+    Args:
+        isolation: With absolute paths.
+
+    Returns:
+        The same texts for the same requirements.
+    """
+    if isinstance(isolation.requirements, str):
+        return [_content(Path(isolation.requirements))]
+    parts: list[str] = []
+    for line in isolation.requirements or ():
+        local = _LOCAL.fullmatch(line)
+        parts += [f"{Path(local[1]).name}{local[2] or ''}", _content(Path(local[1]))] if local else [line]
+    return parts
 
 
 def interpreter(folder: Path) -> Path:

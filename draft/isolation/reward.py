@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, create_model
 
 from draft.errors import ConfigErrors, DraftError, PluginError, StageError
+from draft.isolation.consent import may_ask
 from draft.isolation.describe import CARD
 from draft.isolation.environment import ready_python
 from draft.isolation.failures import decode_error
@@ -85,7 +86,7 @@ class IsolatedReward(Reward):
 
 
 class UnbuiltReward(Reward):
-    """Stands for a reward whose environment has not been made, so that nobody can say what its options are."""
+    """Stands for a reward whose environment has not been made or may not be asked what the reward's options are."""
 
     isolated: ClassVar[tuple[Isolation, str]]
     options: dict[str, Any] = Field(default_factory=dict, description="as they are written")
@@ -174,7 +175,7 @@ def _ask(
     isolation: Isolation, use: str, options: Mapping[str, Any], where: str, *, card: bool = False
 ) -> tuple[type[Reward], dict[str, Any] | None]:
     """The class of a reward, and what its environment says of it and of these options; None: it is not there yet."""
-    python = ready_python(isolation)
+    python = ready_python(isolation) if may_ask(isolation) else None
     if python is None:
         reward_class = create_model("UnbuiltReward", __base__=UnbuiltReward, __doc__=UnbuiltReward.__doc__)
         reward_class.name, reward_class.isolated = use, (isolation, f"{where}.isolated")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from draft.errors import ConfigError, DraftError, DraftWarning, did_you_mean
 from draft.pipeline.checks import find_inputs
-from draft.pipeline.document import Document, Keys
+from draft.pipeline.document import Document, Entered, Keys, is_prompt
 from draft.pipeline.explain import validate
 from draft.pipeline.graph import check_references
 from draft.pipeline.inputs import Head
@@ -21,6 +21,7 @@ from draft.pipeline.kinds.kind import Candidate, CheckedStage
 from draft.pipeline.models import model_problems, with_family
 from draft.pipeline.references import upstream
 from draft.pipeline.rehearsal import Replacement
+from draft.pipeline.resolve import within, written
 from draft.rewards.extensions import named_model, remark_on
 from draft.rewards.reward import Term
 
@@ -35,6 +36,8 @@ class Pipeline:
         seed: The seed of every stage without one of its own.
         stages: Name to stage, in the order in which they run.
         replacements: What a rehearsal changed of the file; empty where this is none.
+        environment: Where in the file something came from the environment; no file may hold that.
+        replaced_environment: The same of what a rehearsal replaced.
     """
 
     name: str
@@ -42,6 +45,14 @@ class Pipeline:
     seed: int
     stages: Mapping[str, CheckedStage]
     replacements: tuple[Replacement, ...] = ()
+    environment: Mapping[Keys, Entered] = field(default_factory=dict)
+    replaced_environment: Mapping[Keys, Entered] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Its name as pages may have it."""
+        entered = self.environment.get(("name",))
+        return written(self.name, entered) if entered else self.name
 
     @property
     def terms(self) -> list[Term]:
@@ -72,7 +83,7 @@ def check_document(document: Document, file: Path) -> tuple[Pipeline | None, lis
     if errors:
         return None, errors
     _remark(checked, document)
-    return Pipeline(head.name, file.resolve(), head.seed, checked), []
+    return Pipeline(head.name, file.resolve(), head.seed, checked, environment=dict(document.environment)), []
 
 
 def _remark(stages: Mapping[str, CheckedStage], document: Document) -> None:
@@ -98,6 +109,10 @@ def _check_stage(
     config, schema_errors = validate(kind.settings, data, keys, document)
     before = len(errors)
     errors += schema_errors
+    entered = within(document.environment, keys)
+    for place in (path for path in entered if is_prompt((*keys, *path))):
+        what = f"{'.'.join(map(str, (*keys, *place)))} comes from the environment, and results show prompts"
+        errors.append(ConfigError(what, where=document.place((*keys, *place)), hint="write prompts into a file"))
     plain = deepcopy(data)
     inputs = find_inputs(kind.settings, plain, keys, document, partial(_base, document, folder), errors)
     if config is None:
@@ -108,6 +123,8 @@ def _check_stage(
     if len(errors) > before:
         return None
     stage_seed = getattr(config, "seed", None)
+    if stage_seed is None and ("seed",) in document.environment:
+        entered["seed",] = document.environment["seed",]
     return CheckedStage(
         name=name,
         kind=kind,
@@ -116,7 +133,7 @@ def _check_stage(
         seed=seed if stage_seed is None else stage_seed,
         inputs=inputs,
         upstream=tuple(upstream(data)),
-        environment=document.environment,
+        environment=entered,
     )
 
 

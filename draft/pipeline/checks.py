@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
+from draft.files import usable
 from draft.isolation.reward import isolated_reward
 from draft.pipeline.document import Document, Keys, put
 from draft.pipeline.fields import walk
@@ -102,11 +103,13 @@ def check_prompts(
     if not isinstance(source, Mapping) or not isinstance(source.get("file"), str) or not source["file"]:
         return None, source
     file_keys = (*keys, "file")
-    path = base(file_keys) / Path(source["file"]).expanduser()
-    located = {**source, "file": str(path)}
+    located: Any = source
     try:
+        path = usable(source["file"], base(file_keys))
+        located = {**source, "file": str(path)}
         return load_prompts(path, where=document.place(file_keys)), located
     except DraftError as error:
+        error.where = error.where or document.place(file_keys)
         errors.append(error)
         return None, located
 
@@ -205,8 +208,8 @@ def check_model(name: Any, keys: Keys, document: Document, base: Base, errors: l
     """
     if not isinstance(name, str) or not name or "${out:" in name:
         return "", name  # the schema or the references say so
-    path = base(keys) / Path(name).expanduser()
     try:
+        path = usable(name, base(keys))
         registered = model_place(name)
         if registered != name:
             _check_named(name, registered)
@@ -264,7 +267,12 @@ def check_file(source: Any, output: str, keys: Keys, document: Document, base: B
         return ""  # the schema says so, or there is none
     if "${out:" in source:
         return source
-    path = base(keys) / Path(source).expanduser()
+    try:
+        path = usable(source, base(keys))
+    except DraftError as error:
+        error.where = document.place(keys)
+        errors.append(error)
+        return ""
     adapter = output == "adapter"  # which may be a peft folder
     if not (path.exists() if adapter else path.is_file()):
         errors.append(ConfigError(f"no such file (got {str(path)!r})", where=document.place(keys)))

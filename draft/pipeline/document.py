@@ -7,41 +7,29 @@ The scalars are YAML 1.2's, as OmegaConf reads numbers: `1e-4` is a number (PyYA
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import yaml
 
 from draft.errors import ConfigError, DraftError
+from draft.pipeline.reader import Loader, Room
 
 Keys: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top of the file to a value."""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema."""
+@dataclass(frozen=True)
+class Entered:
+    """A value that came from the environment, alone or as a part.
 
+    Args:
+        value: The value.
+        source: The text that makes it, with the environment variable by its name.
+    """
 
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", r"<<", "<"),
-    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
-# A number with a leading zero is decimal in YAML 1.2; SafeLoader's own constructor would read it as octal.
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda loader, node: int(text, 16) if (text := str(node.value)).startswith("0x") else int(text),
-)
+    value: Any
+    source: str
 
 
 @dataclass
@@ -53,14 +41,14 @@ class Document:
         data: Its content: mappings, lists and scalars.
         lines: Where a key or list item is, to its line, counted from 1.
         places: Where a value is, to where it comes from instead of the file: an override of the command line.
-        environment: Values that `${oc.env:NAME}` in the file has taken from the environment, with their names.
+        environment: Where in the data something came from the environment, to what that is.
     """
 
     name: str
     data: dict[str, Any]
     lines: dict[Keys, int] = field(default_factory=dict)
     places: dict[Keys, str] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: dict[Keys, Entered] = field(default_factory=dict)
 
     def place(self, path: Keys) -> str:
         """Where a value comes from: ``"file:line"`` or ``"command line, 'k=v'"``; the nearest known parent's place."""
@@ -73,9 +61,14 @@ class Document:
 
     def move(self, old: Keys, new: Keys) -> None:
         """Let what is at one place, and inside it, come from where another place did."""
-        for table in (self.lines, self.places):
+        for table in (self.lines, self.places, self.environment):
             for path in [path for path in table if path[: len(old)] == old]:
                 table[*new, *path[len(old) :]] = table.pop(path)  # type: ignore[assignment]
+
+    def forget_environment(self, keys: Keys) -> None:
+        """Forget that what was at a place, and inside it, came from the environment."""
+        for path in [path for path in self.environment if path[: len(keys)] == keys]:
+            del self.environment[path]
 
     def overridden(self, path: Keys) -> bool:
         """Whether the value at `path` comes from the command line."""
@@ -98,26 +91,25 @@ def parse_document(text: str, name: str) -> tuple[Document, list[DraftError]]:
     document = Document(name, {})
     errors: list[DraftError] = []
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         node = loader.get_single_node()
         if node is not None:  # before the construction, which rewrites nodes where keys are merged with <<
-            _mark(node, (), document, errors, enclosing=set())
+            _mark(node, (), document, errors, Room.of(text))
         data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = name if mark is None else f"{name}:{mark.line + 1}"
-        quote = 'text that begins with { [ * & ! | > % @ or has ": " needs quotes'
+        syntax = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        quote = 'text that begins with { [ * & ! | > % @ or has ": " needs quotes' if syntax else ""
         raise ConfigError(f"not readable as YAML: {error.problem or error}", where=place, hint=quote) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"not readable as YAML: {str(error).splitlines()[0]}", where=name) from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"not readable as YAML: {what}", where=name) from None
     if node is None or data is None:
         raise ConfigError("the file is empty", where=name, hint="a pipeline has name, seed, vars and stages")
     if not isinstance(data, dict):
         raise ConfigError(f"a pipeline must be a mapping (got a {type(data).__name__})", where=f"{name}:1")
-    try:
-        document.data = _text_keys(data)
-    except RecursionError:
-        raise ConfigError("an anchor contains itself", where=name) from None
+    document.data = _text_keys(data)
     return document, errors
 
 
@@ -134,10 +126,26 @@ def parse_value(text: str) -> Any:
         ConfigError: Not YAML.
     """
     try:
-        return _text_keys(yaml.load(text, Loader=_Loader))
-    except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _mark(node, (), Document("", {}), [], Room.of(text))
+        return _text_keys(loader.construct_document(node))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"not readable as YAML: {problem} (got {text!r})") from None
+
+
+def is_prompt(keys: Keys) -> bool:
+    """Whether a text at a place of a file is one of a stage's prompts; options of rewards are not."""
+    inside = keys[2:]
+    return (
+        keys[:1] == ("stages",)
+        and inside[-2:-1] == ("prompts",)
+        and isinstance(inside[-1], int)
+        and "rewards" not in inside
+    )
 
 
 def value_at(data: Any, path: Keys) -> Any:
@@ -186,14 +194,12 @@ def _text(dumper: _Dumper, value: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
 
 
-_NUMBERS = [pair for pairs in _Loader.yaml_implicit_resolvers.values() for pair in pairs]
+_NUMBERS = [pair for pairs in Loader.yaml_implicit_resolvers.values() for pair in pairs]
 _Dumper.add_representer(str, _text)
 
 
-def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], enclosing: set[int]) -> None:
-    if id(node) in enclosing:  # an anchor that contains itself
-        return
-    enclosing = enclosing | {id(node)}
+def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftError], room: Room) -> None:
+    room.enter(node)
     if isinstance(node, yaml.MappingNode):
         defined: set[Keys] = set()
         for key_node, value_node in node.value:
@@ -205,8 +211,9 @@ def _mark(node: yaml.Node, path: Keys, document: Document, errors: list[DraftErr
                 errors.append(ConfigError(f"duplicate key {key!r}", where=f"{document.name}:{line}", hint=first))
             defined.add(key_path)
             document.lines[key_path] = line
-            _mark(value_node, key_path, document, errors, enclosing)
+            _mark(value_node, key_path, document, errors, room)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[(*path, index)] = item.start_mark.line + 1
-            _mark(item, (*path, index), document, errors, enclosing)
+            _mark(item, (*path, index), document, errors, room)
+    room.leave()

@@ -41,6 +41,10 @@ def validate(kind: Any, data: Any, path: Keys, document: Document) -> tuple[Any,
         # In JSON mode strictness still lets a list become a tuple and an integer a float.
         return _adapter(kind, tuple(METHODS)).validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
+        if any(detail["type"] == "json_invalid" for detail in error.errors(include_url=False, include_input=False)):
+            name = ".".join(map(str, path)) or "the file"
+            what = f"{name} cannot be read: {message(error.errors(include_url=False, include_input=False)[0])}"
+            return None, [ConfigError(what, where=document.place(path))]
         return None, list(_explain(error, data, kind, path, document))
 
 
@@ -51,6 +55,11 @@ def _explain(error: ValidationError, data: Any, kind: Any, path: Keys, document:
         grouped.setdefault(_clean(detail["loc"], data), []).append(detail)
     unknown = [loc for loc, details in grouped.items() if details[0]["type"] in UNKNOWN]
     for loc, details in grouped.items():
+        if not loc:  # it is no such thing at all
+            wanted = dict.fromkeys(expected(finding) or message(finding) for finding in details)
+            what = f"{'.'.join(map(str, path)) or 'the file'} must be {' or '.join(wanted)} (got {shown(data)})"
+            yield ConfigError(what, where=document.place(path))
+            continue
         close = get_close_matches(str(loc[-1]), [str(other[-1]) for other in unknown if other[:-1] == loc[:-1]])
         if details[0]["type"] in MISSING and close:
             continue  # it is there, misspelt

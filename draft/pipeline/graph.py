@@ -8,7 +8,7 @@ from typing import Any
 from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.document import Document, Keys
 from draft.pipeline.fields import output_at, places_of_files
-from draft.pipeline.kinds import KINDS
+from draft.pipeline.kinds import KINDS, kind_of
 from draft.pipeline.references import mentions, parse_reference, upstream
 
 
@@ -25,7 +25,7 @@ def check_references(stages: Mapping[str, Any], document: Document) -> list[Draf
     """
     errors: list[DraftError] = []
     for name, data in stages.items():
-        if data.get("kind") not in KINDS:
+        if kind_of(data) is None:
             continue  # the unknown kind is an error of its own
         for keys, text in mentions(data):
             if error := _problem(keys, text, name, stages):
@@ -64,7 +64,7 @@ def _problem(keys: Keys, text: str, name: str, stages: Mapping[str, Any]) -> Con
             f"stage {name!r} refers to the later stage {reference.stage!r} (got {text!r})",
             hint=f"move {reference.stage!r} above {name!r}",
         )
-    source = KINDS.get(stages[reference.stage].get("kind"))
+    source = kind_of(stages[reference.stage])
     if source is None:
         return None  # the unknown kind is an error of its own
     outputs = list(source.outputs)

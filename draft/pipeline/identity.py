@@ -12,10 +12,11 @@ from draft.family import ATTENTION
 from draft.files import sha256, weights_digest
 from draft.isolation.reward import IsolatedReward
 from draft.marks import Extends, Holds, Inert, hints, marks, plain
-from draft.pipeline.document import put
-from draft.pipeline.fields import INPUTS, completed
+from draft.pipeline.document import Keys, put
+from draft.pipeline.fields import INPUTS, completed, walk
 from draft.pipeline.kinds.kind import REWARDS, CheckedStage, Kind
 from draft.pipeline.references import parse_reference
+from draft.pipeline.resolve import masked
 from draft.pipeline.sources import package_differences, packages_from_sources, stage_packages
 from draft.prompts import prompts_digest
 from draft.rewards.discovery import DISTRIBUTION
@@ -38,25 +39,32 @@ def identity(stage: CheckedStage, upstream: Mapping[str, str]) -> dict[str, Any]
         come from and digests of the models they name, the stage's model, adapter files from outside, and `upstream`.
     """
     settings = _comparable(plain(stage.config, _counts_elsewhere(stage.kind)))
+    entered = stage.environment
+    settings = masked(settings, entered, (), _numbers(stage))
     for file in stage.files:
         put(settings, file.keys, _file_identity(file.source))
     parts: dict[str, Any] = {
         "kind": stage.kind.name,
         "version": stage.kind.version,
         "settings": settings,
-        "rewards": {term.label: reward_config(term) for term in stage.every_term},
+        "rewards": {
+            term.label: masked(reward_config(term), entered, (*keys, term.label))
+            for keys, terms in stage.inputs.terms.items()
+            for term in terms
+        },
         "packages": stage_packages(stage),
         "reward_models": _reward_models(stage),
         "upstream": dict(upstream),
     }
     if "seed" in hints(type(stage.config)) and stage.kind.seeded(stage.config):
-        parts["seed"] = stage.seed
+        parts["seed"] = masked(stage.seed, entered, ("seed",))
     parts |= {".".join(map(str, keys)): prompts_digest(prompts) for keys, prompts in stage.inputs.prompts.items()}
     for keys, terms in stage.inputs.terms.items():
         if keys != REWARDS:
             parts[".".join(map(str, keys))] = [term.label for term in terms]
     if stage.model:
-        parts["model"] = _model_identity(stage.model)
+        model = _model_identity(stage.model)
+        parts["model"] = model if model != stage.model else masked(model, entered, ("model",))
     return json.loads(json.dumps(parts))
 
 
@@ -78,6 +86,7 @@ def settled(recorded: Mapping[str, Any], stage: CheckedStage) -> dict[str, Any]:
         return dict(recorded)
     recorded_settings = {**recorded_settings, "kind": kind.name}
     settings = _comparable(completed(type(stage.config), recorded_settings, _counts_elsewhere(kind)))
+    settings = masked(settings, stage.environment, (), _numbers(stage))
     parts = {kind.renamed.get(part, part): value for part, value in recorded.items()} | {"settings": settings}
     if before_packages(recorded):
         parts["packages"] = packages_from_sources(parts.pop("sources"), stage)
@@ -167,6 +176,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
+def _numbers(stage: CheckedStage) -> frozenset[Keys]:
+    """Where a stage says how far it goes, which is compared as a number."""
+    config = stage.config
+    return frozenset(place.keys for place in walk(type(config), config) if place.mark(Extends))
+
+
 def _counts_elsewhere(kind: Kind) -> Callable[[Any], bool]:
     """Whether a mark means that a field does not count, or that it counts by its content."""
 
@@ -236,7 +251,10 @@ def _reward_models(stage: CheckedStage) -> dict[str, str]:
             path = named[value].path if isinstance(value, str) and value in named else value
             path = Path(remote_models[option]) if option in remote_models else path
             if isinstance(path, Path) or (isinstance(path, str) and Path(path).is_absolute()):
-                digests[f"{term.label}.{option}"] = _model_identity(str(path))
+                keys = ("rewards", term.label, *option.split("."))
+                digest = _model_identity(str(path))
+                entered = {} if digest != str(path) else stage.environment
+                digests[f"{term.label}.{option}"] = masked(digest, entered, keys)
     return digests
 
 

@@ -31,7 +31,7 @@ class PromptFile:
     """Prompts from a file.
 
     Args:
-        file: A text file with one prompt per line, or a csv or jsonl file with a column `prompt`; relative to the
+        file: A text file with one prompt per line, or a csv, tsv or jsonl file with a column `prompt`; relative to the
             pipeline's folder.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from draft.errors import DraftError
 from draft.isolation.build import build_environment
-from draft.isolation.environment import locate
+from draft.isolation.environment import locate, ready_python
 from draft.isolation.reward import IsolatedReward, UnbuiltReward, isolated_class
 from draft.isolation.settings import Isolation
 from draft.pipeline.document import Document, Keys
@@ -89,36 +89,46 @@ def reward_class(
         return None
 
 
+def isolations(terms: Iterable[Term]) -> dict[str, Isolation]:
+    """What the `isolated` of terms says, by its place."""
+    by_place: dict[str, Isolation] = {}
+    for reward in (term.reward for term in terms):
+        if isinstance(reward, IsolatedReward):
+            by_place[f"{reward.isolated.where}.isolated"] = reward.isolated.isolation
+        elif isinstance(reward, UnbuiltReward):
+            by_place[reward.isolated[1]] = reward.isolated[0]
+    return by_place
+
+
 def unbuilt(terms: Iterable[Term]) -> dict[str, Isolation]:
     """The environments that are still to be made, by the place that asks for one."""
-    rewards = [term.reward for term in terms]
-    return {reward.isolated[1]: reward.isolated[0] for reward in rewards if isinstance(reward, UnbuiltReward)}
+    return {where: isolation for where, isolation in isolations(terms).items() if ready_python(isolation) is None}
 
 
-def build_missing(terms: Iterable[Term], progress: Progress) -> bool:
+def build_missing(terms: Iterable[Term], progress: Progress) -> None:
     """Make the environments that are still to be made.
 
     Args:
         terms: All terms of a pipeline.
         progress: Told of each, because it takes minutes.
 
-    Returns:
-        Whether there were any, so that there is now more to check.
-
     Raises:
         DraftError: One cannot be made.
     """
-    missing = unbuilt(terms)
-    for where, isolation in missing.items():
+    for where, isolation in unbuilt(terms).items():
         build_environment(isolation, where=where, say=progress.say)
-    return bool(missing)
 
 
 def unchecked(terms: Iterable[Term]) -> list[str]:
     """Warnings about terms whose options could not be checked, one line each."""
+    terms = list(terms)
+    unknown = isolations(term for term in terms if isinstance(term.reward, UnbuiltReward))
+    missing = unbuilt(terms)
     return [
         f"{where}: its environment has not been made, so this reward's options are not checked; `draft run` makes it"
-        for where in unbuilt(terms)
+        if where in missing
+        else f"{where}: this reward's options are not checked, which would run {isolation.python}; --trust does"
+        for where, isolation in unknown.items()
     ]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
+from draft.files import usable
+from draft.isolation.consent import asking
 from draft.pipeline.check import Pipeline, check_document
 from draft.pipeline.document import Document, Keys, parse_document
 from draft.pipeline.fields import rename_aliases
@@ -17,7 +19,9 @@ from draft.pipeline.overrides import apply_overrides
 from draft.pipeline.rehearsal import use_stand_ins
 
 
-def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: bool = False) -> Pipeline:
+def load_pipeline(
+    file: str | Path, overrides: Sequence[str] = (), *, rehearse: bool = False, ask: bool = False
+) -> Pipeline:
     """Load a pipeline file, apply overrides, resolve variables, and check everything that needs no torch.
 
     Args:
@@ -25,6 +29,8 @@ def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: 
         overrides: Changes as full dotted keys, e.g. ``["stages.train.max_steps=20"]``; values are YAML.
         rehearse: Load the small version of it that runs on the embedded models: stand-ins replace the file's values,
             the file's `rehearsal:` replaces those, and the overrides replace both.
+        ask: Whether to run the environments of isolated rewards, which the user must have allowed, to learn what
+            these rewards are; otherwise their options are not checked.
 
     Returns:
         The pipeline, valid as far as can be seen without loading a model.
@@ -40,21 +46,26 @@ def load_pipeline(file: str | Path, overrides: Sequence[str] = (), *, rehearse: 
     except OSError as error:
         raise ConfigError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
     document, errors = parse_document(text, str(file) if Path(file).is_file() else str(path))
-    applied = apply_overrides(document, overrides, errors, rehearse=rehearse)
-    renamed = _rename_aliases(document, errors)
-    replaced = applied.replaced
-    if rehearse:
-        explicit = {renamed.get(keys, keys) for keys in applied.explicit}
-        full_size = Document(document.name, applied.full_size)
-        _rename_aliases(full_size, [])
-        replaced += use_stand_ins(document, explicit, path.resolve().parent, errors, full_size=full_size)
-    pipeline, check_errors = check_document(document, path)
+    with asking(ask):
+        applied = apply_overrides(document, overrides, errors, rehearse=rehearse)
+        renamed = _rename_aliases(document, errors)
+        replaced = applied.replaced
+        if rehearse:
+            explicit = {renamed.get(keys, keys) for keys in applied.explicit}
+            full_size = applied.full_size
+            _rename_aliases(full_size, [])
+            replaced += use_stand_ins(document, explicit, path.resolve().parent, errors, full_size=full_size)
+            for change in replaced:
+                if change.key != "name":  # which keeps what it had and gets an ending
+                    document.forget_environment(tuple(change.key.split(".")))
+        pipeline, check_errors = check_document(document, path)
     # What could not be resolved is missing only because of that.
     errors += [error for error in check_errors if error.what not in {f"missing key {key!r}" for key in applied.broken}]
     if errors or pipeline is None:
         errors.sort(key=lambda error: _order(error.where, document.name))
         raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
-    return replace(pipeline, replacements=tuple(replaced))
+    full_size_environment = {**document.environment, **applied.full_size.environment}
+    return replace(pipeline, replacements=tuple(replaced), replaced_environment=full_size_environment)
 
 
 def find_pipeline(file: str | Path) -> Path:
@@ -69,7 +80,7 @@ def find_pipeline(file: str | Path) -> Path:
     Raises:
         ConfigError: There is neither.
     """
-    path = Path(file).expanduser()
+    path = usable(file)
     if path.is_file():
         return path
     shipped = {path.stem: path for folder in _shipped_folders() for path in sorted(folder.glob("*.yaml"))}

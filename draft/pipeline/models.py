@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from draft import hub
 from draft.diffusion.families import family_of
 from draft.diffusion.families.problems import family_problems, size_problems
 from draft.errors import DraftError
-from draft.pipeline.kinds.kind import Candidate
+from draft.pipeline.kinds.kind import Candidate, CheckedStage
 from draft.requirements import unmet
+from draft.rewards.extensions import named_model
+from draft.rewards.reward import MODEL_OPTIONS
 
 
 def with_family(config: Any, model: str) -> Any:
@@ -27,6 +30,32 @@ def with_family(config: Any, model: str) -> Any:
     if lora is None or lora.targets is not None or not model or (family := family_of(model)) is None:
         return config
     return replace(config, lora=replace(lora, targets=family.targets))
+
+
+def missing_weights(stages: Iterable[CheckedStage]) -> list[str]:
+    """The models of the hub that a pipeline names and that are not on this machine yet, one line each."""
+    users: dict[str, list[str]] = {}
+    for stage in stages:
+        if stage.model and hub.is_elsewhere(stage.model):
+            users.setdefault(stage.model, []).append(f"stages.{stage.name}.model")
+        for keys, terms in stage.inputs.terms.items():
+            for term in terms:
+                place = ".".join(map(str, ("stages", stage.name, *keys, term.label)))
+                for option, name in _weights(term.reward.model_dump(mode="json")):
+                    users.setdefault(name, []).append(f"{place}.{option}")
+    return [
+        f"{name}: not on this machine yet, a run fetches it from the hub ({', '.join(places)})"
+        for name, places in users.items()
+    ]
+
+
+def _weights(options: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """The options that name a model of the hub which is not here."""
+    for key, value in options.items() if isinstance(options, Mapping) else ():
+        named = any(key == word or key.endswith(f"_{word}") for word in MODEL_OPTIONS if word != "revision")
+        if named and isinstance(value, str) and named_model(value) is None and hub.is_elsewhere(value):
+            yield ".".join((*keys, key)), value
+        yield from _weights(value, (*keys, str(key)))
 
 
 def model_problems(candidate: Candidate, config: Any, keys: Sequence[str] = ()) -> Iterator[DraftError]:

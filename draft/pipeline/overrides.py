@@ -7,18 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from draft.errors import ConfigError, DraftError, did_you_mean
-from draft.pipeline.document import Document, Keys, parse_value, value_at
+from draft.pipeline.document import Document, Entered, Keys, parse_value, value_at
 from draft.pipeline.fields import is_labelled, keys_at
 from draft.pipeline.inputs import Head
 from draft.pipeline.kinds import kind_of
 from draft.pipeline.rehearsal import Replacement
-from draft.pipeline.resolve import environment_values, first_line, hold, plain_data
+from draft.pipeline.resolve import plain_data, readable
 
 REHEARSAL = "rehearsal"
+_INDEX = re.compile(r"[0-9]{1,9}")
 _SHORTEST = {"stages": 3, "vars": 2}
 """Fewest parts of a key of `rehearsal:`, which has one entry per value."""
 
@@ -31,13 +29,13 @@ class Applied:
         broken: Dotted keys that could not be resolved and are missing for that reason only.
         explicit: Paths of the values that the command line or `rehearsal:` set, themselves or through a variable.
         replaced: What the file's `rehearsal:` changed.
-        full_size: In a rehearsal the file as it is, resolved; elsewhere nothing.
+        full_size: In a rehearsal the file as it is, resolved; elsewhere an empty one.
     """
 
     broken: list[str]
     explicit: frozenset[Keys]
     replaced: list[Replacement]
-    full_size: dict[str, Any]
+    full_size: Document
 
 
 def apply_overrides(
@@ -54,22 +52,16 @@ def apply_overrides(
     Returns:
         What was done.
     """
-    config = OmegaConf.create()
-    for key, value in document.data.items():
-        try:
-            if key != REHEARSAL:
-                config[key] = hold(value, (key,), document, errors)
-        except OmegaConfBaseException as error:
-            errors.append(ConfigError(first_line(error), where=document.place((key,))))
+    config: dict[str, Any] = {
+        key: readable(value, (key,), document, errors) for key, value in document.data.items() if key != REHEARSAL
+    }
     planned = list(_planned(config, document, errors))
     before: dict[str, Any] = {}
     explicit: set[Keys] = set()
     moved: list[Keys] = []
-    environment: dict[str, str] = {}
+    entered: dict[Keys, Entered] = {}
     if rehearse:
-        before, _ = plain_data(config, document, [])
-        # What is replaced is shown beside what replaces it, so its secrets count, too.
-        environment |= environment_values(OmegaConf.to_container(config, resolve=False))
+        before, _, entered = plain_data(config, document, [])
         for source, parts, value in planned:
             keys = _keys(config, parts)
             _move_lines(document, source, keys)
@@ -85,10 +77,8 @@ def apply_overrides(
         except ConfigError as error:
             error.where = error.where or f"command line, {text!r}"
             errors.append(error)
-    explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars"})
-    environment |= environment_values(OmegaConf.to_container(config, resolve=False))
-    document.environment = environment
-    data, broken = plain_data(config, document, errors)
+    explicit |= _through_variables(config, {str(keys[1]) for keys in explicit if keys[0] == "vars" and len(keys) > 1})
+    data, broken, document.environment = plain_data(config, document, errors)
     if REHEARSAL in document.data:
         data[REHEARSAL] = document.data[REHEARSAL]
     document.data = data
@@ -98,7 +88,8 @@ def apply_overrides(
         if not document.overridden(keys)
         for change in _changes(keys, value_at(before, keys), value_at(data, keys))
     ]
-    return Applied(broken, frozenset(explicit), replaced, before)
+    full_size = Document(document.name, before, environment=entered)
+    return Applied(broken, frozenset(explicit), replaced, full_size)
 
 
 def _planned(config: Any, document: Document, errors: list[DraftError]) -> Iterator[tuple[Keys, list[str], Any]]:
@@ -127,6 +118,10 @@ def _parts(key: str) -> list[str]:
 
 
 def _override(config: Any, text: str, document: Document, errors: list[DraftError]) -> set[Keys]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("an override must be UTF-8 text", where=f"command line, {text!r}") from None
     key, equals, value_text = text.partition("=")
     parts = _parts(key)
     if not equals or not all(parts):
@@ -142,20 +137,37 @@ def _override(config: Any, text: str, document: Document, errors: list[DraftErro
 
 def _set(config: Any, keys: Keys, value: Any, document: Document, errors: list[DraftError]) -> set[Keys]:
     dotted = ".".join(map(str, keys))
-    hidden = hold(value, keys, document, errors)
-    try:
-        OmegaConf.update(config, dotted, hidden, merge=False, force_add=True)
-    except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
-        raise ConfigError(f"cannot set {dotted!r}: {first_line(error)}") from None
+    node: Any = config
+    *parents, last = keys
+    for index, part in enumerate(parents):
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = _entered(node, part, dotted)
+        if not isinstance(node, dict | list):
+            inside = ".".join(map(str, keys[: index + 1]))
+            raise ConfigError(f"cannot set {dotted!r}: {inside} is no mapping (got {node!r})")
+    _entered(node, last, dotted, new=True)
+    node[last] = readable(value, keys, document, errors)
     return set(_leaves(value, keys))
+
+
+def _entered(node: Any, part: str | int, dotted: str, *, new: bool = False) -> Any:
+    """What is under a key or an index."""
+    if isinstance(node, dict):
+        return None if new else node[part]
+    if not isinstance(part, int):
+        raise ConfigError(f"cannot set {dotted!r}: a list has no key {part!r}")
+    if part >= len(node):
+        raise ConfigError(f"cannot set {dotted!r}: list index out of range")
+    return node[part]
 
 
 def _keys(config: Any, parts: list[str]) -> Keys:
     keys: Keys = ()
     node: Any = config
     for part in parts:
-        keys = (*keys, int(part) if OmegaConf.is_list(node) and part.isdigit() else part)
-        node = OmegaConf.select(config, ".".join(map(str, keys)), throw_on_missing=False) if _plain(node) else None
+        keys = (*keys, int(part) if isinstance(node, list) and _INDEX.fullmatch(part) else part)
+        node = value_at(node, keys[-1:])
     return keys
 
 
@@ -170,10 +182,6 @@ def _move_lines(document: Document, source: Keys, keys: Keys) -> None:
     lines = {path[len(source) :]: line for path, line in document.lines.items() if path[: len(source)] == source}
     _forget(document, keys)
     document.lines |= {(*keys, *inner): line for inner, line in lines.items()}
-
-
-def _plain(node: Any) -> bool:
-    return OmegaConf.is_config(node) and not OmegaConf.is_interpolation(node)
 
 
 def _leaves(value: Any, keys: Keys) -> Iterator[Keys]:
@@ -195,7 +203,7 @@ def _changes(keys: Keys, before: Any, after: Any) -> Iterator[Replacement]:
 
 def _through_variables(config: Any, names: set[str]) -> set[Keys]:
     """The values of stages that are made of one of these variables."""
-    stages = OmegaConf.to_container(config, resolve=False).get("stages")  # type: ignore[union-attr]
+    stages = config.get("stages")
     return {
         keys
         for keys in _leaves(stages, ("stages",))
@@ -208,17 +216,18 @@ def _check_key(config: Any, parts: list[str], tail: str) -> None:
     first, *rest = parts
     known = [key for key in keys_at(Head, (), {}) if key != REHEARSAL]
     if first not in known:
-        stages: Any = OmegaConf.to_container(config, resolve=False)
+        stages = config.get("stages")
         full = [
             f"stages.{name}.{'.'.join(parts)}{tail}"
-            for name, stage in (stages.get("stages") or {}).items()
+            for name, stage in (stages.items() if isinstance(stages, dict) else ())
             if (kind := kind_of(stage)) and first in keys_at(kind.settings, (), {})
         ]
         otherwise = f"the keys here are {', '.join(known)}"
         hint = f"keys are written in full: {full[0]}" if full else did_you_mean(first, known, otherwise=otherwise)
         raise ConfigError(f"unknown key {first!r}", hint=hint)
     for group, noun in (("stages", "stage"), ("vars", "variable")):
-        names = [str(name) for name in config.get(group) or {}]
+        known_names = config.get(group)
+        names = list(known_names) if isinstance(known_names, dict) else []
         if first == group and rest and rest[0] not in names:
             hint = did_you_mean(rest[0], names, otherwise=f"the {noun}s are {', '.join(names) or 'none'}")
             raise ConfigError(f"unknown {noun} {rest[0]!r}", hint=hint)
@@ -230,8 +239,7 @@ def _check_stage_key(config: Any, parts: list[str]) -> None:
     An override needs no such look: it is applied, and the schema finds it. What stands under `rehearsal:` is seldom
     applied, and must not be misspelt until then.
     """
-    data: Any = OmegaConf.to_container(config["stages"], resolve=False)
-    stage = data[parts[1]]
+    stage = config["stages"][parts[1]]
     kind = kind_of(stage)
     if kind is None:
         return
@@ -241,6 +249,6 @@ def _check_stage_key(config: Any, parts: list[str]) -> None:
         group = value_at(stage, keys)
         if isinstance(group, dict) and is_labelled(kind.settings, keys) and index + 1 < len(parts):
             known = list(group)
-        if known and part not in known and not part.isdigit():
+        if known and part not in known and not _INDEX.fullmatch(part):
             hint = did_you_mean(part, known, otherwise=f"the keys here are {', '.join(known)}")
             raise ConfigError(f"unknown key {'.'.join(parts[: index + 1])!r}", hint=hint)

@@ -12,6 +12,7 @@ from draft.files import write_text
 from draft.marks import Inert
 from draft.pipeline.fields import walk
 from draft.pipeline.kinds.kind import CheckedStage
+from draft.pipeline.resolve import masked
 
 PARTIAL = ".partial"
 """How the name of the folder ends that a stage writes to until it is done."""
@@ -106,6 +107,8 @@ def inert_settings(stage: CheckedStage) -> dict[str, Any]:
         for place in walk(type(config), config)
         if (mark := place.mark(Inert)) and mark.rounding
     }
+    entered = {".".join(map(str, keys)): keys for keys in stage.environment}
+    settings = {key: masked(value, stage.environment, entered.get(key, ())) for key, value in settings.items()}
     return json.loads(json.dumps(settings))
 
 

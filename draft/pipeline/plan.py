@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from draft.errors import ConfigError, StageError, did_you_mean
 from draft.files import sha256
-from draft.pipeline.cache import StageRecord, damage, read_record
+from draft.pipeline.cache import StageRecord, read_record
 from draft.pipeline.check import Pipeline
 from draft.pipeline.identity import differences, fingerprint, identity, lengths, settled, uncompared
 from draft.pipeline.kinds.kind import CheckedStage
@@ -24,7 +24,7 @@ from draft.pipeline.partial import (
     kept_name,
     read_begun,
 )
-from draft.pipeline.references import parse_reference
+from draft.pipeline.reuse import Past, can_mend, lengthened, lost_byproduct, reasons_to_run
 
 
 @dataclass(frozen=True)
@@ -142,23 +142,22 @@ def _step(
     content: bool,
 ) -> Step:
     folder, partial = runs / stage.name, runs / f"{stage.name}{PARTIAL}"
-    record, begun = records[stage.name], read_begun(partial)
-    fits = record is not None and settled(record.identity, stage) == current
+    again = tuple(other for other in stage.upstream if steps[other].action != "reuse")
+    past = Past(stage=stage, folder=folder, current=current, records=records, again=again, content=content)
+    record, begun = past.record, read_begun(partial)
     begun_before = settled(begun.identity, stage) if begun is not None else {}
     further = lengths(begun_before, current, stage)
     # What branched goes on as a branch alone, with --branch-from.
     begun_fits = begun is not None and not begun.branch and (begun_before == current or bool(further))
-    reasons = ["forced"] if forced else _reasons(stage, folder, current, steps, records, content=content)
+    reasons = ["forced"] if forced else reasons_to_run(past)
     goes_on = begun is not None and begun_fits and not forced and not fresh
     if not goes_on and not reasons and record is not None:
         notes = ["branched from a checkpoint of other settings"] if record.branch else []
         notes += [note] if (note := uncompared(record.identity, stage)) else []
-        notes += [lost] if (lost := damage(record, folder, content=content, names=_byproducts(stage))) else []
+        notes += [lost] if (lost := lost_byproduct(past)) else []
         return Step(stage.name, "reuse", tuple(notes), current, record.fingerprint)
-    longer = {} if forced or record is None else _longer(stage, folder, current, record, steps, records)
-    restored = (
-        fits and not forced and not goes_on and _restorable(stage, folder, record, steps, reasons, content=content)
-    )
+    longer = {} if forced else lengthened(past)
+    mended = not forced and not goes_on and can_mend(past)
     kept: dict[str, str] = {}
     if goes_on and begun is not None:
         changes = [f"{key} {old} -> {new}" for key, (old, new) in further.items()]
@@ -174,51 +173,16 @@ def _step(
     if longer and not goes_on:
         changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in longer.items())
         reasons = [f"goes on from the finished one: {changes}", *reasons[1:]]
-    elif restored:
-        reasons = [f"{reasons[0]}; written again from its last state"]
-    elif not (fits and forced) and not longer and folder.is_dir() and holds_checkpoints(folder):
+    elif mended:
+        reasons = [f"{reasons[0]}; written again from its last state", *reasons[1:]]
+    elif not (forced and past.fits) and not longer and folder.is_dir() and holds_checkpoints(folder):
         kept[folder.name] = kept_name(folder, kept.values())
         reasons.append(f"the finished one with its checkpoints is kept in {kept[folder.name]}")
     if folder.is_symlink() and folder.name not in kept:
         reasons.append(f"{folder.name} is a link, which is replaced; {os.readlink(folder)!r} stays as it is")
-    action: Literal["run", "continue"] = "continue" if goes_on or longer or restored else "run"
-    carried = stage.kind.carries if (longer or restored) and not goes_on else ()
+    action: Literal["run", "continue"] = "continue" if goes_on or longer or mended else "run"
+    carried = stage.kind.carries if (longer or mended) and not goes_on else ()
     return Step(stage.name, action, tuple(reasons), current, fingerprint(current), kept, carried)
-
-
-def _longer(
-    stage: CheckedStage,
-    folder: Path,
-    current: Mapping[str, Any],
-    record: StageRecord,
-    steps: Mapping[str, Step],
-    records: Mapping[str, StageRecord | None],
-) -> dict[str, tuple[Any, Any]]:
-    """How much further a finished stage is to go, if it can go on from what it has made."""
-    changed = lengths(settled(record.identity, stage), current, stage)
-    if not changed or any(old is None or new is None or new < old for old, new in changed.values()):
-        return {}
-    usable = not _damage(stage, record, folder) and not _moved(record, records) and holds_checkpoints(folder)
-    return changed if usable and all(steps[other].action == "reuse" for other in stage.upstream) else {}
-
-
-def _restorable(
-    stage: CheckedStage,
-    folder: Path,
-    record: StageRecord | None,
-    steps: Mapping[str, Step],
-    reasons: Sequence[str],
-    *,
-    content: bool,
-) -> bool:
-    """Whether damage to its results is all that is wrong with a finished stage, and its last state can mend it."""
-    return (
-        record is not None
-        and not record.branch
-        and reasons == [_damage(stage, record, folder, content)]
-        and any(holds_checkpoints(folder / name) for name in stage.kind.carries)
-        and all(steps[other].action == "reuse" for other in stage.upstream)
-    )
 
 
 def _branching(text: str, pipeline: Pipeline, steps: Mapping[str, Step]) -> tuple[str, int]:
@@ -278,57 +242,11 @@ def _moved_aside(path: Path, runs: Path, kept: Mapping[str, str]) -> Path:
     return runs.joinpath(kept[first], *rest) if moves else path
 
 
-def _reasons(
-    stage: CheckedStage,
-    folder: Path,
-    current: Mapping[str, Any],
-    steps: Mapping[str, Step],
-    records: Mapping[str, StageRecord | None],
-    *,
-    content: bool,
-) -> list[str]:
-    """Why a stage must run; nothing where its results can be used again."""
-    record = records[stage.name]
-    reasons: list[str] = []
-    again = [other for other in stage.upstream if steps[other].action != "reuse"]
-    if record is None:
-        reasons.append("has not run" if not folder.exists() else "no usable record")
-    elif (before := settled(record.identity, stage)) != current:
-        reasons += differences(before, current) or ["fingerprint changed"]
-    elif broken := _damage(stage, record, folder, content):
-        reasons.append(broken)
-    elif not again and (moved := _moved(record, records)):
-        reasons.append(f"upstream changed: {moved}")
-    if again and not any(reason.startswith("upstream changed") for reason in reasons):
-        reasons.append(f"upstream runs: {', '.join(again)}")
-    return reasons
-
-
-def _damage(stage: CheckedStage, record: StageRecord, folder: Path, content: bool = False) -> str:
-    """What is wrong with a stage's results, if it is something that is made again."""
-    is_byproduct = _byproducts(stage)
-    return damage(record, folder, content=content, names=lambda name: not is_byproduct(name))
-
-
-def _byproducts(stage: CheckedStage) -> Callable[[str], bool]:
-    return stage.kind.byproducts.__contains__
-
-
 def _misfit(begun: Begun | None, stage: CheckedStage, current: Mapping[str, Any]) -> str:
     """Why an interrupted run cannot be continued."""
     if begun is None or not begun.identity:
         return "there is no record of what it is a run of"
     return "; ".join(differences(settled(begun.identity, stage), current)) or "it is a run of something else"
-
-
-def _moved(record: StageRecord, records: Mapping[str, StageRecord | None]) -> str:
-    """The first input whose content is no longer what the stage saw."""
-    for text, digest in record.inputs.items():
-        reference = parse_reference(text)
-        source = records.get(reference.stage) if reference else None
-        if reference and (source is None or source.digest(reference.output) != digest):
-            return f"{reference.stage}.{reference.output}"
-    return ""
 
 
 def _alone(only: str, pipeline: Pipeline, steps: Mapping[str, Step]) -> dict[str, Step]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from draft.adapters.files.header import read_header
 from draft.files import sha256, weights_digest, weights_file
 from draft.marks import Holds, Inert, plain
-from draft.pipeline.document import Keys
+from draft.pipeline.document import Keys, is_prompt
 from draft.pipeline.identity import fingerprint
-from draft.pipeline.kinds.kind import CheckedStage
+from draft.pipeline.kinds.kind import REWARDS, CheckedStage
+from draft.pipeline.resolve import DIGEST, masked
 from draft.pipeline.sources import stage_packages
 from draft.rewards.extensions import named_model
 
@@ -41,7 +42,7 @@ def adapter_metadata(stage: CheckedStage, identity: Mapping[str, Any], files: Ma
     """
     name = stage.model_name
     config = {key: value for key, value in identity.items() if key not in ("model", "reward_models", "upstream")}
-    shown = without_secrets(config, stage.environment)
+    shown = without_secrets(config)
     entries = {"draft.fingerprint": fingerprint(identity), "draft.config": json.dumps(shown, sort_keys=True)}
     return {**entries, **({"draft.model": name} if name else {}), **provenance(stage, files)}
 
@@ -65,18 +66,21 @@ def provenance(stage: CheckedStage, files: Mapping[Keys, Path]) -> dict[str, str
         "stage": stage.name,
         "draft": _version(),
         "settings": without_secrets(
-            {key: value for key, value in settings.items() if key not in ("kind", "seed")}, stage.environment
+            masked({key: value for key, value in settings.items() if key not in ("kind", "seed")}, stage.environment)
         ),
     }
     if "seed" in settings and stage.kind.seeded(stage.config):
-        entries["seed"] = stage.seed  # the file's, where the stage has no own one
+        seed = masked(stage.seed, stage.environment, ("seed",))
+        entries["seed"] = without_secrets(seed)  # the file's, where the stage has no own one
     if stage.model:
         entries["model"] = _model(stage)
     if stage.prompts:
         entries |= _prompts(stage)
     if rewards := stage.data.get("rewards"):
         entries["rewards"] = {
-            label: without_secrets({"use": label, **(options or {})}, stage.environment)
+            label: without_secrets(
+                {"use": label, **masked(options or {}, stage.environment, (*REWARDS, label)), **_isolation(options)}
+            )
             for label, options in rewards.items()
         }
     if packages := stage_packages(stage):
@@ -87,34 +91,66 @@ def provenance(stage: CheckedStage, files: Mapping[Keys, Path]) -> dict[str, str
     return {"draft.pipeline": json.dumps(entries, sort_keys=True)}
 
 
-def without_secrets(value: Any, environment: Collection[str] = (), key: str = "") -> Any:
+def without_secrets(value: Any, key: str = "") -> Any:
     """Plain data with `???` for what a file that is passed on may not hold.
 
     Args:
         value: Plain data.
-        environment: Values from the environment.
         key: The last key that leads to the value.
 
     Returns:
-        The data without paths of this machine, values from the environment, and what looks like a password by its
-        name or its form.
+        The data without paths of this machine, digests of values from the environment, and what looks like a
+        password by its name or its form.
     """
     if isinstance(value, Mapping):
-        return {name: without_secrets(inner, environment, str(name)) for name, inner in value.items()}
+        return {name: without_secrets(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [without_secrets(inner, environment, key) for inner in value]
+        return [without_secrets(inner, key) for inner in value]
     if not isinstance(value, str) or not value:
         return value
-    private = _SECRET.search(key) or _SIGNED.search(value) or _is_path(value) or any(x in value for x in environment)
+    private = _SECRET.search(key) or _SIGNED.search(value) or _is_path(value) or value.startswith(DIGEST)
     return MISSING if private else value
 
 
+def without_folders(value: Any, folder: Path, keys: Keys = ()) -> Any:
+    """Plain data for a page, which other people see: paths are relative to a folder, or have their last name alone.
+
+    Args:
+        value: Plain data of a stage.
+        folder: The pipeline's folder.
+        keys: Where in the stage it stands; prompts are no paths.
+
+    Returns:
+        Plain data, newly made.
+    """
+    if isinstance(value, Mapping):
+        return {name: without_folders(inner, folder, (*keys, name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_folders(inner, folder, (*keys, index)) for index, inner in enumerate(value)]
+    if not isinstance(value, str) or not _is_path(value) or is_prompt(("stages", "", *keys)):
+        return value
+    path = Path(value)
+    if path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix()
+    return ".../" + value.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def _isolation(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What runs code of others, which whoever reproduces an adapter has to give."""
+    isolated = (options or {}).get("isolated")
+    if not isinstance(isolated, Mapping):
+        return {}
+    return {"isolated": {**isolated, **{key: MISSING for key in ("python", "requirements") if key in isolated}}}
+
+
 def parsed(text: str | None) -> Any:
-    """JSON of a header entry; None where it is missing or damaged."""
+    """JSON of a header entry; None where it is missing, damaged or no text that a file could hold."""
     try:
-        return json.loads(text) if text else None
-    except ValueError:
+        value = json.loads(text) if text else None
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return None
+    return value
 
 
 def _is_path(text: str) -> bool:
@@ -134,6 +170,9 @@ def _prompts(stage: CheckedStage) -> dict[str, Any]:
 def _model(stage: CheckedStage) -> dict[str, Any]:
     """A model by its name, one of this machine by its last name and a digest of its weights."""
     name = str(stage.data.get("model", ""))
+    if ("model",) in stage.environment:
+        here = Path(stage.model).exists()
+        return {"name": MISSING, **({"sha256": weights_digest(Path(stage.model))} if here else {})}
     if named_model(name) is not None or not Path(stage.model).exists():
         return {"name": name}
     return {"name": Path(name).name, "sha256": weights_digest(Path(stage.model))}

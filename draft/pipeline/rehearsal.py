@@ -158,7 +158,7 @@ def _model_stand_in(model: str, keys: Keys, document: Document, folder: Path, er
     try:
         text = (folder / Path(model).expanduser() / "model_index.json").read_text(encoding="utf-8")
         family = json.loads(text).get("_class_name")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RuntimeError):
         family = None  # not a folder, or one that is told when it is loaded
     if family is None:
         return _UNREAD

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from draft.errors import StageError
+from draft.errors import StageError, presentable
 from draft.marks import hints
 from draft.pipeline.document import Keys, dump_yaml, put
 from draft.pipeline.fields import default_of
@@ -47,8 +47,10 @@ class Reproduction:
         """The pipeline as YAML."""
         stages = {name: escaped(stage, (), {}) for name, stage in self.stages.items()}
         lines = [f"# Made by draft reproduce; {self.target}.adapter is the adapter."]
-        lines += [f"# Its rewards came from: {', '.join(self.packages)}"] if self.packages else []
-        lines += [f"# To be given: {key}: {what}" for key, what in self.missing.items()]
+        notes = [f"Its rewards came from: {', '.join(self.packages)}"] if self.packages else []
+        notes += [f"To be given: {key}: {what}" for key, what in self.missing.items()]
+        # A name in the header must not end the comment that it stands in.
+        lines += [presentable(f"# {note}").replace("\n", "\\n") for note in notes]
         return "\n".join(lines) + "\n" + dump_yaml({"name": self.name, "stages": stages})
 
 
@@ -107,6 +109,7 @@ def reproduce(
                 hint="draft inspect shows what changed there (draft.continued)",
             )
     work = _Work(input_files or {}, stem or name, model)
+    damaged = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, OverflowError)
     if not _is_provenance(provenance):
         old = "draft.config" in metadata
         what = "was written by a version of Draft that did not say enough" if old else "does not say how it was made"
@@ -114,12 +117,15 @@ def reproduce(
         raise StageError(f"the file {what} (no draft.pipeline or draft.recipe in its header)", hint=hint)
     try:
         target = _stage(provenance, work)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+        packages = tuple(sorted(work.packages))
+        reproduction = Reproduction(name, work.stages, target, work.tables, work.missing, packages)
+        reproduction.text()
+    except damaged as error:
         raise StageError("what the file says of how it was made is damaged") from error
     for digest, path in work.input_files.items():
         if digest not in work.used:
             raise StageError(f"the file is no input of this adapter (its sha256 is {digest})", where=path)
-    return Reproduction(name, work.stages, target, work.tables, work.missing, tuple(sorted(work.packages)))
+    return reproduction
 
 
 def _is_provenance(provenance: Mapping[str, Any]) -> bool:
@@ -182,7 +188,7 @@ def _add(
     if "prompts" in pipeline:
         stage["prompts"] = _prompts(pipeline, name, work)
     work.packages |= _packages(pipeline.get("packages"))
-    work.stages[name] = stage
+    stage = work.stages[name] = _without_foreign_code(stage)
     for (keys, entry), source in zip(inputs, sources, strict=True):
         put(stage, keys, source)
         _want(source, entry, ".".join(map(str, ("stages", name, *keys))), work)
@@ -244,6 +250,22 @@ def _prompts(recorded: Mapping[str, Any], stage: str, work: _Work) -> Any:
     return {"file": file}
 
 
+def _without_foreign_code(value: Any) -> Any:
+    """A stage in which nobody but its reader says what Python runs and what pip installs."""
+    if isinstance(value, list):
+        return [_without_foreign_code(inner) for inner in value]
+    if not isinstance(value, Mapping):
+        return value
+    stage = {name: _without_foreign_code(inner) for name, inner in value.items()}
+    isolated = stage.get("isolated")
+    if isinstance(isolated, Mapping):
+        asked = [key for key in ("python", "requirements") if key in isolated] or ["python"]
+        stage["isolated"] = {**isolated, **dict.fromkeys(asked, MISSING)}
+    elif isolated is not None:
+        stage["isolated"] = MISSING
+    return stage
+
+
 def _tell_missing(value: Any, key: str, work: _Work) -> None:
     """Name what the file must not contain: paths and secrets among the options."""
     if isinstance(value, Mapping):
@@ -253,6 +275,8 @@ def _tell_missing(value: Any, key: str, work: _Work) -> None:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _tell_missing(inner, f"{key}.{index}", work)
+    elif value == MISSING and ".isolated" in key:
+        work.missing.setdefault(key, "what runs or installs code, which you must choose yourself")
     elif value == MISSING:
         work.missing.setdefault(key, "a path or a secret, which adapter files do not hold")
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
-
 from draft.errors import ConfigError, DraftError, did_you_mean
-from draft.pipeline.document import Document, Keys
+from draft.pipeline.document import Document, Entered, Keys, is_prompt, value_at
+from draft.pipeline.expression import parse
+from draft.pipeline.interpolation import Interpolations, Unset
 from draft.pipeline.references import parse_reference
+from draft.pipeline.resolvers import UnknownName
+
+DIGEST = "environment:"
+"""What stands before the digest of a value that came from the environment, where records need to see it change."""
 
 
-def hold(value: Any, keys: Keys, document: Document, errors: list[DraftError]) -> Any:
-    """Hide from OmegaConf what it must not read: references, and prompts, which are taken as they are written.
-
-    NUL marks the hidden text: it cannot occur in a YAML file.
+def readable(value: Any, keys: Keys, document: Document, errors: list[DraftError]) -> Any:
+    """Plain data of which every interpolation can be read; a text with another one becomes empty.
 
     Args:
         value: Plain data.
@@ -27,149 +29,161 @@ def hold(value: Any, keys: Keys, document: Document, errors: list[DraftError]) -
         errors: Gets every text that is no readable interpolation.
 
     Returns:
-        What OmegaConf may have.
+        Plain data, newly made.
     """
     if isinstance(value, dict):
-        return {key: hold(inner, (*keys, key), document, errors) for key, inner in value.items()}
+        return {key: readable(inner, (*keys, key), document, errors) for key, inner in value.items()}
     if isinstance(value, list):
-        return [hold(inner, (*keys, index), document, errors) for index, inner in enumerate(value)]
-    if not isinstance(value, str):
+        return [readable(inner, (*keys, index), document, errors) for index, inner in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value or is_prompt(keys):
         return value
-    if keys[:1] == ("stages",) and _is_prompt(keys[2:]):
-        return value.replace("${", "\0$\0{").replace("???", "\0???")
-    hidden = re.sub(r"(?<!\\)\$\{out:([^{}]*)\}", "\0out:\\1\0", value)
-    if "${" in hidden:
-        try:
-            OmegaConf.create({"value": hidden})
-        except OmegaConfBaseException:
-            errors.append(
-                ConfigError(
-                    f"{'.'.join(map(str, keys))} is not a readable interpolation (got {value!r})",
-                    where=document.place(keys),
-                    hint="write ${vars.name}, or \\${ for the two characters themselves",
-                )
+    try:
+        parse(value)
+    except ValueError:
+        errors.append(
+            ConfigError(
+                f"{'.'.join(map(str, keys))} is not a readable interpolation (got {value!r})",
+                where=document.place(keys),
+                hint="write ${vars.name}, or \\${ for the two characters themselves",
             )
-            return ""
-    return hidden
+        )
+        return ""
+    return value
 
 
-def plain_data(config: Any, document: Document, errors: list[DraftError]) -> tuple[dict[str, Any], list[str]]:
+def plain_data(
+    raw: Mapping[str, Any], document: Document, errors: list[DraftError]
+) -> tuple[dict[str, Any], list[str], dict[Keys, Entered]]:
     """Resolve all interpolations.
 
     Args:
-        config: OmegaConf's configuration, made of what `hold` returned.
+        raw: Plain data of which every interpolation can be read.
         document: The file, for places.
         errors: Gets what cannot be resolved.
 
     Returns:
-        Plain data, newly made, and the dotted keys that are missing from it because they could not be resolved.
+        Plain data, newly made; the dotted keys that are missing from it because they could not be resolved; and where
+        in it something came from the environment.
     """
-    broken: list[str] = []
-    try:
-        return _resolve(config, (), document, errors, broken), broken
-    except RecursionError:
-        errors.append(ConfigError("an interpolation contains itself", where=document.name))
-        return dict(document.data), broken
+    work, broken, entered = Interpolations(raw), [], {}
+
+    def resolved(node: Any, keys: Keys) -> Any:
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        values: dict[Any, Any] = {}
+        for key, inner in items:
+            path = (*keys, key)
+            if isinstance(inner, dict | list):
+                values[key] = resolved(inner, path)
+                continue
+            try:
+                result = work.value(path)
+            except (Unset, UnknownName, ValueError) as error:
+                errors.append(_unresolved(error, path, inner, document))
+                broken.append(".".join(map(str, path)))
+                continue
+            values[key] = result.value
+            entered.update({(*path, *inside): entry for inside, entry in result.entered.items()})
+        return values if isinstance(node, dict) else list(values.values())
+
+    return resolved(raw, ()), broken, entered
 
 
-def environment_values(raw: Any) -> Mapping[str, str]:
-    """The values that a file takes from the environment, which may be secrets.
+def within(entered: Mapping[Keys, Entered], keys: Keys) -> dict[Keys, Entered]:
+    """What came from the environment inside a place, by its keys from there."""
+    return {path[len(keys) :]: entry for path, entry in entered.items() if path[: len(keys)] == keys}
+
+
+def masked(value: Any, entered: Mapping[Keys, Entered], keys: Keys = (), numbers: Collection[Keys] = ()) -> Any:
+    """Plain data with a digest for entry value that came from the environment, so that a record sees it change.
 
     Args:
-        raw: Plain data before interpolation.
+        value: Plain data.
+        entered: Where in it something came from the environment.
+        keys: Where it is.
+        numbers: Numbers at these keys stay as they are.
 
     Returns:
-        Value to name of the variables that it names; of all variables, where a name is itself an interpolation.
+        Plain data, newly made where something was replaced.
     """
-    if isinstance(raw, Mapping):
-        return _united(raw.values())
-    if isinstance(raw, list):
-        return _united(raw)
-    if not isinstance(raw, str) or "oc.env" not in raw:
-        return {}
-    names = re.findall(r"oc\.env:\s*([A-Za-z0-9_]+)\s*[,}]", raw)
-    variables = names if len(names) == raw.count("oc.env") else list(os.environ)
-    return {os.environ[name]: name for name in variables if os.environ.get(name)}
+    if not entered:
+        return value
+    if keys in entered and not (keys in numbers and not isinstance(value, str)):
+        if value is None or (isinstance(value, str) and value.startswith(DIGEST)):
+            return value
+        return DIGEST + hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+    if isinstance(value, Mapping):
+        return {key: masked(inner, entered, (*keys, key), numbers) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(inner, entered, (*keys, index), numbers) for index, inner in enumerate(value)]
+    return value
 
 
-def escaped(value: Any, keys: Keys, environment: Mapping[str, str]) -> Any:
+def escaped(value: Any, keys: Keys, entered: Mapping[Keys, Entered]) -> Any:
     """Plain data as a file must have it, so that it is read back as it is: every `${` that is no reference escaped.
 
     Args:
         value: A stage, or a part of one.
         keys: Where in the stage it stands; prompts are taken as they are written.
-        environment: Value to name of variables, which stand in the file by their names: they may be secrets.
+        entered: Where in the stage something came from the environment: that stands in the file by its variable's
+            name, for it may be a secret.
 
     Returns:
         Plain data, newly made.
     """
+    if keys in entered:
+        return written(value, entered[keys])
     if isinstance(value, Mapping):
-        return {key: escaped(inner, (*keys, key), environment) for key, inner in value.items()}
+        return {key: escaped(inner, (*keys, key), entered) for key, inner in value.items()}
     if isinstance(value, list):
-        return [escaped(inner, (*keys, index), environment) for index, inner in enumerate(value)]
-    if not isinstance(value, str) or parse_reference(value) or _is_prompt(keys):
+        return [escaped(inner, (*keys, index), entered) for index, inner in enumerate(value)]
+    if not isinstance(value, str) or parse_reference(value) or is_prompt(("stages", "", *keys)):
         return value
-    longest_first = sorted(environment, key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", value) if environment else [value]
-    return "".join(
-        f"${{oc.env:{environment[part]}}}" if part in environment else part.replace("${", "\\${") for part in parts
-    )
+    return value.replace("${", "\\${")
 
 
-def first_line(error: Exception) -> str:
-    """An error of OmegaConf in one line that begins like ours."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line[:1].lower() + line[1:]
+def written(value: Any, entered: Entered) -> str:
+    """A value that came from the environment as a file may have it.
+
+    Args:
+        value: The value, which may be the entered one made absolute.
+        entered: What came from the environment.
+
+    Returns:
+        The text that makes it again.
+    """
+    if isinstance(value, str) and isinstance(entered.value, str) and entered.value and value.endswith(entered.value):
+        return value.removesuffix(entered.value).replace("${", "\\${") + entered.source
+    return entered.source
 
 
-def _united(parts: Iterable[Any]) -> Mapping[str, str]:
-    values: dict[str, str] = {}
-    for part in parts:
-        values |= environment_values(part)
-    return values
+def texts(entered: Mapping[Keys, Entered]) -> dict[str, str]:
+    """The texts that came from the environment, and the names of files among them, to what makes each.
+
+    Args:
+        entered: Where something came from the environment.
+
+    Returns:
+        A text that no page or report may hold, to what it has there.
+    """
+    values = {str(entry.value): entry.source for entry in entered.values() if isinstance(entry.value, str)}
+    names = {Path(text).name: source for text, source in values.items() if "/" in text or "\\" in text}
+    return {text: source for text, source in {**names, **values}.items() if text}
 
 
-def _is_prompt(keys: Keys) -> bool:
-    """Whether a text in a stage is one of its prompts, wherever it has them; options of rewards are not."""
-    return keys[-2:-1] == ("prompts",) and isinstance(keys[-1], int) and "rewards" not in keys
-
-
-def _release(text: str) -> str:
-    return re.sub("\0out:([^\0]*)\0", r"${out:\1}", text).replace("\0$\0{", "${").replace("\0???", "???")
-
-
-def _resolve(node: Any, keys: Keys, document: Document, errors: list[DraftError], broken: list[str]) -> Any:
-    if isinstance(node, str):
-        return _release(node)
-    if not OmegaConf.is_config(node):
-        return node
-    resolved: dict[Any, Any] = {}
-    for key in node if OmegaConf.is_dict(node) else range(len(node)):
-        inner_keys = (*keys, key)
-        try:
-            value = node[key]
-        except (OmegaConfBaseException, RecursionError) as error:
-            errors.append(_unresolved(error, inner_keys, node, document))
-            broken.append(".".join(map(str, inner_keys)))
-            continue
-        resolved[key] = _resolve(value, inner_keys, document, errors, broken)
-    return resolved if OmegaConf.is_dict(node) else list(resolved.values())
-
-
-def _unresolved(error: Exception, keys: Keys, node: Any, document: Document) -> ConfigError:
+def _unresolved(error: Exception, keys: Keys, text: Any, document: Document) -> ConfigError:
     place, key = document.place(keys), ".".join(map(str, keys))
-    text = _release(str(OmegaConf.to_container(node, resolve=False)[keys[-1]]))  # type: ignore[index,call-overload]
-    if isinstance(error, MissingMandatoryValue):
+    if isinstance(error, Unset):
         return ConfigError(f"{key} must be given (got '???')", where=place)
-    if isinstance(error, InterpolationKeyError) and (match := re.search(r"key '([^']*)' not found", str(error))):
-        head, _, last = match[1].rpartition(".")
-        names = [str(name) for name in document.data.get("vars") or {}] if head in ("", "vars") else []
+    if isinstance(error, UnknownName):
+        head, _, last = error.name.rpartition(".")
+        variables = value_at(document.data, ("vars",))
+        names = [str(name) for name in variables] if head in ("", "vars") and isinstance(variables, dict) else []
         hint = did_you_mean(last, names, otherwise=f"the variables are {', '.join(names)}" if names else "")
         if not head and last in names:
             hint = f"write ${{vars.{last}}}"
-        return ConfigError(f"{key} names an unknown key {match[1]!r} (got {text!r})", where=place, hint=hint)
+        return ConfigError(f"{key} names an unknown key {error.name!r} (got {text!r})", where=place, hint=hint)
     return ConfigError(
-        f"{key} cannot be resolved: {first_line(error)} (got {text!r})",
+        f"{key} cannot be resolved: {error} (got {text!r})",
         where=place,
         hint="write ${vars.name}, ${out:stage.output}, or \\${ for the two characters themselves",
     )

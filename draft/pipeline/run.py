@@ -17,22 +17,23 @@ from draft.errors import StageError, shortened
 from draft.files import locked, remove_leftovers, write_text
 from draft.isolation.reward import IsolatedReward
 from draft.pipeline import cache
+from draft.pipeline.allowed import load_allowed
 from draft.pipeline.check import Pipeline
 from draft.pipeline.document import Keys, dump_yaml
 from draft.pipeline.ends import begin, settle_stage, tidy
 from draft.pipeline.folders import publish
 from draft.pipeline.interrupt import RUNS, noting, rehearse_command, resumable, resume_command, sigterm
-from draft.pipeline.isolated import build_missing, foreign_versions, unchecked
+from draft.pipeline.isolated import foreign_versions, unchecked
 from draft.pipeline.kinds.kind import CheckedStage, Executor, Job
-from draft.pipeline.load import load_pipeline
 from draft.pipeline.observers import Observers
 from draft.pipeline.partial import PARTIAL
 from draft.pipeline.plan import Step, make_plan
-from draft.pipeline.provenance import adapter_metadata
+from draft.pipeline.provenance import adapter_metadata, without_folders
 from draft.pipeline.rehearsal import listing
-from draft.pipeline.resolve import escaped
+from draft.pipeline.resolve import escaped, texts
 from draft.pipeline.warned import WARNINGS, recording_warnings
 from draft.progress import Progress, Silent, duration
+from draft.report.withheld import withholding, without_withheld
 from draft.rewards.parts import walk_reward
 
 
@@ -86,6 +87,7 @@ def run_pipeline(
     fresh: bool = False,
     branch_from: str | None = None,
     rehearse: bool = False,
+    trust: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
     executors: Mapping[str, Executor] = MappingProxyType({}),
@@ -104,6 +106,8 @@ def run_pipeline(
         branch_from: `UPDATE` or `STAGE:UPDATE`: begin that stage at its checkpoint after the update, with whatever
             settings it has now.
         rehearse: Run it at small scale on the embedded models; tells what was replaced.
+        trust: Allow what the file's `isolated` runs and installs, and remember that; otherwise the user must have
+            allowed it before.
         verify: Read all results that could be used again and compare them with their recorded sha256.
         progress: Who hears about it; None: nobody.
         executors: Stage kind to what runs it instead.
@@ -115,10 +119,10 @@ def run_pipeline(
         DraftError: Something the user can fix; if a stage had begun, with a note on how to resume.
         KeyboardInterrupt: It was interrupted, with such a note.
     """
-    pipeline = load_pipeline(file, overrides, rehearse=rehearse)
     reporter = Silent() if progress is None else progress
-    if not dry_run and build_missing(pipeline.terms, reporter):
-        pipeline = load_pipeline(file, overrides, rehearse=rehearse)
+    pipeline = load_allowed(
+        file, overrides, reporter, rehearse=rehearse, trust=trust, needed=not dry_run, build=not dry_run
+    )
     if pipeline.replacements:
         reporter.say(listing(pipeline.replacements))
     runs = Path(runs_dir) / pipeline.name
@@ -202,7 +206,8 @@ def outputs(stage: CheckedStage, runs: Path) -> dict[str, Path]:
 def resolved(pipeline: Pipeline) -> dict[str, Any]:
     """A pipeline as plain data without variables, that loads again to the same pipeline from anywhere."""
     stages = {name: _written(stage) for name, stage in pipeline.stages.items()}
-    return {"name": pipeline.name, "seed": pipeline.seed, "stages": stages}
+    seed = pipeline.environment.get(("seed",))
+    return {"name": pipeline.title, "seed": seed.source if seed else pipeline.seed, "stages": stages}
 
 
 def _written(stage: CheckedStage) -> dict[str, Any]:
@@ -210,10 +215,22 @@ def _written(stage: CheckedStage) -> dict[str, Any]:
     return written
 
 
-def _rehearsed(pipeline: Pipeline, stage: CheckedStage) -> dict[str, Any]:
+def _shown(pipeline: Pipeline, stage: CheckedStage) -> str:
+    """The settings of a stage as pages show them: like in a file, and paths without the folders of this machine."""
+    entered = stage.environment.get(("seed",))
+    settings = {stage.name: _written(stage), "seed": entered.source if entered else stage.seed}
+    return dump_yaml(without_folders({**settings, **_rehearsed(pipeline)}, pipeline.file.parent))
+
+
+def _rehearsed(pipeline: Pipeline) -> dict[str, Any]:
     """What a rehearsal replaced in the file, to be kept with the figures: they are not those of the file's settings."""
-    changes = {change.key: {"before": change.before, "after": change.after} for change in pipeline.replacements}
-    return {"rehearsal": escaped(changes, (), stage.environment)} if changes else {}
+    changes = {}
+    for change in pipeline.replacements:
+        keys = tuple(int(part) if part.isdecimal() else part for part in change.key.split("."))
+        # What is replaced is shown beside what replaces it, so its secrets count, too.
+        before = escaped(change.before, keys, pipeline.replaced_environment)
+        changes[change.key] = {"before": before, "after": escaped(change.after, keys, pipeline.environment)}
+    return {"rehearsal": changes} if changes else {}
 
 
 def _run_stage(
@@ -233,8 +250,8 @@ def _run_stage(
         folder=partial,
         files=files,
         progress=reporter,
-        title=pipeline.name,
-        config_text=dump_yaml({stage.name: _written(stage), "seed": stage.seed, **_rehearsed(pipeline, stage)}),
+        title=pipeline.title,
+        config_text=_shown(pipeline, stage),
         metadata=adapter_metadata(stage, step.identity, files),
         branch=step.branch,
     )
@@ -242,8 +259,11 @@ def _run_stage(
         hooks.started(stage.name, partial)
     started, clock = _now(), time.monotonic()
     try:
-        with recording_warnings(partial) as warned:
+        entered = {**pipeline.environment, **pipeline.replaced_environment}
+        withheld = withholding(texts(entered), (runs.resolve(), pipeline.file.parent))
+        with recording_warnings(partial) as warned, withheld:
             metrics = dict((executors.get(stage.kind.name) or stage.kind.executor())(job))
+            warned = without_withheld(list(warned))
     finally:
         reporter.stop()
     seconds = time.monotonic() - clock

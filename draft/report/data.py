@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from draft.report.withheld import without_withheld
+
 _PACKAGES = {"draft": "draft-diffusion", "torch": "torch", "diffusers": "diffusers", "peft": "peft"}
 
 
@@ -42,7 +44,7 @@ def as_json(value: Any, *, indent: int = 2) -> str:
     Returns:
         Text that ends with a line break.
     """
-    return json.dumps(finite(value), indent=indent, ensure_ascii=False) + "\n"
+    return json.dumps(without_withheld(finite(value)), indent=indent, ensure_ascii=False) + "\n"
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -58,7 +60,7 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows(map(without_withheld, rows))
     return stream.getvalue()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from draft.report.data import versions
+from draft.report.withheld import page_without_withheld
 
+_POLICY = "the policy"
 _LARGEST_UNTOUCHED = 128
 _LARGEST = 320
 
@@ -29,7 +33,28 @@ def render(template: str, **values: Any) -> str:
     Returns:
         The page. Text is escaped, a missing value is an error.
     """
-    return _environment().get_template(template).render(versions=versions(), **values)
+    page = _environment().get_template(template).render(versions=versions(), policy=_POLICY, **values)
+    page = page_without_withheld(page)
+    return page.replace(_POLICY, policy(page), 1)
+
+
+def policy(page: str) -> str:
+    """What a browser may do with a page: show its pictures and its own styles, and nothing else.
+
+    Args:
+        page: The page; its style elements are named by their hashes, so that no other one counts.
+
+    Returns:
+        A content security policy. Without scripts, frames, forms and addresses; style attributes, which charts have,
+        are allowed.
+    """
+    styles = dict.fromkeys(re.findall(r"<style\b[^>]*>(.*?)</style>", page, re.DOTALL))
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in styles]
+    elements = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
+    return (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"style-src-elem {elements}; base-uri 'none'; form-action 'none'"
+    )
 
 
 @cache

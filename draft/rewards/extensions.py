@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pluggy
 
+from draft import hub
 from draft.errors import PluginError, PluginWarning
 from draft.family import Family
 from draft.rewards.calls import Called, brief, calling
@@ -69,6 +70,8 @@ def model_path(name: str) -> str:
     """
     model = named_model(name)
     if model is None:
+        if hub.may_be_id(name):
+            hub.ask_once()  # as a loader is about to, for longer
         return name
     ensure_derived(model)
     _verify(model)

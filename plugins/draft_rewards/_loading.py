@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import draft
-from draft import tokenizer
+from draft import hub, tokenizer
 from draft.errors import ResourceError
 from draft.quiet import loading_silently
 from draft.rewards.surroundings import without_drawing
@@ -202,11 +201,14 @@ def _out_of_reach(model: str, reason: str, command: str) -> tuple[str, str]:
     entry, first = published_weights(model), ""
     if entry and entry.gated:
         first = f"accept its licence at https://huggingface.co/{model}, log in with `hf auth login`, then "
-    for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        # As the hub's own library reads them.
-        if os.environ.get(switch, "").upper() in ("1", "ON", "YES", "TRUE"):
-            fetching = f"{first}run `{command}` where there is a network and bring the hub's cache here"
-            return f"it is not on this machine, and {switch} is set", f"unset {switch}, or {fetching}"
+    if unreached := hub.unreached():
+        return (
+            f"it is not on this machine, and {unreached}",
+            f"{first}fetch it with `{command}` where there is a network",
+        )
+    if switch := hub.switched_off():
+        fetching = f"{first}run `{command}` where there is a network and bring the hub's cache here"
+        return f"it is not on this machine, and {switch} is set", f"unset {switch}, or {fetching}"
     return reason, f"{first}fetch it with `{command}`"
 
 

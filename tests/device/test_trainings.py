@@ -27,7 +27,7 @@ class Stopping(draft.Reward):
 
         def score(images, prompts):
             seen.append(len(images))
-            if len(seen) == 3 and Path(__file__).with_name("flag").exists():
+            if len(seen) == 3 and Path(__file__).parents[1].joinpath("flag").exists():
                 raise KeyboardInterrupt
             return images.mean(dim=(1, 2, 3))
 
@@ -50,7 +50,7 @@ def flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "entry_points.txt").write_text("[draft]\nstopping = draft_stopping\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(info.parent))
     monkeypatch.delitem(sys.modules, "draft_stopping", raising=False)
-    return info.parent / "flag"
+    return tmp_path / "flag"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,16 @@ def _family(guidance: Any) -> Family:
 def _found(guidance: Any, cfg_gradient: str = "both", **sampler: Any) -> list[str]:
     settings = SamplerSettings(**{"guidance_scale": 1.0, **sampler})
     return [problem.what for problem in family_problems(_family(guidance), settings, cfg_gradient=cfg_gradient)]
+
+
+def test_what_only_a_diffusion_schedule_has_is_a_problem_of_a_flow() -> None:
+    sampler = SamplerSettings(guidance_scale=1.0, final="first_alpha", spacing="leading")
+    diffusion = _family("classifier_free")
+    assert list(family_problems(diffusion, sampler)) == []
+    assert [problem.what for problem in family_problems(replace(diffusion, schedule="flow"), sampler)] == [
+        "sampler.final must be 'one' for a flow-matching model (got 'first_alpha')",
+        "sampler.spacing must be 'trailing' or 'linspace' for a flow-matching model (got 'leading')",
+    ]
 
 
 def test_guidance_that_a_family_lacks_is_a_problem() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -93,6 +95,17 @@ def test_the_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
     assert not outside and "script" not in parser.tags and "link" in parser.tags
     assert not re.search(r"url\((?!#)|@import", text)
     assert str(tmp_path) not in text
+
+
+def test_the_page_forbids_everything_but_its_own_pictures_and_styles(tmp_path: Path) -> None:
+    text = make_page(tmp_path).read_text()
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', text)
+    assert policy and text.index(policy[0]) < text.index("<style>")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    styles = set(re.findall(r"<style[^>]*>(.*?)</style>", text, re.DOTALL))
+    hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in styles}
+    assert set(rules["style-src-elem"].split()) == hashes and len(hashes) > 1
 
 
 def test_prompts_labels_and_configuration_are_shown_as_text(tmp_path: Path) -> None:
@@ -192,7 +205,11 @@ def test_chromium_shows_the_page_without_errors_or_sideways_scrolling(tmp_path: 
     assert browser, "needs Chromium: apt-get install chromium"
     page = make_page(tmp_path, title="A" * 120)
     probed = tmp_path / "probed.html"
-    probed.write_text(page.read_text().replace("<head>", f"<head><script>{PROBE}</script>"))
+    # The policy of the page, and beside it this one script.
+    digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
+    text = page.read_text().replace("default-src 'none'", f"default-src 'none'; script-src 'sha256-{digest}'", 1)
+    foreign = "<script>document.title = 'foreign'</script><style>main { display: none }</style>"
+    probed.write_text(text.replace("<style>", f"<script>{PROBE}</script>{foreign}<style>", 1))
     # Chromium's windows are at least 500 pixels wide, so the page is shown in a frame of the wanted width.
     outer = tmp_path / "outer.html"
     outer.write_text(
@@ -205,7 +222,9 @@ def test_chromium_shows_the_page_without_errors_or_sideways_scrolling(tmp_path: 
     )
     command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", outer.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in shown.stderr
+    # The foreign script and the foreign style are refused, and nothing else is.
+    said = [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
+    assert len(said) == 2 and all("Content Security Policy" in line for line in said), said
     found = re.search(r'data-result="([^"]*)"', shown.stdout)
     assert found, shown.stdout[:300]
     result = json.loads(found[1].replace("&quot;", '"'))

@@ -67,6 +67,11 @@ def bytes_of(folder: str) -> bytes:
     return (Path(folder) / "pocket" / "train" / "adapter.safetensors").read_bytes()
 
 
+def test_a_check_refuses_what_only_a_diffusion_schedule_has(command: Command, write: Any) -> None:
+    code, printed = command("check", write({"train": stage(sampler={"final": "first_alpha", "guidance_scale": 3.5})}))
+    assert code == 2 and "sampler.final must be 'one' for a flow-matching model (got 'first_alpha')" in printed
+
+
 def test_its_model_is_named_made_once_and_a_stage_is_reused_after_it_is_made(command: Command, write: Any) -> None:
     file = write({"train": stage(max_steps=1)})
     code, printed = command("check", file)

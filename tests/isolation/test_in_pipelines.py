@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from draft.diffusion.settings import LoraSettings, SamplerSettings
 from draft.errors import ConfigErrors, DraftError
+from draft.isolation import consent
+from draft.isolation.consent import ConsentError
 from draft.isolation.failures import IsolatedError
 from draft.isolation.reward import IsolatedReward
+from draft.isolation.settings import Isolation
 from draft.methods.values import DraftLV
+from draft.pipeline.allowed import load_allowed
+from draft.pipeline.check import Pipeline
 from draft.pipeline.describe import json_schema
 from draft.pipeline.isolated import source_files
 from draft.pipeline.kinds import KINDS
@@ -28,6 +34,7 @@ from draft.rewards.reward import Reward, Term
 from draft.training.settings import TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
+from draft_cli.app import app
 
 PIPELINE = """\
 name: mine
@@ -69,13 +76,20 @@ def folder(tmp_path: Path, room, tiny_module: ModuleType, monkeypatch: pytest.Mo
     (tmp_path / "env").symlink_to(room.folder)
     (tmp_path / "mine.yaml").write_text(PIPELINE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRAFT_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setattr(consent, "_ALLOWED_NOW", set())
     return tmp_path
+
+
+def load(*overrides: str, **options: Any) -> Pipeline:
+    """The pipeline with its environments asked."""
+    return load_allowed("mine.yaml", overrides, Silent(), trust=True, build=False, **options)
 
 
 def run(folder: Path, *overrides: str, **options: Any) -> tuple[str, list[str]]:
     """What became of the stage, and what was said."""
     heard = Heard()
-    options = {"runs_dir": folder / "runs", "executors": dict.fromkeys(KINDS, write), **options}
+    options = {"runs_dir": folder / "runs", "executors": dict.fromkeys(KINDS, write), "trust": True, **options}
     result = run_pipeline(folder / "mine.yaml", overrides, progress=heard, **options)
     return result["train"].action, heard.lines
 
@@ -84,9 +98,9 @@ def test_the_environment_says_what_is_wrong_and_the_file_where(folder: Path) -> 
     text = PIPELINE.replace("amount: 1.5", "amount: 5\n        tagret: x").replace("}", ", timeuot: 3}")
     (folder / "mine.yaml").write_text(text)
     with pytest.raises(DraftError, match=r"mine.yaml:13: unknown key 'stages.train.rewards.shine.isolated.timeuot'"):
-        load_pipeline("mine.yaml")
+        load()
     with pytest.raises(ConfigErrors) as raised:
-        load_pipeline("mine.yaml", ["stages.train.rewards.shine.isolated={python: env}"])
+        load("stages.train.rewards.shine.isolated={python: env}")
     assert [str(error).splitlines()[0] for error in raised.value.errors] == [
         "mine.yaml:11: stages.train.rewards.shine.amount must be at most 2 (got 5)",
         "mine.yaml:12: reward 'glow' has no option 'tagret'",
@@ -95,13 +109,13 @@ def test_the_environment_says_what_is_wrong_and_the_file_where(folder: Path) -> 
     with pytest.raises(
         DraftError, match=r"mine.yaml:12: .*isolated.python must be a Python that is there \(got '.*evn'"
     ):
-        load_pipeline("mine.yaml")
+        load()
     (folder / "mine.yaml").write_text(PIPELINE.replace("glow", "counted").replace("amount: 1.5", "device: cpu"))
     with pytest.raises(DraftError, match="reward 'counted' has no gradient"):
-        load_pipeline("mine.yaml")
+        load()
     (folder / "mine.yaml").write_text(PIPELINE.replace("amount: 1.5", 'target: "{thing}"'))
     with pytest.raises(DraftError, match="names the column 'thing', which the prompts do not have"):
-        load_pipeline("mine.yaml")
+        load()
 
 
 def test_the_result_depends_on_what_the_reward_is_not_on_where_it_runs(folder: Path, room) -> None:
@@ -145,7 +159,7 @@ def test_editors_know_the_keys() -> None:
 
 
 def test_a_rehearsal_uses_the_stand_in_that_the_class_declares_there(folder: Path) -> None:
-    pipeline = load_pipeline("mine.yaml", rehearse=True)
+    pipeline = load(rehearse=True)
     (term,) = pipeline.terms
     assert isinstance(term.reward, IsolatedReward)
     assert term.reward.model_dump()["model"] == "emoji/clip"
@@ -157,16 +171,16 @@ def test_a_reward_made_of_others_is_known_with_its_parts_and_not_rehearsed_witho
     formula = "use: expression\n        formula: a * b\n        of: {a: {use: glow}, b: {use: counted}}"
     text = PIPELINE.replace("use: glow\n        amount: 1.5", formula)
     (folder / "mine.yaml").write_text(text.replace("kind: train", "kind: evaluate").replace("    max_steps: 2\n", ""))
-    (term,) = load_pipeline("mine.yaml").terms
+    (term,) = load().terms
     assert not term.reward.differentiable
     assert {keys: file.name for keys, file in source_files(term.reward).items()} == {
         (): "expression.py", ("of", "a"): "mine_rewards.py", ("of", "b"): "mine_rewards.py",
     }  # fmt: skip
     with pytest.raises(DraftError, match="'expression' is made of others in an environment of its own") as raised:
-        load_pipeline("mine.yaml", rehearse=True)
+        load(rehearse=True)
     assert "set stages.train.rewards.shine under `rehearsal:`" in raised.value.hint
     chosen = "stages.train.rewards.shine={use: jpeg}"
-    assert load_pipeline("mine.yaml", [chosen], rehearse=True).terms[0].reward.name == "jpeg"
+    assert load(chosen, rehearse=True).terms[0].reward.name == "jpeg"
 
 
 @pytest.mark.slow
@@ -181,7 +195,7 @@ def test_an_environment_of_requirements_is_made_by_the_run_and_then_checked(
     text = PIPELINE.replace("python: env", f"requirements: {wheels}")
     (folder / "mine.yaml").write_text(text.replace("amount: 1.5", "amount: 15"))
 
-    assert load_pipeline("mine.yaml").terms[0].reward.model_dump() == {"options": {"amount": 15}}
+    assert load().terms[0].reward.model_dump() == {"options": {"amount": 15}}
     _, said = run(folder, dry_run=True)
     assert "shine.isolated: its environment has not been made, so this reward's options are not checked" in said[0]
     with pytest.raises(DraftError, match="must be at most 2 \\(got 15\\)"):
@@ -236,3 +250,66 @@ def test_a_failure_ends_the_stage_with_the_rewards_name_and_the_way_to_go_on(
     )
     assert raised.value.__notes__[0].startswith("resume: draft run")
     assert gone(started[0])
+
+
+@pytest.fixture
+def spy(folder: Path) -> Callable[[], bool]:
+    """An environment of a stranger whose Python leaves a trace; whether it did."""
+    folder.joinpath("env").unlink()
+    program = folder / "env" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\ntouch {folder / 'trace'}\nexit 1\n")
+    program.chmod(0o755)
+    return (folder / "trace").exists
+
+
+def test_a_check_executes_nothing_that_the_file_names(folder: Path, spy: Callable[[], bool]) -> None:
+    result = CliRunner().invoke(app, ["check", "mine.yaml"])
+    assert result.exit_code == 0 and not spy()
+    assert "options are not checked, which would run" in result.output and "--trust does" in result.output
+    load_pipeline("mine.yaml", rehearse=True)
+    run(folder, dry_run=True, trust=False)
+    assert not spy()
+
+
+def test_what_has_not_been_allowed_is_shown_in_full_and_not_run(folder: Path, spy: Callable[[], bool]) -> None:
+    with pytest.raises(ConsentError) as raised:
+        run(folder, trust=False)
+    program = folder / "env/bin/python"
+    assert f"stages.train.rewards.shine.isolated:\n    runs {program}" in str(raised.value)
+    assert "add --trust" in raised.value.hint and not spy() and not (folder / "runs").exists()
+    with pytest.raises(DraftError, match="ended with exit code 1"):
+        run(folder, trust=True)
+    assert spy()
+
+
+def test_a_consent_is_remembered_for_one_interpreter_as_it_is(folder: Path, monkeypatch) -> None:
+    action, said = run(folder)
+    assert action == "ran" and said[0].startswith("allowed from now on:\n  stages.train.rewards.shine.isolated:")
+    monkeypatch.setattr(consent, "_ALLOWED_NOW", set())  # a later process
+    assert run(folder, trust=False) == ("reused", ["[1/1] train: reused"])
+    other = shutil.copytree(folder / "env", folder / "other", symlinks=False)
+    with pytest.raises(ConsentError):
+        run(folder, "stages.train.rewards.shine.isolated.python=other", trust=False)
+    folder.joinpath("env").unlink()
+    other.rename(folder / "env")
+    (folder / "env/bin/python").write_bytes(b"#!/bin/sh\n")
+    with pytest.raises(ConsentError):
+        run(folder, trust=False)
+
+
+def test_requirements_are_allowed_line_by_line_with_the_content_of_files(folder: Path, monkeypatch) -> None:
+    long = f"package @ https://host/{'x' * 700}/end.whl"
+    (folder / "wanted.txt").write_text(f"# comment\n{long}\nlast==1\n")
+    monkeypatch.setattr("draft.pipeline.isolated.build_environment", lambda *args, **options: pytest.fail("built"))
+    swap = "stages.train.rewards.shine.isolated={requirements: wanted.txt}"
+    with pytest.raises(ConsentError) as raised:
+        run(folder, swap, trust=False)
+    shown = str(raised.value).replace("\n    ", "")
+    assert long in shown and "last==1" in shown and "installs with pip" in shown
+    wanted = Isolation(requirements=str(folder / "wanted.txt"))
+    consent.allow({"r": wanted}, trust=True, say=lambda text: None)
+    assert consent.all_allowed({"r": wanted})
+    (folder / "wanted.txt").write_text("other\n")
+    monkeypatch.setattr(consent, "_ALLOWED_NOW", set())
+    assert not consent.all_allowed({"r": wanted})

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from draft.authoring.scaffold import LICENCE, check_author, check_name, write_package
+from draft.files import usable
 
 
 def new_command(
@@ -22,7 +23,7 @@ def new_command(
 ) -> None:
     """Write a complete package for a reward of your own, which installs and passes its tests unchanged."""
     names, owner = check_name(name), check_author(author, url)
-    folder = Path(names.distribution) if output is None else output.expanduser()
+    folder = Path(names.distribution) if output is None else usable(output)
     files = write_package(names, folder, owner)
     typer.echo("\n".join(f"wrote {file}" for file in files))
     if folder / LICENCE not in files:

@@ -12,6 +12,7 @@ import typer
 
 from draft.authoring.stand_in import choose_reward
 from draft.errors import ConfigError
+from draft.files import usable
 from draft_cli.rewards.listing import columns
 from draft_cli.rewards.options import AUTO, Force, Name, Python, Set, Settings, StandIn, check_output, parse_settings
 
@@ -59,7 +60,7 @@ def try_command(
 ) -> None:
     """See what a reward wants: climb it with a picture's pixels and with a model's latent, and draw a strip of both."""
     reward = choose_reward(name, parse_settings([*(words or []), *(settings or [])]), stand_in=stand_in, python=python)
-    file = Path(f"{reward.name}_try.png") if output is None else output.expanduser()
+    file = Path(f"{reward.name}_try.png") if output is None else usable(output)
     check_output(file, force=force)
     if file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigError(f"the strip must be a picture such as .png (got {str(file)!r})", where="command line")

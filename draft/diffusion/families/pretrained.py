@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from draft import hub
 from draft.errors import DraftError, ResourceError
 from draft.tokenizer import load_tokenizer
 
@@ -34,6 +34,8 @@ def read_index(model: str) -> Mapping[str, Any]:
     Raises:
         DraftError: It cannot be read or reached.
     """
+    if not Path(model).exists():
+        hub.ask_once()
     try:
         index: Any = DiffusionPipeline.load_config(model)
     except (OSError, ValueError) as error:
@@ -57,6 +59,7 @@ def local_folder(model: str, pipeline: type[DiffusionPipeline], *, without: Iter
     """
     if Path(model).is_dir():
         return Path(model)
+    hub.ask_once()
     with reading_weights(model):
         return Path(pipeline.download(model, use_safetensors=True, **dict.fromkeys(without, None)))
 
@@ -215,8 +218,10 @@ def _variant(folder: Path) -> dict[str, str]:
 
 
 def _hint() -> str:
-    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        return "HF_HUB_OFFLINE is set: download it first, or give a folder"
+    if reason := hub.unreached():
+        return f"{reason}: try again with a connection, download it first, or give a folder"
+    if switch := hub.switched_off():
+        return f"{switch} is set: download it first, or give a folder"
     return "give a folder, a .safetensors file, a named model (`draft models`), or a hub id that can be reached"
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from draft.diffusion.settings import SamplerSettings
+from draft.diffusion.settings import SamplerSettings, flow_problems
 from draft.errors import DraftError, Problem, StageError
 from draft.family import Family
 from draft.types import Size
@@ -16,7 +16,7 @@ _USUAL_MULTIPLE = 8
 
 
 def family_problems(family: Family, sampler: SamplerSettings, *, cfg_gradient: str = "both") -> Iterator[Problem]:
-    """Find the settings of guidance that a family does not have.
+    """Find the settings of the sampler and of guidance that a family does not have.
 
     Args:
         family: The model's.
@@ -26,6 +26,8 @@ def family_problems(family: Family, sampler: SamplerSettings, *, cfg_gradient: s
     Yields:
         One problem each.
     """
+    if family.schedule == "flow":
+        yield from flow_problems(sampler)
     name, scale = family.title or family.name, sampler.guidance_scale
     key = ("sampler", "guidance_scale")
     if family.guidance in ("classifier_free", "norm_rescaled") and scale < 1:
@@ -87,7 +89,7 @@ def size_problems(model: str, resolution: int | tuple[int, int] | None, *, multi
 
 
 def require_family_settings(family: Family, sampler: SamplerSettings, *, cfg_gradient: str = "both") -> None:
-    """Refuse settings of guidance that a family does not have.
+    """Refuse settings of the sampler and of guidance that a family does not have.
 
     Args:
         family: The model's.

@@ -54,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
         part="transformer",
         markers=("model.diffusion_model.joint_blocks.",),
         encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+        schedule="flow",
         files=AdapterFiles(architecture="stable-diffusion-3", resolution="1024x1024", reader="SD3LoraLoaderMixin"),
     ),
     Family(
@@ -63,6 +64,7 @@ FAMILIES: tuple[Family, ...] = (
         part="transformer",
         markers=("double_blocks.", "single_blocks."),
         encoders=("text_encoder", "text_encoder_2"),
+        schedule="flow",
         guidance="embedded",
         patch=2,
         files=AdapterFiles(

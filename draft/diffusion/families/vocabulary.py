@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from draft import hub
 from draft.errors import ResourceError
 from draft.tokenizer import check_tokenizer, load_tokenizer, tokenizer_class
 
@@ -40,6 +41,7 @@ def clip_tokenizer(path: Path, beside: Path, *, padding: str) -> Any:
     if (beside / "tokenizer.json").is_file() or (whole and (beside / "tokenizer_config.json").is_file()):
         return load_tokenizer("CLIPTokenizer", str(beside), of=f"checkpoint {path}", local_files_only=True)
     if not whole:
+        hub.ask_once()
         files = _from_hub()
     if not files:
         raise ResourceError(

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from draft.diffusion.control.schedules import AdapterSchedule
 from draft.errors import ConfigError, DraftError, Problem
-from draft.pipeline.document import Document, Keys
+from draft.pipeline.document import Document, Entered, Keys
 from draft.pipeline.fields import tag
 from draft.pipeline.references import Reference, parse_reference
 from draft.progress import Progress
@@ -182,7 +182,7 @@ class CheckedStage:
         seed: Its seed.
         inputs: What it works on.
         upstream: The stages it refers to, sorted.
-        environment: Values that the file takes from the environment, with their names; no file may hold them.
+        environment: Where in it, and in its seed, something came from the environment; no file may hold that.
     """
 
     name: str
@@ -192,7 +192,7 @@ class CheckedStage:
     seed: int
     inputs: Inputs
     upstream: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[Keys, Entered] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -203,6 +203,8 @@ class CheckedStage:
     def model_name(self) -> str:
         """What its model is called: as the file has it, but a folder on this machine by its last name alone."""
         model = self.data.get("model", "")
+        if ("model",) in self.environment:
+            return self.environment["model",].source
         return Path(model).name if model and Path(model).exists() else model
 
     @property

@@ -19,6 +19,7 @@ FAMILY = draft.Family(
         "text_encoder": "PocketTextEncoder",
         "tokenizer": "",
     },
+    schedule="flow",
     guidance="embedded",
     patch=2,
     multiple=8,
