@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import draft
 from draft import hub, tokenizer
 from draft.errors import ResourceError
+from draft.quiet import loading_silently
 from draft.rewards.surroundings import without_drawing
 from draft_rewards._weights import download_command, published_weights, revision_of
 
@@ -72,9 +73,10 @@ def load_frozen(
         pickled = _folder_without_safetensors(draft.model_path(model), options)
         if pickled:
             options = {"use_safetensors": False, "weights_only": True}
-        network, info = family.from_pretrained(
-            pickled or draft.model_path(model), output_loading_info=True, **{"use_safetensors": True, **options}
-        )
+        with loading_silently():
+            network, info = family.from_pretrained(
+                pickled or draft.model_path(model), output_loading_info=True, **{"use_safetensors": True, **options}
+            )
     if missing := sorted(info["missing_keys"]):
         kind = type(network).__name__
         raise draft.DraftError(
