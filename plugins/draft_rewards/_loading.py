@@ -68,8 +68,7 @@ def load_frozen(
     Raises:
         DraftError: It cannot be loaded, or its weights lack tensors, which transformers would draw at random.
     """
-    # Before version 5, transformers draws weights before it reads them.
-    with without_drawing(), explained(what, model, where=where, revision=revision, others=others):
+    with explained(what, model, where=where, revision=revision, others=others):
         options = hub_options(revision, model)
         pickled = _folder_without_safetensors(draft.model_path(model), options)
         if pickled:
@@ -145,7 +144,7 @@ def explained(
 ) -> Iterator[None]:
     """Turn what goes wrong while files are read into an error that names the model and how to get it.
 
-    torch's random numbers on the CPU are left as they were.
+    The global random generators are left as they were.
 
     Args:
         what: What is being loaded, e.g. ``"CLIP model"``.
@@ -160,12 +159,11 @@ def explained(
         DraftError: The block raised because files are missing, broken or of another kind; a `ResourceError` where
             only the hub has them.
     """
-    import torch
     from safetensors import SafetensorError
 
     try:
         # transformers 4 draws initial weights before it reads the real ones.
-        with torch.random.fork_rng(devices=[]):
+        with without_drawing():
             yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
