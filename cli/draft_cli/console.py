@@ -12,7 +12,7 @@ from typing import TextIO
 
 from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError, presentable
 from draft.quiet import DOWNLOADS
-from draft_cli.start import StandardStream
+from draft_cli.streams import StandardStream
 
 
 def print_error(error: DraftError, stream: TextIO | None = None, *, traceback: bool = False) -> None:
