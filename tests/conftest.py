@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,16 @@ def pytest_report_header() -> str:
     """The versions that decide what a number comes out as."""
     names = ("torch", "diffusers", "transformers", "peft", "pydantic", "omegaconf")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+@pytest.fixture(scope="session")
+def pip() -> list[str]:
+    """The command of pip: the installed one, or the one that Python carries along, as uv's environments have none."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    ensurepip = pytest.importorskip("ensurepip", reason="there is neither pip nor the one that Python carries along")
+    (wheel,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    return [sys.executable, str(wheel / "pip")]
 
 
 @pytest.fixture(scope="session")

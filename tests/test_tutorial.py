@@ -72,7 +72,7 @@ def files(package: str = "draft-reward-palette") -> dict[str, str]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def workplace(tmp_path: Path, pip: list[str]) -> tuple[Path, dict[str, str]]:
     """An empty folder and an environment with Draft, into which packages can be installed without a network."""
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=120)
@@ -90,7 +90,7 @@ def workplace(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     for name, line in {
         "draft": f'exec "{python}" -m draft "$@"',
         "pytest": f'exec "{python}" -m pytest -p no:cacheprovider "$@"',
-        "pip": f'verb=$1; shift; exec "{python}" -m pip "$verb" {offline} "$@"',
+        "pip": f'verb=$1; shift; exec "{python}" {shlex.join(pip[1:])} "$verb" {offline} "$@"',
         "ruff": f'exec "{Path(sys.executable).parent / "ruff"}" "$@" --no-cache',
     }.items():
         (scripts / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")

@@ -167,11 +167,12 @@ def explained(
             yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        if isinstance(error, UnpicklingError):
+        pickled = _comes_from(error, UnpicklingError)
+        if pickled:
             reason = "its file is a pickle of more than weights, and no other is read"
         ways = f"give a name of `draft models`, a folder that holds the {what}, or a hub id you can reach"
         path = draft.model_path(model)
-        if not isinstance(error, OSError) or not _on_the_hub(path):
+        if pickled or not isinstance(error, OSError) or not _on_the_hub(path):
             raise draft.DraftError(f"cannot load the {what} {model!r}: {reason}", where=where, hint=ways) from error
         commands = [download_command(model, revision, files)]
         commands += [
@@ -188,6 +189,13 @@ def explained(
             where=where,
             hint=f"{hint}; or {ways}",
         ) from error
+
+
+def _comes_from(error: BaseException | None, kind: type[Exception]) -> bool:
+    """Whether an error is of a kind, or was raised while one was handled: transformers 4 hides it in an OSError."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__context__
+    return error is not None
 
 
 def _on_the_hub(path: str) -> bool:

@@ -31,7 +31,7 @@ def run(folder: Path, *words: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_the_package_is_good_as_it_is_generated(command: Any, folder: Path) -> None:
+def test_the_package_is_good_as_it_is_generated(command: Any, folder: Path, pip: list[str]) -> None:
     code, out, _ = command("rewards", "new", "warm_light")
     package = folder / "draft-reward-warm-light"
     assert code == 0
@@ -57,7 +57,7 @@ def test_the_package_is_good_as_it_is_generated(command: Any, folder: Path) -> N
 
     site = folder / "site"
     offline = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
-    run(folder, "-m", "pip", "install", *offline, "--target", str(site), str(package))
+    run(folder, *pip[1:], "install", *offline, "--target", str(site), str(package))
     paths = os.pathsep.join(path for path in (str(site), os.environ.get("PYTHONPATH", "")) if path)
     run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", PYTHONPATH=paths)
     shown = run(folder, "-m", "draft", "rewards", "show", "warm_light", PYTHONPATH=paths)

@@ -7,7 +7,6 @@ import os
 import shutil
 import site
 import subprocess
-import sys
 import venv
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ ALSO = ("draft_cli", "draft_rewards", "draft_emoji")
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the layout of the environment is that of POSIX systems")
 def test_a_strangers_package_with_weights_trains_from_its_wheel_in_an_empty_environment(
-    command: Any, folder: Path
+    command: Any, folder: Path, pip: list[str]
 ) -> None:
     assert command("rewards", "new", "stranger", "--author", "A. Stranger <a@example.org>")[0] == 0
     package = folder / "draft-reward-stranger"
@@ -103,12 +102,12 @@ def test_a_strangers_package_with_weights_trains_from_its_wheel_in_an_empty_envi
     save_file({"direction": torch.tensor([1.0, 0.0, -1.0])}, code / "weights.safetensors")
 
     build = ["wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder / "dist")]
-    subprocess.run([sys.executable, "-m", "pip", *build, str(package)], check=True, timeout=300)
+    subprocess.run([*pip, *build, str(package)], check=True, timeout=300)
     (wheel,) = (folder / "dist").glob("*.whl")
     shutil.rmtree(package)
     packages = empty_environment(folder / "empty")
     install = ["install", "--quiet", "--no-deps", "--no-index", "--target", str(packages), str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True, timeout=300)
+    subprocess.run([*pip, *install], check=True, timeout=300)
 
     python = str(interpreter(folder / "empty"))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

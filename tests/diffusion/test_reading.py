@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from draft.diffusion.embedding import embed, embed_texts
@@ -198,3 +201,33 @@ def test_images_that_are_not_square_are_as_tall_and_as_wide_as_asked(tiny_model:
     (images,) = generate_images(model, ["a cat"], [0], sampler, size=Size(24, 32))
     assert images.shape == (1, 3, 24, 32)
     assert model.schedule(Size(24, 32), 2) == model.schedule(model.default_size, 50)
+
+
+def renamed(folder: Path, tiny_model: Path, names: Callable[[str], str]) -> Path:
+    """A copy of the tiny model whose text encoder's tensors have other names; an empty one leaves a tensor out."""
+    shutil.copytree(tiny_model, folder)
+    (file,) = (folder / "text_encoder").glob("*.safetensors")
+    tensors = {names(name): tensor for name, tensor in load_file(file).items()}
+    save_file({name: tensor for name, tensor in tensors.items() if name}, file, {"format": "pt"})
+    return folder
+
+
+def test_text_encoders_are_read_by_the_names_of_transformers_4_and_of_5(tiny_model: Path, tmp_path: Path) -> None:
+    texts = []
+    for prefix in ("", "text_model."):
+        names = lambda name, prefix=prefix: prefix + name.removeprefix("text_model.")  # noqa: E731
+        folder = renamed(tmp_path / f"model{prefix}", tiny_model, names)
+        model = load_text_to_image(str(folder), device=CPU, dtype=torch.float32)
+        texts.append(model.encode(["a cat"], model.default_size).tensors["text"])
+    torch.testing.assert_close(texts[0], texts[1], rtol=0, atol=0)
+
+
+def test_weights_that_lack_tensors_are_refused_where_the_libraries_draw_them_at_random(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = renamed(tmp_path / "model", tiny_model, lambda name: "" if "final_layer_norm" in name else name)
+    model = load_text_to_image(str(folder), device=CPU, dtype=torch.float32)
+    lacking = "the weights of its text_encoder lack 2 tensors of CLIPTextModel, e.g. '.*norm"
+    with pytest.raises(DraftError, match=lacking) as raised:
+        model.encode(["a cat"], model.default_size)
+    assert raised.value.hint == "text_encoder/ must hold a whole CLIPTextModel"

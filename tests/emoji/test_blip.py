@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import BertTokenizer, BlipForConditionalGeneration
 
@@ -34,6 +35,8 @@ STAND_INS = {"caption": {"prefix": ""}, "vqa": {}, "image_reward": {"tokenizer":
 
 @pytest.fixture(scope="module")
 def tokenizer() -> BertTokenizer:
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        pytest.skip("the recipe that made the embedded models is written for version 5 of transformers")
     return make_tokenizer()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 import draft
 from draft.rewards.extensions import named_models
+from draft.tokenizer import tokenizer_class
 from draft_emoji import WEIGHTS
 from draft_emoji.recipe.preference import degrade
 from draft_emoji.scenes import Composer
@@ -20,6 +22,11 @@ from draft_emoji.vocabulary import concepts, entries
 
 MEGABYTE = 1_000_000
 PARTS = ("clip", "judge", "owlvit", "resnet", "convnext", "preference", "aesthetic")
+
+written_by_5 = pytest.mark.skipif(
+    int(importlib.metadata.version("transformers").partition(".")[0]) < 5,
+    reason="version 5 of transformers wrote the embedded model; of version 4, Draft can read it, diffusers cannot",
+)
 
 
 def test_every_shipped_file_is_the_one_in_the_manifest_and_small_enough() -> None:
@@ -46,6 +53,7 @@ def test_the_named_models_are_folders_with_a_configuration() -> None:
         assert draft.model_path(name) == str(models[name].path)
 
 
+@written_by_5
 def test_the_pipeline_loads_in_diffusers_with_every_key() -> None:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
@@ -60,10 +68,10 @@ def test_the_pipeline_loads_in_diffusers_with_every_key() -> None:
 
 
 def test_the_tokenizer_ends_with_the_highest_id_and_knows_every_word_whole() -> None:
-    from transformers import CLIPTextConfig, CLIPTokenizer
+    from transformers import CLIPTextConfig
 
     folder = WEIGHTS / "text_to_image"
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = tokenizer_class("CLIPTokenizer").from_pretrained(folder / "tokenizer")
     config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
     assert tokenizer.eos_token_id == len(tokenizer) - 1 == config.eos_token_id
     assert (config.bos_token_id, config.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
@@ -75,6 +83,7 @@ def test_the_tokenizer_ends_with_the_highest_id_and_knows_every_word_whole() -> 
     assert tokenizer.eos_token_id not in ids[1:-1]
 
 
+@written_by_5
 def test_different_captions_have_different_pooled_vectors() -> None:
     from transformers import CLIPTextModel, CLIPTokenizer
 

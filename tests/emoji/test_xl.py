@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -48,6 +49,11 @@ stages:
     rewards: {jpeg: {quality: 50}}
 """
 
+written_by_5 = pytest.mark.skipif(
+    int(importlib.metadata.version("transformers").partition(".")[0]) < 5,
+    reason="version 5 of transformers wrote the embedded model; of version 4, Draft can read it, diffusers cannot",
+)
+
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, TextToImage]:
@@ -92,6 +98,7 @@ def test_the_judge_finds_as_much_in_its_pictures(models: dict[str, TextToImage])
     assert found["emoji_xl"] > 0.9
 
 
+@written_by_5
 def test_it_loads_in_diffusers_with_every_key() -> None:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 

@@ -72,11 +72,11 @@ def test_every_part_of_the_protocol_is_on_the_page_and_in_the_example(stranger: 
 
 
 @pytest.mark.slow
-def test_the_package_is_installed_by_pip_and_its_model_trained(tmp_path: Path) -> None:
+def test_the_package_is_installed_by_pip_and_its_model_trained(tmp_path: Path, pip: list[str]) -> None:
     pytest.importorskip("hatchling")
     source = shutil.copytree(EXAMPLE, tmp_path / "source")
-    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
-    subprocess.run([sys.executable, *pip, str(tmp_path / "site"), str(source)], check=True, timeout=300)
+    install = [*pip, "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
+    subprocess.run([*install, str(tmp_path / "site"), str(source)], check=True, timeout=300)
     paths = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
     (tmp_path / "one.yaml").write_text(
         PIPELINE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from draft.diffusion.settings import LoraSettings, SamplerSettings
@@ -125,7 +125,7 @@ def test_the_result_depends_on_what_the_reward_is_not_on_where_it_runs(folder: P
         "use": "glow", "weight": 1.0, "amount": 1.5, "target": "{prompt}", "model": "large/weights",
     }  # fmt: skip
     assert record["versions"]["mine-rewards (shine)"] == "4.2"
-    assert record["versions"]["torch (shine)"] == torch.__version__
+    assert record["versions"]["torch (shine)"] == importlib.metadata.version("torch")
     package = record["identity"]["packages"]["shine"]
     assert (package["name"], package["version"]) == ("mine-rewards", "4.2")
     again = load_pipeline(folder / "runs/mine/config.yaml")

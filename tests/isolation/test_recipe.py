@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import site
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_the_constraint_is_the_torch_of_the_repository() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
-def test_whoever_follows_the_recipe_gets_the_reward(tmp_path: Path, wheel: Callable[..., Path]) -> None:
+def test_whoever_follows_the_recipe_gets_the_reward(tmp_path: Path, wheel: Callable[..., Path], pip: list[str]) -> None:
     index = tmp_path / "index"
     index.mkdir()
     for name, version in {
@@ -80,7 +81,7 @@ def test_whoever_follows_the_recipe_gets_the_reward(tmp_path: Path, wheel: Calla
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, line in {
-        "pip": f'exec "{sys.executable}" -m pip "$1" --no-build-isolation "${{@:2}}"',
+        "pip": f'exec {shlex.join(pip)} "$1" --no-build-isolation "${{@:2}}"',
         "python3": f'exec "{sys.executable}" "$@"',
         "draft": f'exec "{sys.executable}" -m draft "$@"',
     }.items():

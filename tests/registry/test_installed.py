@@ -26,13 +26,13 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory, pip: list[str]) -> Path:
     """The example, built into a wheel and installed by pip into an empty folder."""
     pytest.importorskip("hatchling")
     source = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("source") / "example")
     target = tmp_path_factory.mktemp("installed")
-    command = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
-    subprocess.run([sys.executable, *command, str(target), str(source)], check=True, capture_output=True, timeout=300)
+    command = [*pip, "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target"]
+    subprocess.run([*command, str(target), str(source)], check=True, capture_output=True, timeout=300)
     return target
 
 

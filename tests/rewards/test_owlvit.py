@@ -28,7 +28,7 @@ def published(tiny: ModuleType, folder: Path, images: list[torch.Tensor], texts:
     processor = getattr(transformers, f"{kind}Processor")(
         image_processor=image_processor, tokenizer=transformers.AutoTokenizer.from_pretrained(folder)
     )
-    inputs = processor(text=texts, images=tiny.pictures(images), truncation=True, return_tensors="pt")
+    inputs = processor(text=texts, images=tiny.pictures(images, image_processor), truncation=True, return_tensors="pt")
     model = getattr(transformers, f"{kind}ForObjectDetection").from_pretrained(folder).eval()
     with torch.no_grad():
         return image_processor, model(**inputs)

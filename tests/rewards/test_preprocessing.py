@@ -57,6 +57,8 @@ def test_it_equals_the_image_processor_of_transformers(
 def test_owlv2s_blurred_resizing_is_scipys(
     tiny: ModuleType, tmp_path: Path, height: int, width: int, pad: bool
 ) -> None:
+    if tiny.BEFORE_5 and height == 1 and not pad:
+        pytest.skip("the processor of transformers 4 takes a row for a column, whatever it is given as the format")
     processor = tiny.published("Owlv2", size=SQUARE, do_pad=pad, **COLOURS)
     processor.save_pretrained(tmp_path)
     ours = read_preprocessing(str(tmp_path), {})

@@ -11,6 +11,7 @@ import torch
 import transformers
 from PIL import Image
 
+BEFORE_5 = int(transformers.__version__.partition(".")[0]) < 5
 IMAGE_SIZE = 24
 ALPHABET = [chr(c) for c in range(33, 127)]
 TOKENS = [*ALPHABET, *(f"{c}</w>" for c in ALPHABET), "<|startoftext|>", "<|endoftext|>"]
@@ -41,11 +42,23 @@ def published(name: str, **options: Any) -> Any:
 
 def pixels(processor: Any, images: list[torch.Tensor]) -> torch.Tensor:
     """What a published processor makes of uint8 images (3, H, W)."""
-    return torch.as_tensor(processor(images=pictures(images), return_tensors="pt")["pixel_values"]).float()
+    # Version 4 guesses where the channels are, and takes one row of 50 pixels for 50 columns of 1.
+    options = {"input_data_format": "channels_last"} if BEFORE_5 else {}
+    inputs = processor(images=pictures(images, processor), return_tensors="pt", **options)
+    return torch.as_tensor(inputs["pixel_values"]).float()
 
 
-def pictures(images: list[torch.Tensor]) -> list[Image.Image]:
-    """Pillow's images of uint8 tensors (3, H, W)."""
+def pictures(images: list[torch.Tensor], processor: Any = None) -> list[Image.Image]:
+    """Pillow's images of uint8 tensors (3, H, W), made square for the processor that pads them otherwise.
+
+    OWLv2's processor of transformers 4 pads with grey, that of 5 with black like OWLv2's own code.
+    """
+    if BEFORE_5 and isinstance(processor, transformers.Owlv2ImageProcessor) and processor.do_pad:
+        sides = [max(image.shape[1:]) for image in images]
+        images = [
+            torch.nn.functional.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))
+            for image, side in zip(images, sides, strict=True)
+        ]
     return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 

@@ -103,13 +103,28 @@ def read_component(model: str, folder: Path, component: str, kind: Any, dtype: t
         The network, in the CPU's memory.
 
     Raises:
-        DraftError: Weights are missing or damaged.
+        DraftError: Weights are missing or damaged, or lack tensors, which the libraries would draw at random.
     """
+    options = {**_variant(folder / component), **precision(dtype, kind), **_names(kind)}
     with reading_weights(model):
-        network: nn.Module = kind.from_pretrained(
-            str(folder / component), use_safetensors=True, **_variant(folder / component), **precision(dtype, kind)
+        loaded: Any = kind.from_pretrained(
+            str(folder / component), use_safetensors=True, output_loading_info=True, **options
+        )
+    network, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise DraftError(
+            f"cannot load model {model!r}: the weights of its {component} lack {len(missing)} tensors of "
+            f"{kind.__name__}, e.g. {missing[0]!r}",
+            hint=f"{component}/ must hold a whole {kind.__name__}",
         )
     return network
+
+
+def _names(kind: Any) -> dict[str, Any]:
+    """The option by which transformers 4 reads a CLIP text encoder that version 5 wrote, whose names are shorter."""
+    if kind.__name__ != "CLIPTextModel" or int(transformers.__version__.partition(".")[0]) >= 5:
+        return {}
+    return {"key_mapping": {r"^(?=(embeddings|encoder|final_layer_norm)\.)": "text_model."}}
 
 
 def read_tokenizer(model: str, folder: Path, component: str, name: str = "CLIPTokenizer") -> Any:
@@ -169,9 +184,31 @@ def precision(dtype: torch.dtype, kind: Any) -> dict[str, torch.dtype]:
     Returns:
         The option by its name.
     """
-    library, since = (transformers, (5, 0)) if kind.__module__.startswith("transformers.") else (diffusers, (0, 42))
+    library, since = (transformers, (4, 56)) if kind.__module__.startswith("transformers.") else (diffusers, (0, 42))
     installed = tuple(int(number) for number in library.__version__.split(".")[:2])
     return {"dtype" if installed >= since else "torch_dtype": dtype}
+
+
+@contextmanager
+def encoding(dtype: torch.dtype) -> Iterator[None]:
+    """Call text encoders of a precision inside the block.
+
+    Version 4 of transformers fills its causal masks with the lowest number of the encoder's precision, but in torch's
+    default one, which float64's overflows.
+
+    Args:
+        dtype: The encoders' precision.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_default_dtype()
+    if dtype == torch.float64 and int(transformers.__version__.partition(".")[0]) < 5:
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from draft.diffusion.families.architectures import TEXT_WIDTH
 from draft.diffusion.families.components import Components, can_recompute
 from draft.diffusion.families.pretrained import (
     check_weights,
+    encoding,
     local_folder,
     read_component,
     read_config,
@@ -100,7 +101,7 @@ class StableDiffusion:
         masked = getattr(encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if masked else None
         # Together, a prompt's numbers could depend in their last bits on how many others there are.
-        with torch.no_grad():
+        with torch.no_grad(), encoding(self.dtype):
             states = [
                 encoder(ids[k : k + 1], attention_mask=None if mask is None else mask[k : k + 1])[0]
                 for k in range(len(texts))

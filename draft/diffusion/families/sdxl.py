@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from draft.diffusion.conditioning import Conditioning
 from draft.diffusion.families import family_named
 from draft.diffusion.families.components import Components, can_recompute
+from draft.diffusion.families.pretrained import encoding
 from draft.diffusion.families.problems import latent_sides
 from draft.diffusion.families.sd import read_schedule
 from draft.diffusion.families.sdxl_parts import TEXT, Parts, open_pretrained
@@ -178,7 +179,7 @@ class StableDiffusionXL:
                 what = f"prompt cut to {limit} tokens (got {length}): {prompt[:60]!r}..."
                 warnings.warn(what, DraftWarning, stacklevel=4)
             tokens = tokenizer(prompt, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-            with torch.no_grad():
+            with torch.no_grad(), encoding(self.dtype):
                 out = tower(tokens.input_ids.to(self.device), output_hidden_states=True)
             states.append(out.hidden_states[-2])
         return self._sized(torch.cat(states, dim=-1), out.text_embeds, size)
