@@ -22,6 +22,7 @@ slow:
 docs:
     python docs/make_rewards.py
     python docs/make_reference.py
+    python docs/make_figures.py
     python docs/make_plugins.py
 
 # Everything, in a fresh environment.

@@ -15,11 +15,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from statistics import fmean
 from typing import Any, TypeAlias
 
 import yaml
 
-from draft.report.numbers import NONE, mean_and_deviation, number
+from draft.report.numbers import NONE, mean_and_deviation, number, signed
 from draft.report.table import Table, as_markdown
 
 DOCS = Path(__file__).parent
@@ -159,11 +160,24 @@ def search(record: Record) -> str:
     return as_markdown(Table(["method", *(f"{rate:g}" for rate in rates)], rows), align="---:")
 
 
+def curves(record: Record) -> str:
+    """The gain on training prompts over the base model along a comparison's trainings, means over the seeds."""
+    methods, start = _ranked(record), record["figures"]["start"]["reward"]
+    counts = sorted(set.intersection(*(set(map(int, method["curve"])) for _, method in methods)))
+    rows = [
+        [_label(record, label), _rate(method), *(signed(method["curve"][str(count)] - start) for count in counts)]
+        for label, method in methods
+    ]
+    head = ["method", "learning rate", *(f"after {count} updates" for count in counts)]
+    return as_markdown(Table(head, rows), align="---:")
+
+
 VIEWS: Mapping[str, Callable[[Record], str]] = {
     "settings": settings,
     "norms": norms,
     "rewards": rewards,
     "costs": costs,
+    "curves": curves,
     "updates": everything("updates"),
     "evaluations": everything("evaluations"),
     "seconds": everything("seconds"),
@@ -172,13 +186,19 @@ VIEWS: Mapping[str, Callable[[Record], str]] = {
 
 
 def _search_in_brief(results: Record) -> dict[str, Any]:
-    """A comparison's results without its trainings one by one; of its search, learning rate to reward."""
+    """A comparison's results with its curves as updates to mean reward, and its search as learning rate to reward."""
     methods = {}
     for label, method in results["methods"].items():
         kept = {key: value for key, value in method.items() if key not in ("trainings", "search")}
         points = {f"{run['rate']:g}": run["spent"].get("seconds") for run in method["search"]}
+        lines = [
+            {point["spending"]["updates"]: point["figures"]["reward"] for point in run["curve"]}
+            for run in method["trainings"]
+        ]
+        shared = sorted(set.intersection(*map(set, lines)))  # of the updates that every training came to
         methods[label] = kept | {
-            "search": {rate: point["figures"]["reward"] if point else None for rate, point in points.items()}
+            "curve": {f"{count:g}": fmean(line[count] for line in lines) for count in shared},
+            "search": {rate: point["figures"]["reward"] if point else None for rate, point in points.items()},
         }
     return {**results, "methods": methods}
 

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from draft.errors import DraftError
 from draft.family import Family
+from draft.quiet import drop_torchvision_lines
 from draft.rewards.extensions import model_path
 from draft.rewards.hookspecs import NamedModel, hookimpl
 from draft.rewards.networks import frozen_network
@@ -40,6 +41,8 @@ __all__ = [
     "per_prompt",
     "run",
 ]
+
+drop_torchvision_lines()
 
 
 def load(name: str, device: str = "cpu", **options: Any) -> Score:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from draft.errors import ConfigError, StageError
+from draft.errors import ConfigError, ResourceError, StageError, system_error
 
 WEIGHTS = "adapter_model.safetensors"
 """The file with the numbers in a peft adapter folder."""
@@ -193,7 +193,9 @@ def locked(path: Path, *, timeout: float = 0, who: str = "process", hint: str = 
     except Timeout:
         raise StageError(f"another {who} is writing to {str(path)!r}", hint=hint) from None
     except OSError as error:
-        raise StageError(f"cannot lock {str(path)!r} ({error.strerror or error})") from error
+        refused = system_error(error, path)
+        needs = refused.needs if refused else "a disk with locks"
+        raise ResourceError(f"cannot lock {str(path)!r} ({error.strerror or error})", needs=needs) from error
     try:
         yield
     finally:

@@ -45,6 +45,7 @@ LIGHT = (
 HEAVY = (
     "draft.testing.checks",
     "draft.testing.elsewhere",
+    "draft.testing.prompts",
     "draft.testing.side_effects",
     "draft.testing.subject",
     "draft.testing.pretended.answers",

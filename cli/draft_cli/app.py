@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from draft.errors import ConfigError, DraftError, PluginError, did_you_mean, system_error
 from draft.requirements import own_requirements, require
-from draft_cli.start import interrupts
+from draft_cli.interrupts import interrupts
 
 COMMANDS = {
     "run": ("draft_cli.run:run_command", "Run a pipeline file."),

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from draft.errors import ConfigErrors, DraftError, DraftWarning, RewardError, presentable
-from draft_cli.start import StandardStream
+from draft.quiet import DOWNLOADS
+from draft_cli.streams import StandardStream
 
 
 def print_error(error: DraftError, stream: TextIO | None = None, *, traceback: bool = False) -> None:
@@ -49,13 +50,17 @@ def quiet_libraries() -> None:
     """Show Draft's own warnings as one line each, and drop those of libraries, which are for developers.
 
     Python's `-W` and `PYTHONWARNINGS` bring the libraries' warnings back, `TRANSFORMERS_VERBOSITY` and
-    `DIFFUSERS_VERBOSITY` their logs, `HF_HUB_DISABLE_PROGRESS_BARS=0` their progress bars in a file or a pipe.
+    `DIFFUSERS_VERBOSITY` their logs, `HF_HUB_DISABLE_PROGRESS_BARS=0` their progress bars. On a terminal those of
+    downloads are shown anyway. Isolated rewards inherit all of it.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    if DOWNLOADS not in os.environ:
+        # Read when tqdm is imported. The hub's downloads decide themselves; the rest counts tensors, for a moment.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     if not sys.stderr.isatty():
         # Read when the hub's library is imported; it and transformers draw bars wherever standard error goes.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault(DOWNLOADS, "1")
     shown = warnings.showwarning
 
     def show(

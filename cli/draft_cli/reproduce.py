@@ -35,7 +35,11 @@ def reproduce(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
-    """Write the pipeline that made an adapter, out of its metadata."""
+    """Write the pipeline that made an adapter, out of its metadata.
+
+    With the same versions of the libraries, on the same machine with the same number of threads (OMP_NUM_THREADS), it
+    gives the same bytes; elsewhere the same training up to rounding.
+    """
     from draft.adapters.files.header import read_header
     from draft.pipeline.reproduce import name_of, reproduce
 
@@ -123,7 +127,9 @@ def compare(reproduction: Reproduction, metadata: Mapping[str, str], output: Pat
     step, stage = steps[reproduction.target], pipeline.stages[reproduction.target]
     if "draft.fingerprint" not in metadata:
         return "everything that it needs is here; the file has no fingerprint to compare with"
-    same = "the same fingerprint: with the same versions of the libraries a run gives the same adapter"
+    same = (
+        "the same fingerprint: with the same versions of libraries and number of threads a run gives the same adapter"
+    )
     if metadata["draft.fingerprint"] == step.fingerprint:
         return same
     recorded = parsed(metadata.get("draft.config"))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import yaml
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
 from draft.errors import ConfigError, DraftError
 from draft.pipeline.reader import Loader, Room
@@ -99,7 +101,7 @@ def parse_document(text: str, name: str) -> tuple[Document, list[DraftError]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = name if mark is None else f"{name}:{mark.line + 1}"
-        syntax = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        syntax = isinstance(error, ScannerError | ParserError)
         quote = 'text that begins with { [ * & ! | > % @ or has ": " needs quotes' if syntax else ""
         raise ConfigError(f"not readable as YAML: {error.problem or error}", where=place, hint=quote) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:

@@ -62,10 +62,17 @@ def begin(stage: CheckedStage, step: Step, partial: Path, reporter: Progress) ->
         discard(beginning)
     beginning.mkdir()
     for name in step.carried:  # copied: the finished stage stays until the longer one is done
-        if (final / name).is_dir():
-            shutil.copytree(final / name, beginning / name)
-        elif (final / name).exists():
-            shutil.copy2(final / name, beginning / name)
+        _copy(final / name, beginning / name)
     write_begun(beginning, begun)
     beginning.rename(partial)
     return begun
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it, where there is one; the first thing that fails is the error."""
+    if source.is_dir():
+        target.mkdir()
+        for path in sorted(source.iterdir()):
+            _copy(path, target / path.name)
+    elif source.exists():
+        shutil.copy2(source, target)

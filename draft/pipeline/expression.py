@@ -1,28 +1,27 @@
 """Texts with `${...}` in them, taken apart: names of values, calls of resolvers, and what stands around them.
 
-The grammar is OmegaConf's, as far as pipeline files use it: `${a.b[0]}`, `${.sibling}`, `${name:argument, ...}`, each
-of them nested in others, and `\\${` for the two characters themselves.
+OmegaConf's grammar reads them, its evaluation is not used: ours limits what a file may make, and marks what comes from
+the environment.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from omegaconf.errors import GrammarParseError
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+from omegaconf.grammar_parser import parse as parse_tree
+from omegaconf.grammar_visitor import GrammarVisitor
+
+_MARK = "\0"  # stands for an interpolation in a text whose escapes are removed
 DEEPEST = 20
 """Levels of `${`, `[` and `{` inside each other that a text may have."""
 
-_NUMBERS = (
-    (re.compile(r"[+-]?(0|[1-9][0-9]*)"), int),
-    (re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?"), float),
-    (re.compile(r"[+-]?(inf|nan)", re.IGNORECASE), float),
-)
-_WORDS = {"null": None, "true": True, "false": False}
-_NAME = re.compile(r"[^\s\\{}()\[\]:.$,'\"]+")
-_REFERENCE = re.compile(r"\$\{out:[^{}]*\}")
-_OPENING = re.compile(r"(\\*)\$\{")
+_REFERENCE = re.compile(r"(\\*)(\$\{out:[^{}]*\})")
+_NESTING = re.compile(r"\\*\$\{|[\[{}\]]")
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,16 @@ def parse(text: str) -> Text:
     Raises:
         ValueError: Not readable.
     """
-    return Text(tuple(part for part, _ in _pieces(text, 0, "")))
+    references: list[str] = []
+
+    def hold(match: re.Match[str]) -> str:
+        if len(match[1]) % 2:
+            return match[0]
+        references.append(match[2])
+        return f"{match[1]}${{out:{len(references) - 1}}}"
+
+    held = _REFERENCE.sub(hold, text)
+    return _read(held, references, lambda: parse_tree(held))
 
 
 def parse_argument(text: str) -> Argument:
@@ -124,170 +132,113 @@ def parse_argument(text: str) -> Argument:
     Raises:
         ValueError: Not readable.
     """
-    argument, at = _argument(text, 0, "", 0)
-    if at != len(text):
-        raise ValueError("more than one value")
-    return argument
+    return _read(text, [], lambda: parse_tree(text, parser_rule="singleElement", lexer_mode="VALUE_MODE"))
 
 
-def _pieces(text: str, at: int, quote: str, depth: int = 0) -> Iterator[tuple[Part, int]]:
-    """The pieces of a text up to its end or the closing quote, each with where the next one begins."""
-    start = at
-    while at < len(text) and not (quote and text[at] == quote):
-        if quote and text[at] == "\\" and text[at + 1 : at + 2] == quote:
-            if text[start:at]:
-                yield text[start:at], at
-            yield quote, at + 2
-            start = at = at + 2
-            continue
-        match = _OPENING.match(text, at) if quote else _OPENING.search(text, at)
-        if match is None:
-            at = at + 1 if quote else len(text)
-            continue
-        at = match.start()
-        literal = text[start:at] + "\\" * (len(match[1]) // 2)
-        at = match.end()
-        if len(match[1]) % 2:
-            yield f"{literal}${{", at
-        else:
-            if literal:
-                yield literal, at - 2
-            if reference := _REFERENCE.match(text, at - 2):
-                at = reference.end()
-                yield reference[0], at
-            else:
-                inner, at = _interpolation(text, at, depth + 1)
-                yield inner, at
-        start = at
-    if text[start:at]:
-        yield text[start:at], at
+def _read(text: str, references: Sequence[str], tree: Callable[[], Any]) -> Any:
+    depth = 0
+    for match in _NESTING.finditer(text):
+        inward = match[0] in ("[", "{") or (match[0].endswith("${") and len(match[0]) % 2 == 0)
+        depth = max(depth + (1 if inward else -1), 0)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels")
+    if _MARK in text:
+        raise ValueError("a NUL character")
+    try:
+        return _Reader(references).visit(tree())
+    except GrammarParseError as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
 
 
-def _interpolation(text: str, at: int, depth: int) -> tuple[Lookup | Call, int]:
-    """What follows `${`, and where it ends."""
-    if depth > DEEPEST:
-        raise ValueError(f"more than {DEEPEST} levels")
-    name: list[Part] = []
-    at = _blank(text, at)
-    while at < len(text):
-        if text.startswith("${", at):
-            inner, at = _interpolation(text, at + 2, depth + 1)
-            name.append(inner)
-        elif text[at] == "}" and name:
-            return Lookup(tuple(name)), at + 1
-        elif text[at] == ":" and name:
-            arguments, at = _sequence(text, at + 1, "}", depth)
-            return Call(tuple(name), tuple(arguments)), at
-        elif text[at] in ".[]":
-            name.append(text[at])
-            at += 1
-        elif match := _NAME.match(text, at):
-            name.append(match[0])
-            at = match.end()
-        elif text[at].isspace() and text[_blank(text, at) :].startswith(("}", ":")):
-            at = _blank(text, at)
-        else:
-            break
-    raise ValueError("no name and closing bracket after ${")
+class _Reader(GrammarVisitor):
+    """Takes OmegaConf's parse tree apart; its base class would evaluate it."""
+
+    def __init__(self, references: Sequence[str]) -> None:
+        super().__init__(None, None, None)
+        self._references = references
+
+    def visitText(self, ctx: Any) -> Text:
+        return self._joined(ctx.getChildren())
+
+    def visitQuotedValue(self, ctx: Any) -> Text:
+        return self.visitText(ctx.getChild(1)) if ctx.getChildCount() > 2 else Text(())
+
+    def visitElement(self, ctx: Any) -> Argument:
+        return self.visit(ctx.getChild(0))
+
+    def visitListContainer(self, ctx: Any) -> Items:
+        return Items(tuple(self._sequence(ctx.getChild(1))) if ctx.getChildCount() > 2 else ())
+
+    def visitDictContainer(self, ctx: Any) -> Entries:
+        return Entries(tuple(self.visitDictKeyValuePair(pair) for pair in list(ctx.getChildren())[1:-1:2]))
+
+    def visitDictKeyValuePair(self, ctx: Any) -> tuple[Argument, Argument]:
+        return self.visit(ctx.getChild(0)), self.visitElement(ctx.getChild(2))
+
+    def visitInterpolationNode(self, ctx: Any) -> Lookup:
+        return Lookup(self._name(list(ctx.getChildren())[1:-1]))
+
+    def visitInterpolationResolver(self, ctx: Any) -> Call | str:
+        children: list[Any] = list(ctx.getChildren())
+        name, arguments = self._name(children[1].getChildren()), children[3:-1]
+        if name == ("out",) and arguments and arguments[0].getText().isdecimal():
+            return self._references[int(arguments[0].getText())]
+        return Call(name, tuple(self._sequence(arguments[0])) if arguments else ())
+
+    def _createPrimitive(self, ctx: Any) -> Argument:
+        children = list(ctx.getChildren())
+        if len(children) > 1:
+            return self._joined(children)
+        if isinstance(children[0], OmegaConfGrammarParser.InterpolationContext):
+            part = self.visitInterpolation(children[0])
+            return Text((part,)) if isinstance(part, str) else part
+        return Plain(super()._createPrimitive(ctx))
+
+    def _sequence(self, ctx: Any) -> list[Argument]:
+        """Arguments; the grammar allows commas without one, which OmegaConf has deprecated."""
+        children: list[Any] = list(ctx.getChildren())
+        if len(children) % 2 == 0 or any(child.getText() == "," for child in children[::2]):
+            raise ValueError("a comma without an argument")
+        return [self.visitElement(child) for child in children[::2]]
+
+    def _name(self, children: Sequence[Any]) -> tuple[Part, ...]:
+        """A name as it is written, with what is looked up first in it."""
+        parts: list[Part] = []
+        for child in children:
+            is_key = isinstance(child, OmegaConfGrammarParser.ConfigKeyContext)
+            inner: Any = child.getChild(0) if is_key else child
+            nested = isinstance(inner, OmegaConfGrammarParser.InterpolationContext)
+            parts.append(self.visitInterpolation(inner) if nested else inner.getText())
+        return tuple(parts)
+
+    def _joined(self, children: Sequence[Any]) -> Text:
+        """Texts without their escapes, and what stands between them."""
+        parts: list[Part] = []
+
+        def visit(child: Any) -> str:
+            parts.append(self.visit(child.getChild(0)))
+            return _MARK
+
+        reader = _Unescape(visit)
+        first, *others = reader.text(list(children)).split(_MARK)
+        pieces: list[Part] = [first]
+        for part, text in zip(parts, others, strict=True):
+            pieces += [part, text]
+        return Text(tuple(piece for piece in pieces if piece != ""))
 
 
-def _sequence(text: str, at: int, end: str, depth: int) -> tuple[list[Argument], int]:
-    """Arguments up to a closing bracket."""
-    items: list[Argument] = []
-    at = _blank(text, at)
-    if text.startswith(end, at):
-        return items, at + 1
-    while True:
-        item, at = _argument(text, at, f",{end}", depth)
-        items.append(item)
-        if text.startswith(end, at):
-            return items, at + 1
-        if not text.startswith(",", at):
-            raise ValueError(f"no closing {end}")
-        at += 1
+class _Unescape(GrammarVisitor):
+    """Joins tokens without their escapes, with a mark for each interpolation."""
 
+    def __init__(self, mark: Callable[[Any], str]) -> None:
+        super().__init__(None, None, None)
+        self._mark = mark
 
-def _argument(text: str, at: int, ends: str, depth: int) -> tuple[Argument, int]:
-    """One argument up to one of some characters, which follows it."""
-    if depth > DEEPEST:
-        raise ValueError(f"more than {DEEPEST} levels")
-    at = _blank(text, at)
-    first = text[at : at + 1]
-    if first in ("'", '"') and first:
-        pieces = list(_pieces(text, at + 1, first, depth))
-        parts, at = [part for part, _ in pieces], pieces[-1][1] if pieces else at + 1
-        if not text.startswith(first, at):
-            raise ValueError("no closing quote")
-        argument: Argument = Text(tuple(parts))
-        at += 1
-    elif first == "[":
-        items, at = _sequence(text, at + 1, "]", depth + 1)
-        argument = Items(tuple(items))
-    elif first == "{":
-        argument, at = _entries(text, at + 1, depth + 1)
-    else:
-        return _primitive(text, at, ends, depth)
-    at = _blank(text, at)
-    if at < len(text) and text[at] not in ends:
-        raise ValueError("no comma between two arguments")
-    return argument, at
+    def visitInterpolation(self, ctx: Any) -> str:
+        return self._mark(ctx)
 
-
-def _entries(text: str, at: int, depth: int) -> tuple[Entries, int]:
-    entries: list[tuple[Argument, Argument]] = []
-    at = _blank(text, at)
-    while not text.startswith("}", at):
-        key, at = _argument(text, at, ":,}", depth)
-        if not text.startswith(":", at):
-            raise ValueError("no value after a key")
-        value, at = _argument(text, at + 1, ",}", depth)
-        entries.append((key, value))
-        if text.startswith(",", at):
-            at = _blank(text, at + 1)
-        elif not text.startswith("}", at):
-            raise ValueError("no closing bracket")
-    return Entries(tuple(entries)), at + 1
-
-
-def _primitive(text: str, at: int, ends: str, depth: int) -> tuple[Argument, int]:
-    """A value without quotes: a number, a word, or text with interpolations in it."""
-    parts: list[Part] = []
-    literal = ""
-    while at < len(text) and text[at] not in ends:
-        if text.startswith("${", at):
-            parts += [literal] if literal else []
-            literal = ""
-            inner, at = _interpolation(text, at + 2, depth + 1)
-            parts.append(inner)
-        elif text[at] == "\\" and text[at + 1 : at + 2] in ("\\", *"()[]{}:=,$ "):
-            literal += text[at + 1 : at + 2]
-            at += 2
-        elif text[at] in "[]{}'\"":
-            raise ValueError(f"{text[at]} in a value without quotes")
-        else:
-            literal += text[at]
-            at += 1
-    literal = literal.rstrip()
-    if not parts:
-        return Plain(_scalar(literal)), at
-    parts += [literal] if literal else []
-    return (parts[0] if len(parts) == 1 and not isinstance(parts[0], str) else Text(tuple(parts))), at
-
-
-def _scalar(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if len(text) <= 400:  # longer ones are no numbers that anybody means
-        for pattern, kind in _NUMBERS:
-            if pattern.fullmatch(text):
-                return kind(text)
-    return text
-
-
-def _blank(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
+    def text(self, children: list[Any]) -> str:
+        return str(self._unescape(children))
 
 
 def split_name(name: str) -> tuple[int, Sequence[str]]:

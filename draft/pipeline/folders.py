@@ -63,6 +63,6 @@ def remove(path: Path) -> None:
     """Delete a folder, or whatever has its name; of a link the link alone. What cannot be deleted stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    elif os.path.lexists(path):
         with suppress(OSError):
             path.unlink()

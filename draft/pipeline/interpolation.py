@@ -134,11 +134,11 @@ class Interpolations:
         if dots > len(keys):
             raise UnknownName(name)
         path: Keys = keys[: len(keys) - dots] if dots else ()
-        node = _raw_at(self._raw, path)
+        node: Any = _raw_at(self._raw, path)
         for index, part in enumerate(rest):
             if isinstance(node, str) and "${" in node:
                 return _inside(self.value(path), rest[index:], name)
-            key = _key(node, part, name)
+            key: Any = _key(node, part, name)
             path, node = (*path, key), node[key]
         return self._copied(path, node, name)
 

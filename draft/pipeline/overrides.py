@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from draft.errors import ConfigError, DraftError, did_you_mean
 from draft.pipeline.document import Document, Entered, Keys, parse_value, value_at
@@ -138,16 +138,16 @@ def _override(config: Any, text: str, document: Document, errors: list[DraftErro
 def _set(config: Any, keys: Keys, value: Any, document: Document, errors: list[DraftError]) -> set[Keys]:
     dotted = ".".join(map(str, keys))
     node: Any = config
-    *parents, last = keys
-    for index, part in enumerate(parents):
+    for index, part in enumerate(keys[:-1]):
         if isinstance(node, dict) and node.get(part) is None:
             node[part] = {}
-        node = _entered(node, part, dotted)
-        if not isinstance(node, dict | list):
+        inner: Any = _entered(node, part, dotted)
+        if not isinstance(inner, dict) and not isinstance(inner, list):
             inside = ".".join(map(str, keys[: index + 1]))
-            raise ConfigError(f"cannot set {dotted!r}: {inside} is no mapping (got {node!r})")
-    _entered(node, last, dotted, new=True)
-    node[last] = readable(value, keys, document, errors)
+            raise ConfigError(f"cannot set {dotted!r}: {inside} is no mapping (got {inner!r})")
+        node = cast("Any", inner)
+    _entered(node, keys[-1], dotted, new=True)
+    node[keys[-1]] = readable(value, keys, document, errors)
     return set(_leaves(value, keys))
 
 

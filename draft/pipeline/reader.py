@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 DEEPEST = 40
 """Levels of lists and mappings inside each other."""
@@ -45,7 +47,7 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Make a node, unless it is too deep."""
         if self._depth > DEEPEST:
-            raise yaml.composer.ComposerError(
+            raise ComposerError(
                 None, None, f"more than {DEEPEST} levels inside each other", self.peek_event().start_mark
             )
         self._depth += 1
@@ -61,11 +63,9 @@ class Loader(yaml.SafeLoader):
             # JSON writes a character beyond 16 bits as a pair of halves.
             node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            raise yaml.composer.ComposerError(
-                None, None, "half a character (U+D800 to U+DFFF)", node.start_mark
-            ) from None
+            raise ComposerError(None, None, "half a character (U+D800 to U+DFFF)", node.start_mark) from None
         if "\0" in node.value:
-            raise yaml.composer.ComposerError(None, None, "the character NUL", node.start_mark)
+            raise ComposerError(None, None, "the character NUL", node.start_mark)
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
@@ -73,7 +73,7 @@ class Loader(yaml.SafeLoader):
         kind = _KINDS.get(node.tag.removeprefix(_TAG))
         if kind is None or not isinstance(node, kind):
             shown = node.tag.replace(_TAG, "!!")
-            raise yaml.constructor.ConstructorError(None, None, f"the tag {shown} is not read here", node.start_mark)
+            raise ConstructorError(None, None, f"the tag {shown} is not read here", node.start_mark)
         return super().construct_object(node, deep)
 
 
@@ -97,7 +97,7 @@ def _scalar(loader: Loader, node: yaml.ScalarNode) -> Any:
         if abs(number) <= sys.float_info.max:
             return float(number) if kind == "float" else number
         problem = "a number beyond 1.8e308"
-    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    raise ConstructorError(None, None, problem, node.start_mark)
 
 
 _PATTERNS: dict[str, re.Pattern[str]] = {}
@@ -144,7 +144,7 @@ class Room:
         elif len(self.inside) > DEEPEST:
             problem = f"more than {DEEPEST} levels inside each other"
         if problem:
-            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+            raise ComposerError(None, None, problem, node.start_mark)
         self.inside.append(node)
 
     def leave(self) -> None:

@@ -114,7 +114,7 @@ def _keys_of(work: Values, arguments: Sequence[Result], keys: Keys) -> Result:
 
 def _values_of(work: Values, arguments: Sequence[Result], keys: Keys) -> Result:
     group = work.looked_up(str(_given(arguments, 1, 1)[0].value), keys)
-    order = {key: index for index, key in enumerate(_mapping(group))}
+    order: dict[str | int, int] = {key: index for index, key in enumerate(_mapping(group))}
     entered = {(order[path[0]], *path[1:]): entry for path, entry in group.entered.items()}
     return Result(list(_mapping(group).values()), entered)
 

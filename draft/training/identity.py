@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -99,6 +100,22 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str
     keys = dict.fromkeys([*before, *after])
     pairs = {key: (before.get(key, "null"), after.get(key, "null")) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def without_values(changes: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Changes as an adapter's header may hold them: a model, rewards and adapters by digests of their old and new text.
+
+    Their options can be paths of this machine or secrets.
+    """
+    private = ("model", "rewards", "adapters")
+    return {
+        key: (_hidden(before), _hidden(after)) if key.partition(".")[0] in private else (before, after)
+        for key, (before, after) in changes.items()
+    }
+
+
+def _hidden(text: str) -> str:
+    return text if text == "null" else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def change_words(changes: Mapping[str, tuple[str, str]]) -> str:

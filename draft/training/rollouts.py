@@ -166,7 +166,7 @@ def load_rollouts(
         draws: Prompts that will be drawn in all.
         label: What the rollouts are for, in a line of the log.
         text_encoder: When prompts are embedded.
-        progress: Reports the sensitivity of the last step to the network, and what is embedded.
+        progress: Reports how much of the network's output the last step adds, and what is embedded.
 
     Returns:
         The rollouts before the first batch.
@@ -181,7 +181,8 @@ def load_rollouts(
     require_family_settings(loaded_model.family, settings.sampler, cfg_gradient=settings.cfg_gradient)
     size = size_of(settings.resolution, loaded_model.default_size)
     grid = make_grid(loaded_model.schedule(size, settings.sampler.num_inference_steps), settings.sampler)
-    progress.say(f"{label}: {grid.steps} sampling steps, sensitivity of the last {check_sensitivity(grid):.3f}")
+    reach = check_sensitivity(grid)
+    progress.say(f"{label}: {grid.steps} sampling steps; the last one adds {reach:.3f} of the network's output")
     rewards = load_rewards(terms, device)
     random = Randomness(seed, len(prompts))
     conditioning, keeps_encoders = open_store(

@@ -65,6 +65,8 @@ class EmojiJudge(draft.Reward):
         from torch.nn.functional import interpolate
         from transformers import RegNetForImageClassification
 
+        from draft.quiet import loading_silently
+
         folder = Path(draft.model_path(self.model))
         if not (folder / "config.json").exists():
             raise draft.DraftError(
@@ -72,7 +74,8 @@ class EmojiJudge(draft.Reward):
                 where="emoji_judge",
                 hint="reinstall draft-diffusion, or train them with `python -m draft_emoji.recipe judge`",
             )
-        judge = RegNetForImageClassification.from_pretrained(folder, dtype=torch.float32)
+        with loading_silently():
+            judge = RegNetForImageClassification.from_pretrained(folder, dtype=torch.float32)
         torch.nn.Module.to(judge.eval().requires_grad_(False), device)
         index = {name: number for number, name in (judge.config.id2label or {}).items()}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import draft
 from draft import hub, tokenizer
 from draft.errors import ResourceError
+from draft.quiet import loading_silently
 from draft.rewards.surroundings import without_drawing
 from draft_rewards._weights import download_command, published_weights, revision_of
 
@@ -67,15 +68,15 @@ def load_frozen(
     Raises:
         DraftError: It cannot be loaded, or its weights lack tensors, which transformers would draw at random.
     """
-    # Before version 5, transformers draws weights before it reads them.
-    with without_drawing(), explained(what, model, where=where, revision=revision, others=others):
+    with explained(what, model, where=where, revision=revision, others=others):
         options = hub_options(revision, model)
         pickled = _folder_without_safetensors(draft.model_path(model), options)
         if pickled:
             options = {"use_safetensors": False, "weights_only": True}
-        network, info = family.from_pretrained(
-            pickled or draft.model_path(model), output_loading_info=True, **{"use_safetensors": True, **options}
-        )
+        with loading_silently():
+            network, info = family.from_pretrained(
+                pickled or draft.model_path(model), output_loading_info=True, **{"use_safetensors": True, **options}
+            )
     if missing := sorted(info["missing_keys"]):
         kind = type(network).__name__
         raise draft.DraftError(
@@ -143,7 +144,7 @@ def explained(
 ) -> Iterator[None]:
     """Turn what goes wrong while files are read into an error that names the model and how to get it.
 
-    torch's random numbers on the CPU are left as they were.
+    The global random generators are left as they were.
 
     Args:
         what: What is being loaded, e.g. ``"CLIP model"``.
@@ -158,12 +159,11 @@ def explained(
         DraftError: The block raised because files are missing, broken or of another kind; a `ResourceError` where
             only the hub has them.
     """
-    import torch
     from safetensors import SafetensorError
 
     try:
         # transformers 4 draws initial weights before it reads the real ones.
-        with torch.random.fork_rng(devices=[]):
+        with without_drawing():
             yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]

@@ -147,6 +147,20 @@ TRAINED = {
 }  # fmt: skip
 
 
+def test_where_the_same_bytes_are_promised_the_number_of_threads_is_named(command) -> None:
+    code, shown, _ = command("reproduce", "--help")
+    assert code == 0 and "OMP_NUM_THREADS" in shown
+    root = Path(__file__).parents[2]
+    for page, promise in {
+        "README.md": "the same files, byte for",
+        "docs/pipelines.md": "the adapter is the same, byte for byte",
+        "docs/adapters.md": "it gives the same bytes; on another machine",
+    }.items():
+        text = (root / page).read_text(encoding="utf-8")
+        paragraph = next(part for part in text.split("\n\n") if promise in part)
+        assert "OMP_NUM_THREADS" in paragraph, page
+
+
 def test_without_an_output_the_pipeline_is_printed(command, folder: Path) -> None:
     code, out, err = command("reproduce", str(_story(folder, pipeline=TRAINED)))
     assert (code, err) == (0, "")

@@ -57,12 +57,15 @@ def broken_runs(folder: Path, model: Path, faults: str, *words: str) -> list[dic
 def check(record: dict[str, Any]) -> None:
     """What holds after every fault."""
     where, errors = f"{record['fault']} at {record['point']}: {record['place']}", record["err"]
-    assert record["code"] == {"kill": -9, "interrupt": 130, "full": 2}[record["fault"]], f"{where}\n{errors}"
+    expected = {"kill": -9, "interrupt": 130, "full": 2}[record["fault"]]
+    # What is removed at the very end may stay until the next run: the results are there.
+    ended = record["fault"] == "full" and record["place"].startswith(("remove", "rmdir")) and record["code"] == 0
+    assert ended or record["code"] == expected, f"{where}\n{errors}"
     assert "Traceback" not in errors, f"{where}\n{errors}"
-    if record["fault"] == "full":
+    if record["fault"] == "full" and not ended:
         assert errors.startswith("error: "), where
         assert "needs: " in errors or "--runs-dir: cannot write results there" in errors, f"{where}\n{errors}"
-    if record["fault"] != "kill" and record["point"] > 3:  # before, there is no run yet
+    if record["fault"] != "kill" and record["point"] > 3 and not ended:  # before, there is no run yet
         assert "resume: draft run small.yaml" in errors, f"{where}\n{errors}"
     assert record["again"] == 0, f"{where}\n{record['again_err']}"
     assert record["differs"] == [], f"{where}: the same command gives other files"

@@ -20,6 +20,7 @@ from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.training.branch import Branch, find_checkpoint, remove_superseded
 from draft.training.checkpoint import read_checkpoint, save_checkpoint
+from draft.training.identity import without_values
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
@@ -359,3 +360,11 @@ def test_a_branch_has_the_lines_of_its_checkpoint_whatever_became_of_the_file(ru
     heard = run(replace(SETTINGS, learning_rate=0.02), "b", branch=branch, terms=other)
     assert not any("damaged" in text for text in heard)
     assert lines(tmp_path / "b")[:2] == before[:2] and len(lines(tmp_path / "b")) == 6
+
+
+def test_the_record_of_a_branch_holds_no_model_no_adapter_and_no_options_of_rewards() -> None:
+    changes = {"model": ('"/home/me/model"', '"owner/model"'), "rewards.a": ("null", '{"key": "secret"}')}
+    record = without_values(changes | {"max_steps": ("6", "8")})
+    assert record["max_steps"] == ("6", "8") and record["rewards.a"][0] == "null"
+    assert "/home" not in str(record) and "owner" not in str(record) and "secret" not in str(record)
+    assert record["model"][0] != record["model"][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -168,6 +169,8 @@ def test_an_interrupted_training_ends_with_the_same_bytes(run, tiny_model: Path,
     assert not (tmp_path / "cut" / "adapter.safetensors").exists()
     again = _interrupted(tiny_model, tmp_path / "cut", 1)  # goes on after 4, stops after 5 again
     assert "going on after update 4" in again.said
+    line = r"draft_lv: 3 sampling steps; the last one adds 0\.\d{3} of the network's output"
+    assert any(re.fullmatch(line, text) for text in again.said), again.said
     run(folder="cut")
     assert (tmp_path / "cut" / "adapter.safetensors").read_bytes() == (
         tmp_path / "whole" / "adapter.safetensors"
