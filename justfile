@@ -28,3 +28,7 @@ docs:
 # Everything, in a fresh environment.
 ci:
     bash .ci/run
+
+# The default suite with the lowest and the newest libraries that pyproject.toml allows, on each Python named.
+versions *pythons="3.11 3.12 3.13":
+    .ci/versions /tmp/versions {{pythons}}
