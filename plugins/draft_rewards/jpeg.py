@@ -39,7 +39,7 @@ class Jpeg(draft.Reward):
 
     name = "jpeg"
     cite = "Clark et al., Directly Fine-Tuning Diffusion Models on Differentiable Rewards, arXiv 2309.17400"
-    typical = "-0.8 to -0.3 for photographs of about 500 pixels at quality 50"
+    typical = "-0.9 to -0.4 for photographs of about 500 pixels at quality 50"
     stand_in = {}
 
     quality: int = draft.Field(50, ge=1, le=99, description="JPEG quality, 1 (coarse) to 99 (fine)")
