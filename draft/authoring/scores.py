@@ -15,6 +15,7 @@ import torch
 from draft.authoring.pictures import LARGEST, picture_size, read_picture
 from draft.authoring.stand_in import offering_stand_in
 from draft.errors import ConfigError, DraftError, DraftWarning
+from draft.isolation.reward import IsolatedReward
 from draft.progress import Progress
 from draft.prompts import load_prompts
 from draft.report.data import as_csv, as_json
@@ -149,6 +150,9 @@ def score_pictures(
         )
     if not isinstance(prompts, Unprompted) and (cut := cut_prompts(reward.name, readings_of(loaded.score), prompts)):
         warnings.warn(cut, DraftWarning, stacklevel=2)
+    sent = prompts
+    if isinstance(prompts, Unprompted) and isinstance(reward, IsolatedReward) and not reward.uses_prompt:
+        sent = Prompts([""] * len(files))  # every call sends the prompts to the process, read there or not
     scores = [math.nan] * len(files)
     progress.start("score", len(files))
     for (height, width), group in by_size.items():
@@ -158,7 +162,7 @@ def score_pictures(
             chosen = group[start : start + most]
             images = torch.stack([read_picture(files[index]) for index in chosen])
             try:
-                values = numbers(loaded.scores(images, prompts.take(chosen)))
+                values = numbers(loaded.scores(images, sent.take(chosen)))
             except DraftError as error:
                 error.where = error.where or reward.name
                 raise

@@ -65,6 +65,16 @@ def test_it_scores_pictures_and_is_tried_with_its_gradient(command: Any, tmp_pat
     assert (tmp_path / "glow_try.png").exists()
 
 
+def test_one_that_reads_no_prompt_scores_pictures_without_one(command: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    code, out, err = command("score", "symmetry", "a.png", "--python", "env", "--json")
+    assert code == 0, err
+    (row,) = json.loads(out)["scores"]
+    assert row["prompt"] is None and row["score"] == 0
+    code, _, err = command("score", "glow", "a.png", "--python", "env")
+    assert code == 2 and "none is given" in err
+
+
 def test_its_stand_in_is_that_of_its_own_environment(command: Any, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     code, out, err = command("score", "glow", "a.png", "--python", "env", "--prompt", "a", "--stand-in", "--json")
