@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
 
 from draft_cli.interrupts import interrupts
-from draft_cli.streams import flushed, open_streams
 
 
 def main() -> None:
     """Run the command line to the end of this process; the one place that changes what belongs to the process."""
-    open_streams()
     interrupts.listen()
-    code: Any = 0
+    # Even what the streams need (typing, re) takes long enough to be interrupted in.
+    from draft_cli.streams import flushed, open_streams
+
+    open_streams()
+    code: object = 0
     try:
         from draft_cli.app import main as run
 

@@ -98,7 +98,7 @@ def test_errors_that_cannot_be_written_leave_the_exit_code(pipeline: Path) -> No
 
 
 @needs_shell
-@pytest.mark.parametrize("module", ["draft_cli.app", "typer", "pydantic", "yaml", "omegaconf"])
+@pytest.mark.parametrize("module", ["draft_cli.streams", "draft_cli.app", "typer", "pydantic", "yaml", "omegaconf"])
 def test_an_interrupt_while_it_starts_ends_it_with_one_word(pipeline: Path, module: str) -> None:
     code = (
         "import importlib.abc, os, signal, sys\n"
