@@ -22,7 +22,8 @@ class Identity:
     """Everything that decides a training's result.
 
     Args:
-        decisive: Dotted key to its value as JSON text; another value is another training.
+        decisive: Dotted key to its value, numbers as JSON text and all others as digests, since checkpoints and headers
+            hold them; another value is another training.
         extends: Those of which another value may go on from the same checkpoint, `max_steps`.
         rounding: Those that decide how the same mathematics is computed, so that rounding may differ.
     """
@@ -92,30 +93,17 @@ def identity(
         use = recorded_name(type(term.reward))
         decisive[f"rewards.{term.label}"] = {"use": use, "weight": term.weight, **reward}
     decisive |= {f"adapters.{index}": entry for index, entry in enumerate(adapters.identity())}
-    return Identity(*({key: _text(value) for key, value in part.items()} for part in (decisive, extends, rounding)))
+    return Identity(
+        {key: _withheld(value) for key, value in decisive.items()},
+        *({key: json.dumps(value) for key, value in part.items()} for part in (extends, rounding)),
+    )
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """The keys whose values differ, each with the old and the new one as JSON text, `null` where there is none."""
+    """The keys whose values differ, each with the old and the new one, `null` where there is none."""
     keys = dict.fromkeys([*before, *after])
     pairs = {key: (before.get(key, "null"), after.get(key, "null")) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def without_values(changes: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Changes as an adapter's header may hold them: a model, rewards and adapters by digests of their old and new text.
-
-    Their options can be paths of this machine or secrets.
-    """
-    private = ("model", "rewards", "adapters")
-    return {
-        key: (_hidden(before), _hidden(after)) if key.partition(".")[0] in private else (before, after)
-        for key, (before, after) in changes.items()
-    }
-
-
-def _hidden(text: str) -> str:
-    return text if text == "null" else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def change_words(changes: Mapping[str, tuple[str, str]]) -> str:
@@ -127,5 +115,9 @@ def change_words(changes: Mapping[str, tuple[str, str]]) -> str:
     return ", ".join(shown)
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _withheld(value: Any) -> str:
+    """A number as it is; of everything with text in it a digest: a text may be a secret or a path of this machine."""
+    text = json.dumps(value, sort_keys=True)
+    if value is None or isinstance(value, bool | int | float):
+        return text
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

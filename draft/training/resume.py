@@ -14,7 +14,7 @@ from draft.methods.run import Rule
 from draft.progress import Progress
 from draft.training.branch import Branch
 from draft.training.checkpoint import Checkpoint, read_checkpoint
-from draft.training.identity import Identity, change_words, differences, without_values
+from draft.training.identity import Identity, change_words, differences
 from draft.training.metrics import unpacked
 from draft.training.run import Run
 from draft.training.settings import TrainSettings
@@ -114,7 +114,7 @@ def branch_off(run: Run, rule: Rule, branch: Branch, identity: Identity, progres
         progress.say("the method's own memory begins anew")
     else:
         rule.restore(state["rule"])
-    event = {"update": step, "changed": without_values(changes), "branch": branch.digest()}
+    event = {"update": step, "changed": changes, "branch": branch.digest()}
     return Continued(step, (*json.loads(state["history"]), event), unpacked(state.get("metrics")))
 
 

@@ -20,7 +20,7 @@ from draft.progress import Silent
 from draft.rewards.reward import Reward, Term
 from draft.training.branch import Branch, find_checkpoint, remove_superseded
 from draft.training.checkpoint import read_checkpoint, save_checkpoint
-from draft.training.identity import without_values
+from draft.training.identity import differences, identity
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
 from draft.training.train import train
 from draft.types import Prompts
@@ -362,9 +362,12 @@ def test_a_branch_has_the_lines_of_its_checkpoint_whatever_became_of_the_file(ru
     assert lines(tmp_path / "b")[:2] == before[:2] and len(lines(tmp_path / "b")) == 6
 
 
-def test_the_record_of_a_branch_holds_no_model_no_adapter_and_no_options_of_rewards() -> None:
-    changes = {"model": ('"/home/me/model"', '"owner/model"'), "rewards.a": ("null", '{"key": "secret"}')}
-    record = without_values(changes | {"max_steps": ("6", "8")})
-    assert record["max_steps"] == ("6", "8") and record["rewards.a"][0] == "null"
-    assert "/home" not in str(record) and "owner" not in str(record) and "secret" not in str(record)
-    assert record["model"][0] != record["model"][1]
+def test_what_checkpoints_and_headers_hold_of_a_training_has_numbers_and_no_texts() -> None:
+    secret = replace(SETTINGS, sampler=replace(SETTINGS.sampler, negative_prompt="s3cr3t", guidance_scale=2.0))
+    given: dict[str, Any] = {"prompts": Prompts(["s3cr3t"]), "terms": [Term("s", Brightness(), 1.0)], "seed": 0}
+    before = identity(SETTINGS, model="owner/model", **given)
+    after = identity(secret, model="/home/me/s3cr3t", **given)
+    assert "s3cr3t" not in str(after.state()) and "owner" not in str(before.state())
+    changes = differences(before.decisive, after.decisive)
+    assert set(changes) == {"model", "sampler.negative_prompt", "sampler.guidance_scale"}
+    assert changes["sampler.guidance_scale"] == (str(SETTINGS.sampler.guidance_scale), "2.0")
