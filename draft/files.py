@@ -19,6 +19,8 @@ from draft.errors import ConfigError, ResourceError, StageError, system_error
 WEIGHTS = "adapter_model.safetensors"
 """The file with the numbers in a peft adapter folder."""
 
+_LONGEST_NAME = 120
+"""Bytes of a name; file systems take 255, and something may be put around it."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.partial(\.[^.]*)?")
 _READ_COMPLETELY = 16 * 2**20
 _BLOCKS = 64
@@ -40,13 +42,19 @@ def weights_file(path: Path) -> Path:
 def safe_name(label: str) -> str:
     """Make a folder name of a label: other characters than letters, digits, `.`, `-`, `_` become `_`.
 
+    A long one is cut, with a digest of all of it at its end.
+
     Args:
         label: Any label.
 
     Returns:
         A name that every file system takes.
     """
-    return re.sub(r"[^\w.-]", "_", label).strip(".") or "_"
+    name = re.sub(r"[^\w.-]", "_", label).strip(".") or "_"
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    start = name.encode()[: _LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(label.encode(errors='replace')).hexdigest()[:8]}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,10 +26,19 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What Draft keeps on disk goes into a folder of the tests, in this process and in those that it starts."""
-    os.environ["DRAFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """What a test or the command it runs in this process writes into the environment does not reach the next test."""
+    before = dict(os.environ)
+    offline = getattr(sys.modules.get("huggingface_hub.constants"), "HF_HUB_OFFLINE", None)
+    yield
+    for name in set(os.environ) | set(before):
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+    if offline is not None:
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = offline  # type: ignore[attr-defined]
 
 
 def pytest_report_header() -> str:

@@ -153,3 +153,9 @@ def test_a_home_that_cannot_be_written_to_gives_a_temporary_cache_of_ones_own(
 
 def test_labels_become_harmless_folder_names() -> None:
     assert [safe_name(label) for label in ("a", "../x", "a b", "..", "ü")] == ["a", "_x", "a_b", "_", "ü"]
+
+
+def test_a_long_label_is_cut_and_stays_apart_from_others() -> None:
+    first, second = safe_name("é" * 4000), safe_name("é" * 4000 + "x")
+    assert first != second and max(len(first.encode()), len(second.encode())) <= 120
+    assert safe_name("a" * 120) == "a" * 120

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from draft.errors import StageError, presentable
+from draft.files import safe_name
 from draft.marks import hints
 from draft.pipeline.document import Keys, dump_yaml, put
 from draft.pipeline.fields import default_of
@@ -245,7 +246,7 @@ def _prompts(recorded: Mapping[str, Any], stage: str, work: _Work) -> Any:
         {"prompt": prompt, **{column: values[index] for column, values in columns.items()}}
         for index, prompt in enumerate(recorded["prompts"])
     ]
-    file = f"{work.stem}.{stage}.jsonl"
+    file = f"{safe_name(f'{work.stem}.{stage}')}.jsonl"
     work.tables[file] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return {"file": file}
 
@@ -291,4 +292,4 @@ def _free(name: str, work: _Work) -> str:
 
 def name_of(path: Path) -> str:
     """A pipeline's name out of an adapter's path."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem).lstrip("_.-") + "-again"
+    return safe_name(re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem).lstrip("_.-")) + "-again"

@@ -178,7 +178,9 @@ def test_a_full_disk_leaves_no_trace_and_the_old_file(files, tmp_path: Path, mon
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StageError) as error:
         mixed(files)
-    assert str(error.value) == f"{files['out']}: cannot write the file (No space left on device)"
+    assert str(error.value).startswith(
+        f"{files['out']}: cannot write the file (No space left on device)\n  needs: free"
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

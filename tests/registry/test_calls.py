@@ -40,9 +40,9 @@ CHANGES = {
     "torch's precision of matrix products (medium, was highest)": lambda: torch.set_float32_matmul_precision("medium"),
     "cuDNN's flag 'benchmark' (True, was False)": lambda: setattr(torch.backends.cudnn, "benchmark", True),
     "torch's number of threads (7, was": lambda: torch.set_num_threads(7),
-    "torch's global random generator": lambda: torch.manual_seed(0),
-    "numpy's global random generator": lambda: np.random.seed(0),  # noqa: NPY002
-    "random's global random generator": lambda: random.seed(0),
+    "torch's global random generator": lambda: torch.rand(1),
+    "numpy's global random generator": lambda: np.random.rand(1),  # noqa: NPY002
+    "random's global random generator": lambda: random.random(),
     "numpy's handling of errors": lambda: np.seterr(all="raise"),
     "the current folder (": lambda: os.chdir("/"),
     "the handler of SIGINT": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
