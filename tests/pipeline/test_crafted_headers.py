@@ -105,7 +105,9 @@ def places(value: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def crafted(value: Any, dice: random.Random) -> str:
     value = copy.deepcopy(value)
     for _ in range(dice.choice([1, 1, 2, 3])):
-        *way, last = dice.choice(list(places(value)))
+        if not (choices := list(places(value))):  # everything has been deleted
+            break
+        *way, last = dice.choice(choices)
         node = value
         for key in way:
             node = node[key]
