@@ -17,6 +17,7 @@ from draft.pipeline.fields import rename_aliases
 from draft.pipeline.kinds import kind_of
 from draft.pipeline.overrides import apply_overrides
 from draft.pipeline.rehearsal import use_stand_ins
+from draft.pipeline.resolve import withheld
 
 
 def load_pipeline(
@@ -63,6 +64,8 @@ def load_pipeline(
     errors += [error for error in check_errors if error.what not in {f"missing key {key!r}" for key in applied.broken}]
     if errors or pipeline is None:
         errors.sort(key=lambda error: _order(error.where, document.name))
+        for error in errors:
+            error.what, error.hint = (withheld(text, document.environment) for text in (error.what, error.hint))
         raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
     full_size_environment = {**document.environment, **applied.full_size.environment}
     return replace(pipeline, replacements=tuple(replaced), replaced_environment=full_size_environment)

@@ -14,6 +14,7 @@ from draft.pipeline.expression import parse
 from draft.pipeline.interpolation import Interpolations, Unset
 from draft.pipeline.references import parse_reference
 from draft.pipeline.resolvers import UnknownName
+from draft.report.withheld import TELLING
 
 DIGEST = "environment:"
 """What stands before the digest of a value that came from the environment, where records need to see it change."""
@@ -168,6 +169,23 @@ def texts(entered: Mapping[Keys, Entered]) -> dict[str, str]:
     values = {str(entry.value): entry.source for entry in entered.values() if isinstance(entry.value, str)}
     names = {Path(text).name: source for text, source in values.items() if "/" in text or "\\" in text}
     return {text: source for text, source in {**names, **values}.items() if text}
+
+
+def withheld(message: str, entered: Mapping[Keys, Entered]) -> str:
+    """A message without the texts that came from the environment, which may be secrets: logs are read by others.
+
+    Args:
+        message: The message; what it received is quoted.
+        entered: Where in the file something came from the environment.
+
+    Returns:
+        The message with the expressions that made the texts.
+    """
+    for text, source in sorted(texts(entered).items(), key=lambda pair: -len(pair[0])):
+        message = message.replace(repr(text), repr(source))
+        if len(text) >= TELLING:
+            message = message.replace(text, source)
+    return message
 
 
 def _unresolved(error: Exception, keys: Keys, text: Any, document: Document) -> ConfigError:

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-_TELLING = 8
+TELLING = 8
 """Characters from which on a value is replaced inside of longer texts; a shorter one may be a word like any other."""
 
 
@@ -81,7 +81,7 @@ def page_without_withheld(page: str) -> str:
 
 def _replaced(text: str, withheld: _Withheld, encoded: Any) -> str:
     for value in sorted(withheld.values, key=len, reverse=True):
-        if len(value) >= _TELLING:
+        if len(value) >= TELLING:
             text = text.replace(encoded(value), encoded(withheld.values[value]))
     for folder in sorted(withheld.folders, key=len, reverse=True):
         text = text.replace(encoded(folder), withheld.folders[folder])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from draft.diffusion.settings import Device, LoraSettings, Precision, Resolution, SamplerSettings
 from draft.marks import AtMost, Extends, Inert, Instead, Within
@@ -91,7 +91,7 @@ class LearningSettings:
     rollout_reuse: Annotated[int, Ge(1)] = 1
     lora: LoraSettings = field(default_factory=LoraSettings)
     warmup_steps: Annotated[int, Ge(0), AtMost(4)] = 0
-    batch_size: Annotated[int, Ge(1), AtMost(6)] = 4
+    batch_size: Annotated[int, Ge(1), Le(65_536), AtMost(6)] = 4
     gradient_accumulation_steps: Annotated[int, Ge(1), Instead(1)] = 1
     max_grad_norm: Annotated[float, Ge(0)] = 1.0
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -122,7 +122,7 @@ class TrainSettings(LearningSettings):
     """
 
     method: Method = field(default_factory=DraftLV)
-    learning_rate: Annotated[float, Gt(0)] = 4e-4
+    learning_rate: Annotated[float, Gt(0), Le(100)] = 4e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_steps: Annotated[int, Ge(1), Extends(), AtMost(40)] = 2000
     checkpoint: Annotated[CheckpointSettings, Inert()] = field(default_factory=CheckpointSettings)

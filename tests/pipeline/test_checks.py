@@ -109,3 +109,20 @@ def test_a_family_that_needs_newer_libraries_is_refused(told, monkeypatch: pytes
     monkeypatch.setattr("draft.pipeline.models.family_of", lambda model: row)
     (message,) = told(TRAIN)
     assert message.startswith("demo.yaml:5: the family 'sd' of this model needs diffusers>=99 (got ")
+
+
+def test_a_message_shows_where_a_value_came_from_in_the_environment_and_not_the_value(
+    told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_RATE", "s3cr3t-t0ken")
+    (message,) = told(TRAIN, "    model: model\n", "    model: model\n    learning_rate: '${oc.env:MY_RATE}'\n")
+    assert "s3cr3t" not in message
+    assert message.startswith("demo.yaml:6: stages.train.learning_rate must be a number (got '${oc.env:MY_RATE}')")
+    (message,) = told(TRAIN, "    model: model\n", "    model: '/models/${oc.env:MY_RATE}'\n")
+    assert "s3cr3t" not in message and "${oc.env:MY_RATE}" in message
+
+
+@pytest.mark.parametrize("line", ["batch_size: 99999999999999", "learning_rate: .inf", "learning_rate: 1.0e+300"])
+def test_a_size_or_a_rate_that_nobody_means_is_refused(told, line: str) -> None:
+    (message,) = told(TRAIN, "    model: model\n", f"    model: model\n    {line}\n")
+    assert message.startswith(f"demo.yaml:6: stages.train.{line.partition(':')[0]} must be at most")
