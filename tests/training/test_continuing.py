@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 
 from draft.adapters.files.header import read_header
 from draft.diffusion.settings import LoraSettings, SamplerSettings
@@ -124,11 +126,10 @@ INERT = {
     "micro_batch_size": {"micro_batch_size": 1},
     "preview": {"preview": PreviewSettings(every=3)},
     "checkpoint": {"checkpoint": CheckpointSettings(every=3, keep=1)},
-    "report_to": {"report_to": ("tensorboard",)},
 }
 
 
-@pytest.mark.parametrize("name", [name for name in INERT if name not in ("compile", "report_to")])
+@pytest.mark.parametrize("name", [name for name in INERT if name != "compile"])
 def test_a_killed_training_goes_on_with_an_inert_setting_changed(run: Run, tmp_path: Path, name: str) -> None:
     run(SETTINGS, "cut", stop=4)
     heard = run(replace(SETTINGS, **INERT[name]), "cut")
@@ -141,6 +142,45 @@ def test_a_killed_training_goes_on_with_an_inert_setting_changed(run: Run, tmp_p
     event = {"update": 4, "changed": {key: [json.dumps(getattr(SETTINGS, key)), json.dumps(value)]}}
     assert json.loads(str(continued)) == [event]
     assert any(text.startswith(f"changed since: {key} ") for text in heard)
+
+
+class Notes(GeneralTracker):
+    """A tracker that is installed everywhere."""
+
+    name = "notes"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int | None] = []
+
+    @property
+    def tracker(self) -> list[int | None]:
+        return self.steps
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        assert values["seed"] == 0
+
+    def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+        assert "reward" in values
+        self.steps.append(step)
+
+
+def test_a_killed_training_goes_on_with_a_tracker_that_hears_of_the_updates_from_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(SETTINGS, "at_once")
+    run(SETTINGS, "cut", stop=4)
+    notes = Notes()
+
+    def accelerator(*_: Any, **__: Any) -> Accelerator:
+        return Accelerator(cpu=True, log_with=notes)
+
+    monkeypatch.setattr("draft.training.train.make_accelerator", accelerator)
+    heard = run(replace(SETTINGS, report_to=("notes",)), "cut")
+    assert "going on after update 4" in heard and notes.steps == [5, 6]
+    assert adapter(tmp_path / "cut") == adapter(tmp_path / "at_once")
 
 
 @pytest.mark.parametrize("stop", [3, None], ids=["killed", "finished"])
