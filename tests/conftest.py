@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -12,6 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+# torch.compile imports it, and it refuses to be imported once a test has imported Python's own distutils.
+with contextlib.suppress(ImportError):
+    import setuptools as setuptools
 
 # Before any library reads them. A test that needs the network would be a test that fails on a train.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -45,8 +45,8 @@ CHANGES = {
     "random's global random generator": lambda: random.random(),
     "numpy's handling of errors": lambda: np.seterr(all="raise"),
     "the current folder (": lambda: os.chdir("/"),
-    "the handler of SIGINT": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    "the handler of SIGTERM": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "the handler of SIGINT": lambda: signal.signal(signal.SIGINT, lambda *_: None),
+    "the handler of SIGTERM": lambda: signal.signal(signal.SIGTERM, lambda *_: None),
 }
 
 

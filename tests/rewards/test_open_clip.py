@@ -125,7 +125,7 @@ def test_anything_else_is_refused(weights: dict[str, Tensor], tmp_path: Path) ->
     refused(dict(weights), r"a dict with tensors under 'state_dict' \(got the keys .*, ...\)")
     refused([1], r"under 'state_dict' \(got list\)")
     refused({"state_dict": {"a": 1}}, r"under 'state_dict' \(got the keys state_dict\)")
-    refused({"state_dict": dict(weights), "module": torch.nn.Identity()}, "not a file of weights alone")
+    refused({"state_dict": dict(weights), "module": torch.nn.Identity()}, "a pickle of more than weights")
     file.write_bytes(b"")
     with pytest.raises(draft.DraftError, match="not a file of weights alone"):
         load(file)
