@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -13,10 +12,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-# torch.compile imports it, and it refuses to be imported once a test has imported Python's own distutils.
-with contextlib.suppress(ImportError):
-    import setuptools as setuptools
 
 # Before any library reads them. A test that needs the network would be a test that fails on a train.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -55,7 +50,8 @@ def pytest_report_header() -> str:
 @pytest.fixture(scope="session")
 def pip() -> list[str]:
     """The command of pip: the installed one, or the one that Python carries along, as uv's environments have none."""
-    if importlib.util.find_spec("pip"):
+    # Not by looking for the module: setuptools takes that for a run of pip, and torch.compile then fails in this process.
+    if any(importlib.metadata.distributions(name="pip")):
         return [sys.executable, "-m", "pip"]
     ensurepip = pytest.importorskip("ensurepip", reason="there is neither pip nor the one that Python carries along")
     (wheel,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
