@@ -50,7 +50,7 @@ def pytest_report_header() -> str:
 @pytest.fixture(scope="session")
 def pip() -> list[str]:
     """The command of pip: the installed one, or the one that Python carries along, as uv's environments have none."""
-    # Not by looking for the module: setuptools takes that for a run of pip, and torch.compile then fails in this process.
+    # Not by looking for the module: setuptools takes that for a run of pip, and torch.compile then fails.
     if any(importlib.metadata.distributions(name="pip")):
         return [sys.executable, "-m", "pip"]
     ensurepip = pytest.importorskip("ensurepip", reason="there is neither pip nor the one that Python carries along")
