@@ -53,22 +53,6 @@ class Bright(Reward):
         return lambda images, prompts: images.mean(dim=(1, 2, 3))
 
 
-class Stop(Silent):
-    """Interrupts a training after some updates, and keeps what is said."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def advance(self, count: int = 1, values: Any = None) -> None:
-        self.left -= count
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def _adapter(path: Path, *, rank: int = 2, scale: float = 1.0, seed: int = 0, names: tuple[str, ...] = ("to_q", "to_k"),
              inner: int = 16, part: str = PLACE) -> Path:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
@@ -240,20 +224,20 @@ def test_methods_that_compare_with_the_base_train_on_top_of_it(run, tmp_path: Pa
     assert len(rows) == settings.max_steps and all(torch.isfinite(torch.tensor(row["grad_norm"])) for row in rows)
 
 
-def test_an_interrupted_training_on_adapters_ends_with_the_same_bytes(run, tmp_path: Path) -> None:
+def test_an_interrupted_training_on_adapters_ends_with_the_same_bytes(run, tmp_path: Path, listener) -> None:
     one, start = _adapter(tmp_path / "one.safetensors"), _adapter(tmp_path / "start.safetensors", seed=2)
     settings = replace(SETTINGS, max_steps=3, preview=PreviewSettings(every=3, count=1))
     whole = run(AdapterFiles(start, ((one, 0.7),)), settings, folder="whole")
     with pytest.raises(KeyboardInterrupt):
-        run(AdapterFiles(start, ((one, 0.7),)), settings, folder="cut", progress=Stop(2))
+        run(AdapterFiles(start, ((one, 0.7),)), settings, folder="cut", progress=listener(1))
     # Elsewhere and under other names: what counts is the content.
     (tmp_path / "moved").mkdir()
     for path in (one, start):
         path.rename(tmp_path / "moved" / f"x{path.name}")
     moved = AdapterFiles(tmp_path / "moved" / "xstart.safetensors", ((tmp_path / "moved" / "xone.safetensors", 0.7),))
-    reporter = Stop(100)
+    reporter = listener(100)
     cut = run(moved, settings, folder="cut", progress=reporter)
-    assert "going on after update 1" in reporter.said
+    assert "going on after update 1" in reporter.heard
     assert cut.read_bytes() == whole.read_bytes()
     pictures = [tmp_path / folder / "previews" / "step-000003.png" for folder in ("cut", "whole")]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()

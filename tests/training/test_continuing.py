@@ -3,112 +3,26 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from draft.adapters.files.header import read_header
-from draft.diffusion.settings import LoraSettings, SamplerSettings
+from draft.diffusion.settings import LoraSettings
 from draft.errors import DivergedError, DraftWarning, StageError
-from draft.methods.values import DraftK, DraftLV
-from draft.progress import Silent
+from draft.methods.values import DraftK
 from draft.rewards.reward import Reward, Term
-from draft.training.branch import Branch, find_checkpoint, remove_superseded
-from draft.training.checkpoint import read_checkpoint, save_checkpoint
+from draft.training.branch import Branch, find_checkpoint
 from draft.training.identity import differences, identity
 from draft.training.settings import CheckpointSettings, PreviewSettings, TrainSettings
-from draft.training.train import train
 from draft.types import Prompts
 
-PROMPTS = Prompts(["a cat", "a dog", "two birds"])
-SETTINGS = TrainSettings(
-    method=DraftLV(copies=1),
-    sampler=SamplerSettings(num_inference_steps=2, guidance_scale=1.0),
-    lora=LoraSettings(rank=2),
-    learning_rate=1e-2,
-    max_steps=6,
-    batch_size=2,
-    micro_batch_size=0,
-    checkpoint=CheckpointSettings(every=2, keep=9),
-    device="cpu",
-)
-
-
-class Brightness(Reward):
-    """How bright an image is, or nothing a training could use."""
-
-    name = "brightness"
-    breaks_after: int = 1000
-
-    def load(self, device: torch.device) -> Any:
-        calls = iter(range(1, 1000))
-
-        def score(images: torch.Tensor, prompts: Any) -> torch.Tensor:
-            broken = next(calls) > self.breaks_after
-            return images.mean(dim=(1, 2, 3)) * (float("nan") if broken else 1.0)
-
-        return score
-
-
-class Listener(Silent):
-    """A reporter that remembers what it heard, and interrupts after some updates."""
-
-    def __init__(self, after: int = 1000) -> None:
-        self.left = after
-        self.heard: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.heard.append(text)
-
-    def advance(self, count: int, figures: Any = None) -> None:
-        self.left -= count
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-
 Run = Callable[..., list[str]]
-
-
-@pytest.fixture
-def run(tiny_model: Path, tmp_path: Path) -> Run:
-    def run(
-        settings: TrainSettings,
-        folder: str,
-        *,
-        stop: int | None = None,
-        terms: list[Term] | None = None,
-        **options: Any,
-    ) -> list[str]:
-        progress = Listener(1000 if stop is None else stop)
-
-        def go() -> None:
-            train(
-                settings,
-                model=str(tiny_model),
-                prompts=options.pop("prompts", PROMPTS),
-                terms=terms or [Term("bright", Brightness())],
-                seed=0,
-                folder=tmp_path / folder,
-                progress=progress,
-                **options,
-            )
-
-        if stop is None:
-            go()
-            remove_superseded(tmp_path / folder / "checkpoints", keep_final=settings.checkpoint.keep_final)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                go()
-        return progress.heard
-
-    return run
 
 
 def adapter(folder: Path) -> bytes:
@@ -130,16 +44,18 @@ INERT = {
 
 
 @pytest.mark.parametrize("name", [name for name in INERT if name != "compile"])
-def test_a_killed_training_goes_on_with_an_inert_setting_changed(run: Run, tmp_path: Path, name: str) -> None:
-    run(SETTINGS, "cut", stop=4)
-    heard = run(replace(SETTINGS, **INERT[name]), "cut")
+def test_a_killed_training_goes_on_with_an_inert_setting_changed(
+    run: Run, tmp_path: Path, name: str, settings: TrainSettings
+) -> None:
+    run(settings, "cut", stop=4)
+    heard = run(replace(settings, **INERT[name]), "cut")
     assert "going on after update 4" in heard
     continued = read_header(tmp_path / "cut" / "adapter.safetensors").metadata.get("draft.continued")
     if name in ("preview", "checkpoint"):
         assert continued is None, "not one bit depends on it"
         return
     key, value = next(iter(INERT[name].items()))
-    event = {"update": 4, "changed": {key: [json.dumps(getattr(SETTINGS, key)), json.dumps(value)]}}
+    event = {"update": 4, "changed": {key: [json.dumps(getattr(settings, key)), json.dumps(value)]}}
     assert json.loads(str(continued)) == [event]
     assert any(text.startswith(f"changed since: {key} ") for text in heard)
 
@@ -168,26 +84,28 @@ class Notes(GeneralTracker):
 
 
 def test_a_killed_training_goes_on_with_a_tracker_that_hears_of_the_updates_from_there(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: TrainSettings
 ) -> None:
-    run(SETTINGS, "at_once")
-    run(SETTINGS, "cut", stop=4)
+    run(settings, "at_once")
+    run(settings, "cut", stop=4)
     notes = Notes()
 
     def accelerator(*_: Any, **__: Any) -> Accelerator:
         return Accelerator(cpu=True, log_with=notes)
 
     monkeypatch.setattr("draft.training.train.make_accelerator", accelerator)
-    heard = run(replace(SETTINGS, report_to=("notes",)), "cut")
+    heard = run(replace(settings, report_to=("notes",)), "cut")
     assert "going on after update 4" in heard and notes.steps == [5, 6]
     assert adapter(tmp_path / "cut") == adapter(tmp_path / "at_once")
 
 
 @pytest.mark.parametrize("stop", [3, None], ids=["killed", "finished"])
-def test_a_larger_max_steps_goes_on_to_the_same_bytes(run: Run, tmp_path: Path, stop: int | None) -> None:
-    longer = replace(SETTINGS, max_steps=9)
+def test_a_larger_max_steps_goes_on_to_the_same_bytes(
+    run: Run, tmp_path: Path, stop: int | None, settings: TrainSettings
+) -> None:
+    longer = replace(settings, max_steps=9)
     run(longer, "at_once")
-    run(SETTINGS, "later", stop=stop)
+    run(settings, "later", stop=stop)
     heard = run(longer, "later")
     assert f"going on after update {6 if stop is None else 2}" in heard
     assert adapter(tmp_path / "later") == adapter(tmp_path / "at_once")
@@ -195,8 +113,10 @@ def test_a_larger_max_steps_goes_on_to_the_same_bytes(run: Run, tmp_path: Path, 
     assert steps == list(range(1, 10))
 
 
-def test_with_a_falling_learning_rate_it_goes_on_and_records_what_differs(run: Run, tmp_path: Path) -> None:
-    falling = replace(SETTINGS, lr_schedule="cosine")
+def test_with_a_falling_learning_rate_it_goes_on_and_records_what_differs(
+    run: Run, tmp_path: Path, settings: TrainSettings
+) -> None:
+    falling = replace(settings, lr_schedule="cosine")
     run(falling, "out")
     heard = run(replace(falling, max_steps=8), "out")
     assert heard[-1] == "the learning rate of updates 1 to 6 followed lr_schedule: cosine towards 6 updates, not 8"
@@ -205,10 +125,10 @@ def test_with_a_falling_learning_rate_it_goes_on_and_records_what_differs(run: R
 
 
 def test_a_smaller_max_steps_goes_on_from_an_earlier_checkpoint_and_keeps_the_later_ones(
-    run: Run, tmp_path: Path
+    run: Run, tmp_path: Path, settings: TrainSettings
 ) -> None:
-    run(SETTINGS, "out", stop=5)
-    shorter = replace(SETTINGS, max_steps=3)
+    run(settings, "out", stop=5)
+    shorter = replace(settings, max_steps=3)
     with pytest.warns(DraftWarning, match=r"are kept in .*checkpoints\.kept-1"):
         heard = run(shorter, "out")
     assert "going on after update 2" in heard
@@ -217,24 +137,28 @@ def test_a_smaller_max_steps_goes_on_from_an_earlier_checkpoint_and_keeps_the_la
     assert adapter(tmp_path / "out") == adapter(tmp_path / "at_once")
 
 
-def test_a_finished_training_keeps_its_last_state_unless_told_not_to(run: Run, tmp_path: Path) -> None:
-    run(SETTINGS, "out")
+def test_a_finished_training_keeps_its_last_state_unless_told_not_to(
+    run: Run, tmp_path: Path, settings: TrainSettings
+) -> None:
+    run(settings, "out")
     assert states(tmp_path / "out" / "checkpoints") == ["step-00000006.ckpt"]
-    run(replace(SETTINGS, checkpoint=CheckpointSettings(every=2, keep_final=False)), "without")
+    run(replace(settings, checkpoint=CheckpointSettings(every=2, keep_final=False)), "without")
     assert not (tmp_path / "without" / "checkpoints").exists()
 
 
-def test_finishing_again_what_was_finished_trains_nothing_and_gives_the_same_adapter(run: Run, tmp_path: Path) -> None:
-    run(SETTINGS, "out")
+def test_finishing_again_what_was_finished_trains_nothing_and_gives_the_same_adapter(
+    run: Run, tmp_path: Path, settings: TrainSettings
+) -> None:
+    run(settings, "out")
     before = adapter(tmp_path / "out")
     rows = (tmp_path / "out" / "metrics.jsonl").read_text()
-    run(SETTINGS, "out")
+    run(settings, "out")
     assert (adapter(tmp_path / "out"), (tmp_path / "out" / "metrics.jsonl").read_text()) == (before, rows)
 
 
-def test_checkpoints_of_other_settings_are_kept_aside(run: Run, tmp_path: Path) -> None:
-    run(SETTINGS, "out", stop=4)
-    other = replace(SETTINGS, learning_rate=2e-2)
+def test_checkpoints_of_other_settings_are_kept_aside(run: Run, tmp_path: Path, settings: TrainSettings) -> None:
+    run(settings, "out", stop=4)
+    other = replace(settings, learning_rate=2e-2)
     with pytest.warns(DraftWarning, match="of other settings"):
         run(other, "out")
     assert states(tmp_path / "out" / "checkpoints.kept-1") == ["step-00000002.ckpt", "step-00000004.ckpt"]
@@ -243,10 +167,12 @@ def test_checkpoints_of_other_settings_are_kept_aside(run: Run, tmp_path: Path) 
     assert adapter(tmp_path / "out") == adapter(tmp_path / "fresh")
 
 
-def test_a_branch_begins_at_the_checkpoint_with_what_changed_and_is_recorded(run: Run, tmp_path: Path) -> None:
-    run(SETTINGS, "first", stop=5)
+def test_a_branch_begins_at_the_checkpoint_with_what_changed_and_is_recorded(
+    run: Run, tmp_path: Path, settings: TrainSettings
+) -> None:
+    run(settings, "first", stop=5)
     branch = Branch(find_checkpoint([tmp_path / "first" / "checkpoints"], 4), tmp_path / "first" / "metrics.jsonl")
-    slower = replace(SETTINGS, learning_rate=1e-3)
+    slower = replace(settings, learning_rate=1e-3)
     heard = run(slower, "branch", branch=branch)
     assert "branches after update 4: learning_rate 0.01 -> 0.001" in heard
     rows = [json.loads(line) for line in (tmp_path / "branch" / "metrics.jsonl").read_text().splitlines()]
@@ -257,10 +183,12 @@ def test_a_branch_begins_at_the_checkpoint_with_what_changed_and_is_recorded(run
     ]
 
 
-def test_a_branch_with_nothing_changed_is_the_training_itself(run: Run, tmp_path: Path) -> None:
-    run(SETTINGS, "first")
-    run(SETTINGS, "cut", stop=5)
-    run(SETTINGS, "branch", branch=Branch(find_checkpoint([tmp_path / "cut" / "checkpoints"], 2)))
+def test_a_branch_with_nothing_changed_is_the_training_itself(
+    run: Run, tmp_path: Path, settings: TrainSettings
+) -> None:
+    run(settings, "first")
+    run(settings, "cut", stop=5)
+    run(settings, "branch", branch=Branch(find_checkpoint([tmp_path / "cut" / "checkpoints"], 2)))
 
     def tensors(folder: str) -> bytes:
         content = adapter(tmp_path / folder)
@@ -269,10 +197,10 @@ def test_a_branch_with_nothing_changed_is_the_training_itself(run: Run, tmp_path
     assert tensors("branch") == tensors("first")
 
 
-def test_a_killed_branch_goes_on_as_that_branch_alone(run: Run, tmp_path: Path) -> None:
-    run(SETTINGS, "first", stop=5)
+def test_a_killed_branch_goes_on_as_that_branch_alone(run: Run, tmp_path: Path, settings: TrainSettings) -> None:
+    run(settings, "first", stop=5)
     branch = Branch(find_checkpoint([tmp_path / "first" / "checkpoints"], 2))
-    slower = replace(SETTINGS, learning_rate=1e-3, max_steps=8)
+    slower = replace(settings, learning_rate=1e-3, max_steps=8)
     run(slower, "whole", branch=branch)
     run(slower, "cut", branch=branch, stop=4)
     assert "going on after update 6" in run(slower, "cut", branch=branch)
@@ -292,10 +220,12 @@ def test_a_killed_branch_goes_on_as_that_branch_alone(run: Run, tmp_path: Path) 
         ),
     ],
 )
-def test_a_branch_may_change_its_method_and_its_prompts(run: Run, tmp_path: Path, changes: Any, heard: str) -> None:
-    run(SETTINGS, "first", stop=5)
+def test_a_branch_may_change_its_method_and_its_prompts(
+    run: Run, tmp_path: Path, changes: Any, heard: str, settings: TrainSettings
+) -> None:
+    run(settings, "first", stop=5)
     branch = Branch(find_checkpoint([tmp_path / "first" / "checkpoints"], 4))
-    settings = replace(SETTINGS, **{key: value for key, value in changes.items() if key != "prompts"})
+    settings = replace(settings, **{key: value for key, value in changes.items() if key != "prompts"})
     more = {key: value for key, value in changes.items() if key == "prompts"}
     texts = run(settings, "branch", branch=branch, **more)
     assert any(
@@ -303,111 +233,41 @@ def test_a_branch_may_change_its_method_and_its_prompts(run: Run, tmp_path: Path
     )
 
 
-def test_a_branch_that_cannot_begin_is_refused(run: Run, tmp_path: Path) -> None:
-    run(SETTINGS, "first", stop=5)
+def test_a_branch_that_cannot_begin_is_refused(run: Run, tmp_path: Path, settings: TrainSettings) -> None:
+    run(settings, "first", stop=5)
     folder = tmp_path / "first" / "checkpoints"
     branch = Branch(find_checkpoint([folder], 4))
     with pytest.raises(StageError, match=r"max_steps must be more than the 4 updates .* \(got 4\)"):
-        run(replace(SETTINGS, max_steps=4), "a", branch=branch)
+        run(replace(settings, max_steps=4), "a", branch=branch)
     with pytest.raises(StageError, match="the checkpoint's LoRA has other shapes"):
-        run(replace(SETTINGS, lora=LoraSettings(rank=3)), "b", branch=branch)
+        run(replace(settings, lora=LoraSettings(rank=3)), "b", branch=branch)
     with pytest.raises(StageError, match="there is no checkpoint after update 3") as caught:
         find_checkpoint([folder, tmp_path / "none"], 3)
     assert caught.value.hint == "there are some after 2, 4"
     path = branch.checkpoint
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(StageError, match="is damaged"):
-        run(SETTINGS, "c", branch=branch)
+        run(settings, "c", branch=branch)
 
 
-def test_a_training_that_diverges_names_the_newest_checkpoint(run: Run, tmp_path: Path) -> None:
-    terms = [Term("bright", Brightness(breaks_after=5))]
+def test_a_training_that_diverges_names_the_newest_checkpoint(
+    run: Run, tmp_path: Path, settings: TrainSettings, brightness: type[Reward]
+) -> None:
+    terms = [Term("bright", brightness(breaks_after=5))]
     with pytest.raises(DivergedError, match="its score is not finite after 5 updates") as caught:
-        run(replace(SETTINGS, method=DraftK(k=1)), "out", terms=terms)
+        run(replace(settings, method=DraftK(k=1)), "out", terms=terms)
     assert caught.value.checkpoint == 4
     assert states(tmp_path / "out" / "checkpoints") == ["step-00000002.ckpt", "step-00000004.ckpt"]
 
 
-def lines(folder: Path) -> list[str]:
-    return (folder / "metrics.jsonl").read_text().splitlines()
-
-
-DAMAGE = {
-    "cut": lambda text: text[: len(text) // 3],
-    "a line of nonsense": lambda text: text.replace('"step": 2', '"st\0p": ', 1),
-    "a line without figures": lambda text: "{}\n" + text.partition("\n")[2],
-    "a figure with a flipped bit": lambda text: text.replace('"reward": 0.', '"reward": 2.', 1),
-    "no object": lambda text: text.replace("{", "5 {", 1),
-    "empty": lambda text: "",
-}
-
-
-@pytest.mark.parametrize("how", DAMAGE)
-def test_damaged_metrics_are_restored_from_the_checkpoint(run: Run, tmp_path: Path, how: str) -> None:
-    run(SETTINGS, "a", stop=5)
-    metrics = tmp_path / "a" / "metrics.jsonl"
-    before = lines(tmp_path / "a")
-    assert len(before) == 6
-    damaged = DAMAGE[how](metrics.read_text())
-    assert damaged != metrics.read_text()
-    metrics.write_text(damaged)
-    heard = run(SETTINGS, "a")
-    assert "metrics.jsonl was damaged; its lines up to update 4 are restored from the checkpoint" in heard
-    assert lines(tmp_path / "a")[:4] == before[:4]
-    assert [json.loads(line)["step"] for line in lines(tmp_path / "a")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_finished_training_writes_damaged_metrics_again_without_an_update(run: Run, tmp_path: Path) -> None:
-    heard = run(SETTINGS, "a")
-    assert not any("damaged" in text for text in heard)
-    before = lines(tmp_path / "a")
-    (tmp_path / "a" / "metrics.jsonl").unlink()
-    assert "going on after update 6" in run(SETTINGS, "a")
-    assert lines(tmp_path / "a") == before
-
-
-def without_metrics(folder: Path) -> None:
-    """Make the checkpoints of a training those of an earlier version."""
-    for path in (folder / "checkpoints").glob("*.ckpt"):
-        state = dict(read_checkpoint(path) or {})
-        del state["metrics"]
-        save_checkpoint(folder / "checkpoints", state.pop("step"), state, keep=9)
-
-
-@pytest.mark.parametrize("how", DAMAGE)
-def test_lines_that_no_checkpoint_holds_are_counted_when_they_are_lost(run: Run, tmp_path: Path, how: str) -> None:
-    run(SETTINGS, "a", stop=5)
-    without_metrics(tmp_path / "a")
-    metrics = tmp_path / "a" / "metrics.jsonl"
-    metrics.write_text(DAMAGE[how](metrics.read_text()))
-    left = {"cut": 2, "empty": 0, "a figure with a flipped bit": 4}.get(how, 3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run(SETTINGS, "a")
-    told = [str(each.message) for each in caught if issubclass(each.category, DraftWarning)]
-    lost = f"{metrics} has intact lines of {left} of the 4 updates made before; the others are lost"
-    assert any(text.startswith(lost) for text in told) == (left < 4)
-    steps = [json.loads(line)["step"] for line in lines(tmp_path / "a")]
-    assert len(steps) == left + 2 and steps[-2:] == [5, 6] and steps == sorted(set(steps))
-
-
-def test_a_branch_has_the_lines_of_its_checkpoint_whatever_became_of_the_file(run: Run, tmp_path: Path) -> None:
-    run(SETTINGS, "a", stop=5)
-    before = lines(tmp_path / "a")
-    (tmp_path / "a" / "metrics.jsonl").write_text("damaged")
-    branch = Branch.at(find_checkpoint([tmp_path / "a"], 2))
-    other = [Term("glow", Brightness(), 2.0)]
-    heard = run(replace(SETTINGS, learning_rate=0.02), "b", branch=branch, terms=other)
-    assert not any("damaged" in text for text in heard)
-    assert lines(tmp_path / "b")[:2] == before[:2] and len(lines(tmp_path / "b")) == 6
-
-
-def test_what_checkpoints_and_headers_hold_of_a_training_has_numbers_and_no_texts() -> None:
-    secret = replace(SETTINGS, sampler=replace(SETTINGS.sampler, negative_prompt="s3cr3t", guidance_scale=2.0))
-    given: dict[str, Any] = {"prompts": Prompts(["s3cr3t"]), "terms": [Term("s", Brightness(), 1.0)], "seed": 0}
-    before = identity(SETTINGS, model="owner/model", **given)
+def test_what_checkpoints_and_headers_hold_of_a_training_has_numbers_and_no_texts(
+    settings: TrainSettings, brightness: type[Reward]
+) -> None:
+    secret = replace(settings, sampler=replace(settings.sampler, negative_prompt="s3cr3t", guidance_scale=2.0))
+    given: dict[str, Any] = {"prompts": Prompts(["s3cr3t"]), "terms": [Term("s", brightness(), 1.0)], "seed": 0}
+    before = identity(settings, model="owner/model", **given)
     after = identity(secret, model="/home/me/s3cr3t", **given)
     assert "s3cr3t" not in str(after.state()) and "owner" not in str(before.state())
     changes = differences(before.decisive, after.decisive)
     assert set(changes) == {"model", "sampler.negative_prompt", "sampler.guidance_scale"}
-    assert changes["sampler.guidance_scale"] == (str(SETTINGS.sampler.guidance_scale), "2.0")
+    assert changes["sampler.guidance_scale"] == (str(settings.sampler.guidance_scale), "2.0")

@@ -131,46 +131,36 @@ def test_the_same_seed_gives_the_same_bytes(run, tmp_path: Path) -> None:
     assert len(contents) == 1
 
 
-class Stop(Silent):
-    """A reporter that interrupts the training after some updates."""
+@pytest.fixture
+def interrupted(tiny_model: Path, listener: Callable[[int], Any]) -> Callable[[Path, int], Any]:
+    """Trains into a folder and interrupts it with an update; gives what heard of it."""
 
-    def __init__(self, after: int) -> None:
-        self.left = after
-        self.said: list[str] = []
+    def interrupted(folder: Path, update: int) -> Any:
+        reporter = listener(update - 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                SETTINGS,
+                model=str(tiny_model),
+                prompts=PROMPTS,
+                terms=[Term("bright", Toy())],
+                seed=0,
+                folder=folder,
+                progress=reporter,
+            )
+        return reporter
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def advance(self, count: int = 1, values: Any = None) -> None:
-        self.left -= count
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
-def _interrupted(model: Path, folder: Path, after: int) -> Stop:
-    reporter = Stop(after)
-    with pytest.raises(KeyboardInterrupt):
-        train(
-            SETTINGS,
-            model=str(model),
-            prompts=PROMPTS,
-            terms=[Term("bright", Toy())],
-            seed=0,
-            folder=folder,
-            progress=reporter,
-        )
-    return reporter
+    return interrupted
 
 
-def test_an_interrupted_training_ends_with_the_same_bytes(run, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_interrupted_training_ends_with_the_same_bytes(run, tmp_path: Path, interrupted) -> None:
     run(folder="whole")
-    _interrupted(tiny_model, tmp_path / "cut", 5)
+    interrupted(tmp_path / "cut", 5)
     assert len(_rows(tmp_path / "cut")) == 5
     assert not (tmp_path / "cut" / "adapter.safetensors").exists()
-    again = _interrupted(tiny_model, tmp_path / "cut", 1)  # goes on after 4, stops after 5 again
-    assert "going on after update 4" in again.said
+    again = interrupted(tmp_path / "cut", 1)  # goes on after 4, stops after 5 again
+    assert "going on after update 4" in again.heard
     line = r"draft_lv: 3 sampling steps; the last one adds 0\.\d{3} of the network's output"
-    assert any(re.fullmatch(line, text) for text in again.said), again.said
+    assert any(re.fullmatch(line, text) for text in again.heard), again.heard
     run(folder="cut")
     assert (tmp_path / "cut" / "adapter.safetensors").read_bytes() == (
         tmp_path / "whole" / "adapter.safetensors"
@@ -182,9 +172,9 @@ def test_an_interrupted_training_ends_with_the_same_bytes(run, tiny_model: Path,
     ]
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, tmp_path: Path, interrupted) -> None:
     run(folder="whole")
-    _interrupted(tiny_model, tmp_path / "cut", 5)
+    interrupted(tmp_path / "cut", 5)
     newest = tmp_path / "cut" / "checkpoints" / "step-00000004.ckpt"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -196,8 +186,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, tiny_model: Pat
     ).read_bytes()
 
 
-def test_a_checkpoint_of_other_settings_is_not_continued(run, tiny_model: Path, tmp_path: Path) -> None:
-    _interrupted(tiny_model, tmp_path / "cut", 5)
+def test_a_checkpoint_of_other_settings_is_not_continued(run, tmp_path: Path, interrupted) -> None:
+    interrupted(tmp_path / "cut", 5)
     other = replace(SETTINGS, learning_rate=2e-2)
     with pytest.warns(UserWarning, match=r"of other settings.* are kept in .*checkpoints\.kept-1"):
         run(other, folder="cut")
