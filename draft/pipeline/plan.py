@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from draft.errors import ConfigError, StageError, did_you_mean
 from draft.files import sha256
+from draft.marks import Extends, leaves
 from draft.pipeline.cache import StageRecord, read_record
 from draft.pipeline.check import Pipeline
 from draft.pipeline.identity import differences, fingerprint, identity, lengths, settled, uncompared
@@ -219,6 +220,10 @@ def _branched(stage: CheckedStage, step: Step, runs: Path, record: StageRecord |
             what = f"stage {stage.name!r} is finished with these settings, so there is nothing to branch for"
             raise ConfigError(what, where="command line, --branch-from", hint="change a setting, or add --force")
         return step
+    for key, value, field_marks in leaves(stage.config):
+        if any(isinstance(mark, Extends) for mark in field_marks) and value <= update:
+            what = f"stages.{stage.name}.{key} must be more than the {update} updates that the branch begins after"
+            raise ConfigError(f"{what} (got {value})", where="command line, --branch-from")
     if same_branch and begun is not None and begun.branch == digest:
         reasons = ("was interrupted", f"branched from update {update}")
         kept = {name: new for name, new in step.kept.items() if name != partial.name}

@@ -236,6 +236,12 @@ def test_an_interrupted_branch_does_not_go_on_by_itself(runs: Runs) -> None:
         ("2", (), ConfigError, "no stage that can branch would run"),
         ("train:6", (), ConfigError, "is finished with these settings, so there is nothing to branch for"),
         ("3", ("stages.train.learning_rate=0.005",), StageError, "there is no checkpoint after update 3"),
+        (
+            "6",
+            ("stages.train.learning_rate=0.005",),
+            ConfigError,
+            r"stages.train.max_steps must be more than the 6 updates that the branch begins after \(got 6\)",
+        ),
     ],
 )
 def test_a_branch_that_cannot_be_is_refused_before_anything_is_written(
