@@ -29,17 +29,20 @@ import draft.diffusion.families.sd
 """
 
 
+QUIET = ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
+"""What `quiet_libraries` sets; another test may have called it in this process."""
+
+
 def test_neither_a_reward_nor_a_model_lets_transformers_report_what_nobody_can_act_on() -> None:
     """Its bars while weights are loaded, and its lines about torchvision at the first import of a pipeline."""
-    quiet = ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
-    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    environment = {name: value for name, value in os.environ.items() if name not in QUIET}
     done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, env=environment, check=True)
     assert "Loading weights" not in done.stderr and "torchvision" not in done.stderr
 
 
 @pytest.mark.parametrize(("own", "shown"), [(None, False), ("0", True)])
 def test_no_bar_is_drawn_into_a_pipe_unless_somebody_asks_for_it(own: str | None, shown: bool) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    environment = {name: value for name, value in os.environ.items() if name not in QUIET}
     environment |= {} if own is None else {"HF_HUB_DISABLE_PROGRESS_BARS": own}
     done = subprocess.run([sys.executable, "-c", BARS], capture_output=True, text=True, env=environment, check=True)
     assert ("Loading weights" in done.stderr) == shown
