@@ -14,17 +14,16 @@ import torch
 from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.deviation import deviation
 from draft.adapters.factors import Adapter, Factors, fold
-from draft.adapters.files.config import read_alphas, read_config
+from draft.adapters.files.config import config_file, read_alphas, read_config
 from draft.adapters.files.container import read_tensors
 from draft.adapters.files.formats import Format, read_adapter
 from draft.adapters.files.lycoris import is_lycoris
 from draft.adapters.files.metadata import draft_version
 from draft.adapters.files.reading import grouped_tensors, module_factors
+from draft.adapters.identity import adapter_digest, files_of
 from draft.adapters.inspect import Facts, facts_of
-from draft.adapters.mixture import file_digest
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.errors import StageError
-from draft.files import weights_file
 
 Dtype = Literal["same", "fp32", "fp16", "bf16"]
 
@@ -138,7 +137,7 @@ def _write(
     format: Format,
     header: Mapping[str, str],
 ) -> tuple[ReadBack, Facts]:
-    if output.resolve() in (source.resolve(), weights_file(source).resolve()):
+    if output.resolve() in {file.resolve() for file in (source, *files_of(source))}:
         raise StageError("the output is also the input", where=str(output), hint="write to another file")
     metadata = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
 
@@ -172,7 +171,7 @@ def _header(
     kind: str, source: Path, metadata: Mapping[str, str], changes: Mapping[str, Any], *, error: float | None
 ) -> dict[str, str]:
     """`draft.recipe`, with the input's own recipe inside, and of a conversion the evaluation, which still holds."""
-    entry: dict[str, Any] = {"name": source.stem or source.name, "sha256": file_digest(source), "weight": 1.0}
+    entry: dict[str, Any] = {"name": source.stem or source.name, "sha256": adapter_digest(source), "weight": 1.0}
     for key in ("recipe", "pipeline"):
         if text := metadata.get(f"draft.{key}"):
             entry[key] = _parsed(text)
@@ -201,7 +200,7 @@ def _nearest_error(source: Path, rank: int) -> float | None:
     """The relative error over all LoHa and LoKr modules of reading them at a rank, each taken whole for a moment."""
     tensors, metadata = read_tensors(source)
     where = str(source)
-    config = read_config(source / "adapter_config.json") if source.is_dir() else None
+    config = read_config(config_file(source))
     alphas = read_alphas(config, metadata, where=where)
     missed, size = 0.0, 0.0
     any_lycoris = False

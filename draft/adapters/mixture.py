@@ -18,12 +18,12 @@ from draft.adapters.factors import Adapter, Factors, pad_ranks
 from draft.adapters.files.formats import Format, file_format, read_adapter
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
+from draft.adapters.identity import adapter_digest, files_of
 from draft.adapters.readback import ReadBack, Terms, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
 from draft.errors import DraftWarning, StageError
-from draft.files import sha256, weights_file
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -155,7 +155,7 @@ def mix_files(
 
 def _refuse_overwriting(inputs: Sequence[tuple[Path, float]], output: Path) -> None:
     for path, _ in inputs:
-        if output.resolve() in (path.resolve(), weights_file(path).resolve()):
+        if output.resolve() in {file.resolve() for file in (path, *files_of(path))}:
             raise StageError("the output is also an input", where=str(output), hint="write to another file")
 
 
@@ -167,7 +167,7 @@ def _read(
     for path, weight in inputs:
         if not math.isfinite(weight):
             raise StageError(f"a weight must be a finite number (got {weight})", where=str(path))
-        digest = file_digest(path)
+        digest = adapter_digest(path)
         first, already = by_digest.get(digest, (path, 0.0))
         by_digest[digest] = (first, already + weight)
     terms = [(read_adapter(path, dense_rank=settings.rank), weight) for path, weight in by_digest.values()]
@@ -252,24 +252,3 @@ def _size(adapter: Adapter, format: Format) -> int:
         else:  # shapes are enough to count
             modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
     return sum(t.numel() * t.element_size() for f in modules.values() for t in (f.down, f.up))
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of an adapter file, of a peft folder's tensors.
-
-    Args:
-        path: The file or folder.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        StageError: It cannot be read.
-    """
-    file = weights_file(path)
-    try:
-        return sha256(file)
-    except FileNotFoundError as error:
-        raise StageError("no such adapter file", where=str(file)) from error
-    except OSError as error:
-        raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error
