@@ -12,9 +12,12 @@ from torch import Tensor
 from draft.adapters.factors import Adapter, Factors
 from draft.errors import StageError
 
+Weight = float | Mapping[str, float]
+"""What an input's modules are multiplied with: one number, or one by module."""
+
 
 def mix(
-    inputs: Sequence[tuple[Adapter, float]],
+    inputs: Sequence[tuple[Adapter, Weight]],
     *,
     factors: Mapping[str, float] | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
@@ -28,7 +31,7 @@ def mix(
 
     Args:
         inputs: Adapters of one family with their weights: any finite number, negative and above 1 included, never
-            normalised.
+            normalised; or a number for each of the adapter's modules.
         factors: The modules to take, each with a further factor of its sum; None: all of them, at 1.
         dtypes: Of the mix by module; None: the widest of the inputs.
 
@@ -68,7 +71,7 @@ class ExactSum(Mapping[str, Factors]):
         StageError: As in `mix`.
     """
 
-    def __init__(self, inputs: Sequence[tuple[Adapter, float]], factors: Mapping[str, float] | None = None) -> None:
+    def __init__(self, inputs: Sequence[tuple[Adapter, Weight]], factors: Mapping[str, float] | None = None) -> None:
         check_inputs(inputs)
         self._inputs = inputs
         self._factors = dict.fromkeys(module_names(inputs), 1.0) if factors is None else factors
@@ -89,14 +92,15 @@ class ExactSum(Mapping[str, Factors]):
         """What is added in one module: factors and c_i / s_i, the weight times the module's own factor."""
         if name not in self._factors:
             return []
-        return [(a.modules[name], w * self._factors[name]) for a, w in self._inputs if name in a.modules]
+        factor = self._factors[name]
+        return [(a.modules[name], weight_in(w, name) * factor) for a, w in self._inputs if name in a.modules]
 
     def dtype(self, name: str) -> torch.dtype:
         """The widest dtype of a module in the inputs."""
         return reduce(torch.promote_types, [t.dtype for f, _ in self.terms(name) for t in (f.down, f.up)])
 
 
-def check_inputs(inputs: Sequence[tuple[Adapter, float]]) -> None:
+def check_inputs(inputs: Sequence[tuple[Adapter, Weight]]) -> None:
     """Refuse adapters that cannot be added.
 
     Args:
@@ -108,8 +112,9 @@ def check_inputs(inputs: Sequence[tuple[Adapter, float]]) -> None:
     if not inputs:
         raise StageError("nothing to mix (got 0 adapters)")
     for _, weight in inputs:
-        if not math.isfinite(weight):
-            raise StageError(f"a weight must be a finite number (got {weight})")
+        for number in weight.values() if isinstance(weight, Mapping) else [weight]:
+            if not math.isfinite(number):
+                raise StageError(f"a weight must be a finite number (got {number})")
     families = sorted({adapter.family for adapter, _ in inputs})
     if len(families) > 1:
         raise StageError(
@@ -126,7 +131,12 @@ def check_inputs(inputs: Sequence[tuple[Adapter, float]]) -> None:
             )
 
 
-def module_names(inputs: Sequence[tuple[Adapter, float]]) -> list[str]:
+def weight_in(weight: Weight, name: str) -> float:
+    """What one of an input's modules is multiplied with."""
+    return weight[name] if isinstance(weight, Mapping) else weight
+
+
+def module_names(inputs: Sequence[tuple[Adapter, Weight]]) -> list[str]:
     """All modules that any of the inputs has, sorted.
 
     Args:
