@@ -84,12 +84,11 @@ def write_pipeline(reproduction: Reproduction, output: Path, *, force: bool) -> 
         ConfigError: One is there, or cannot be written.
     """
     from draft.files import write_text
+    from draft.outputs import check_output
 
     texts = {output.with_name(name): text for name, text in reproduction.tables.items()} | {output: reproduction.text()}
     for path in texts:
-        if path.exists() and not force:
-            hint = "add --force to overwrite it, or -o OTHER"
-            raise ConfigError("the output is already there", where=str(path), hint=hint)
+        check_output(path, overwrite=force)
     for path, text in texts.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

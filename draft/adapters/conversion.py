@@ -20,7 +20,7 @@ from draft.adapters.files.formats import Format, read_adapter
 from draft.adapters.files.lycoris import is_lycoris
 from draft.adapters.files.metadata import draft_version
 from draft.adapters.files.reading import grouped_tensors, module_factors
-from draft.adapters.identity import adapter_digest, files_of
+from draft.adapters.identity import adapter_digest, writes_over
 from draft.adapters.inspect import Facts, facts_of
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.errors import StageError
@@ -53,7 +53,13 @@ class Conversion:
 
 
 def convert_file(
-    source: Path, output: Path, *, format: Format = "auto", dtype: Dtype = "same", rank: int | None = None
+    source: Path,
+    output: Path,
+    *,
+    format: Format = "auto",
+    dtype: Dtype = "same",
+    rank: int | None = None,
+    overwrite: bool = True,
 ) -> Conversion:
     """Write an adapter file under the names, and in the dtype, that were asked for; its change stays what it is.
 
@@ -63,6 +69,7 @@ def convert_file(
         format: As in `write_adapter`.
         dtype: Of the factors; `same` keeps each module's.
         rank: For files of LoHa or LoKr modules, which are no B A: the rank at which each is approximated.
+        overwrite: Whether an output that is there, or comes to be there meanwhile, may be replaced.
 
     Returns:
         What was read and written, and the error of reading it back.
@@ -86,7 +93,7 @@ def convert_file(
     before = None if rank is not None else facts_of(source, adapter)
     header = _header("convert", source, adapter.metadata, changes, error=nearest)
     exact = dict.fromkeys(adapter.modules, 0.0)
-    readback, after = _write(written, adapter, output, source, exact, format=format, header=header)
+    readback, after = _write(written, adapter, output, source, exact, format=format, header=header, overwrite=overwrite)
     return Conversion(before, after, nearest, None, readback)
 
 
@@ -99,6 +106,7 @@ def resize_file(
     max_error: float | None = None,
     format: Format = "auto",
     dtype: Dtype = "same",
+    overwrite: bool = True,
 ) -> Conversion:
     """Cut an adapter file to a smaller rank, the best there is, with an error that is known beforehand.
 
@@ -110,6 +118,7 @@ def resize_file(
         max_error: As in `compress`: the relative error of all modules together.
         format: As in `write_adapter`.
         dtype: Of the factors; `same` keeps each module's.
+        overwrite: As in `convert_file`.
 
     Returns:
         What was read and written, the predicted and the measured error.
@@ -123,7 +132,9 @@ def resize_file(
     bounds = {"rank": rank, "energy": energy, "max_error": max_error, "format": format, "dtype": dtype}
     written = _cast(smaller.adapter, dtype)
     header = _header("resize", source, adapter.metadata, bounds, error=smaller.error)
-    readback, after = _write(written, adapter, output, source, smaller.errors, format=format, header=header)
+    readback, after = _write(
+        written, adapter, output, source, smaller.errors, format=format, header=header, overwrite=overwrite
+    )
     return Conversion(facts_of(source, adapter), after, None, smaller.error, readback)
 
 
@@ -136,8 +147,9 @@ def _write(
     *,
     format: Format,
     header: Mapping[str, str],
+    overwrite: bool,
 ) -> tuple[ReadBack, Facts]:
-    if output.resolve() in {file.resolve() for file in (source, *files_of(source))}:
+    if writes_over(output, source):
         raise StageError("the output is also the input", where=str(output), hint="write to another file")
     metadata = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
 
@@ -153,7 +165,9 @@ def _write(
         )
         return readback, replace(facts_of(path, reread), path=output)
 
-    return write_checked(replace(written, metadata=metadata), output, format=format, metadata=header, check=check)
+    return write_checked(
+        replace(written, metadata=metadata), output, format=format, metadata=header, check=check, overwrite=overwrite
+    )
 
 
 def _cast(adapter: Adapter, dtype: Dtype) -> Adapter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def files_of(path: Path) -> tuple[Path, ...]:
     """
     config = config_file(path)
     return (weights_file(path), *([] if config is None else [config]))
+
+
+def writes_over(output: Path, source: Path) -> bool:
+    """Whether writing an output would destroy an adapter that is read.
+
+    Args:
+        output: The file or folder to write.
+        source: A `.safetensors` file, or a peft folder.
+
+    Returns:
+        True if the output is the adapter, or one of its files.
+    """
+    # Unlike `Path.resolve` this raises nothing for links in a circle.
+    return os.path.realpath(output) in {os.path.realpath(path) for path in (source, *files_of(source))}
 
 
 def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:

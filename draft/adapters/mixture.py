@@ -18,7 +18,7 @@ from draft.adapters.factors import Adapter, Factors, pad_ranks
 from draft.adapters.files.formats import Format, file_format, read_adapter
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
-from draft.adapters.identity import adapter_digest, files_of
+from draft.adapters.identity import adapter_digest, writes_over
 from draft.adapters.readback import ReadBack, Terms, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
@@ -87,6 +87,7 @@ def mix_files(
     metadata: Mapping[str, str] | None = None,
     reader: Reader | None = None,
     dry_run: bool = False,
+    overwrite: bool = True,
 ) -> MixReport:
     """Mix adapter files, write the sum, read it back and compare; only then does the file get its name.
 
@@ -99,6 +100,7 @@ def mix_files(
         metadata: Further header entries; they win.
         reader: diffusers' reader, for `verify: full`; this package knows no diffusers.
         dry_run: Compute everything, write nothing.
+        overwrite: Whether an output that is there, or comes to be there meanwhile, may be replaced.
 
     Returns:
         What was written and how exact it is.
@@ -150,7 +152,9 @@ def mix_files(
         theirs = reader(path, mixed.adapter.family)
         return readback, against({name: Factors(*pair) for name, pair in theirs.items()}, "diffusers")
 
-    readback, peer = write_checked(mixed.adapter, output, format=settings.format, metadata=header, check=check)
+    readback, peer = write_checked(
+        mixed.adapter, output, format=settings.format, metadata=header, check=check, overwrite=overwrite
+    )
     return replace(
         report,
         error=readback.error,
@@ -162,7 +166,7 @@ def mix_files(
 
 def _refuse_overwriting(inputs: Sequence[tuple[Path, float | Strength]], output: Path) -> None:
     for path, _ in inputs:
-        if output.resolve() in {file.resolve() for file in (path, *files_of(path))}:
+        if writes_over(output, path):
             raise StageError("the output is also an input", where=str(output), hint="write to another file")
 
 

@@ -120,6 +120,11 @@ def config_file(path: Path) -> Path | None:
     return None if folder is None or not os.path.lexists(folder / CONFIG) else folder / CONFIG
 
 
+def is_folder(path: Path, format: str) -> bool:
+    """Whether an adapter of a format becomes a folder at a path: peft's without the suffix of a file."""
+    return format == "peft" and path.suffix != ".safetensors"
+
+
 def read_config(path: Path | None) -> dict[str, Any] | None:
     """Read a peft folder's `adapter_config.json`.
 

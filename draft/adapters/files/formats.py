@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from draft.adapters.factors import Adapter, Factors, all_finite, fold, pad_ranks
-from draft.adapters.files.config import CONFIG, adapter_config, config_file, read_alphas, read_config
-from draft.adapters.files.container import read_tensors, write_bytes, write_tensors
+from draft.adapters.files.config import CONFIG, adapter_config, config_file, is_folder, read_alphas, read_config
+from draft.adapters.files.container import cannot_write, read_tensors, write_bytes, write_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import put_together, taken_apart
 from draft.adapters.files.keys import kohya_name
@@ -21,6 +21,7 @@ from draft.adapters.files.reading import grouped_tensors, module_factors, with_k
 from draft.diffusion.families import family_named
 from draft.errors import StageError
 from draft.files import WEIGHTS
+from draft.outputs import publish
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
 
@@ -108,11 +109,15 @@ def write_adapter(
     header = file_metadata(merged, family=adapter.family, shapes=shapes, rank=max(ranks.values()))
     if chosen != "kohya":
         header["lora_adapter_metadata"] = lora_metadata(ranks, prefixed=chosen == "diffusers")
-    if chosen == "peft" and path.suffix != ".safetensors":
-        write_tensors(tensors, path / WEIGHTS, metadata=header)
-        write_bytes(path / CONFIG, [json_text(adapter_config(ranks)).encode()])
-    else:
+    if not is_folder(path, chosen):
         write_tensors(tensors, path, metadata=header)
+        return
+    try:
+        with publish(path, folder=True, holds=(WEIGHTS, CONFIG)) as partial:
+            write_tensors(tensors, partial / WEIGHTS, metadata=header)
+            write_bytes(partial / CONFIG, [json_text(adapter_config(ranks)).encode()])
+    except OSError as error:
+        raise cannot_write(error, path) from error
 
 
 def file_format(family: str, format: Format) -> Format:
