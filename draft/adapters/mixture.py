@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from draft.adapters.algebra.compress import compress
-from draft.adapters.algebra.merging import merge
+from draft.adapters.algebra.merging import cut, merge
 from draft.adapters.algebra.mix import ExactSum, check_inputs, mix, module_names, shared_header
+from draft.adapters.changes import Changes, Terms, Whole
 from draft.adapters.factors import Adapter, Factors, pad_ranks
-from draft.adapters.files.formats import Format, file_format, read_adapter
+from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
-from draft.adapters.readback import ReadBack, Terms, compare, write_checked
+from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
@@ -38,22 +39,23 @@ class MixReport:
     Args:
         modules: Modules in the mixed file.
         inputs: For every input, a file that was named twice being one, its path, weight, number of modules, and how
-            many of them have which rank.
+            many of them have which rank or, without one, which form.
         ranks: How many modules of the mix have which rank.
         dtype: Of the written factors, e.g. `float32`.
         size: Bytes of the factors in the file.
         predicted: The relative error over all modules that a smaller rank costs, known before writing; None where the
             mix is exact. Of `ties`, `dare` and `magnitude` it is against their dense result.
         dropped: Modules of the inputs that were left out by a factor of 0.
-        error: The largest relative error of a module in the file that was written, against the exact sum; against the
-            cut result where a method thinned out. None in a dry run.
+        error: The largest relative error of a module in the file that was written, its rounding included, against the
+            exact sum of the inputs as they are; of `ties`, `dare` and `magnitude` against their dense result. None in a
+            dry run.
         worst: That module.
-        total: The relative error over all modules together. None in a dry run.
+        total: The same over all modules together. None in a dry run.
         peer_error: The largest relative error as another program reads the file; None where none was asked.
     """
 
     modules: int
-    inputs: tuple[tuple[Path, float, int, dict[int, int]], ...]
+    inputs: tuple[tuple[Path, float, int, dict[int | str, int]], ...]
     ranks: dict[int, int]
     dtype: str
     size: int
@@ -161,7 +163,7 @@ def _refuse_overwriting(inputs: Sequence[tuple[Path, float]], output: Path) -> N
 
 def _read(
     inputs: Sequence[tuple[Path, float]], settings: MixSettings
-) -> tuple[list[tuple[Path, float]], list[tuple[Adapter, float]], list[str]]:
+) -> tuple[list[tuple[Path, float]], list[tuple[Changes, float]], list[str]]:
     """Read every file once: paths with weights, adapters with weights, digests."""
     by_digest: dict[str, tuple[Path, float]] = {}
     for path, weight in inputs:
@@ -170,7 +172,10 @@ def _read(
         digest = file_digest(path)
         first, already = by_digest.get(digest, (path, 0.0))
         by_digest[digest] = (first, already + weight)
-    terms = [(read_adapter(path, dense_rank=settings.rank), weight) for path, weight in by_digest.values()]
+    terms = [(read_changes(path), weight) for path, weight in by_digest.values()]
+    if settings.rank is settings.energy is settings.max_error is None:
+        for path, (changes, _) in zip(by_digest.values(), terms, strict=True):
+            refuse_structured(changes, path[0])
     check_inputs(terms)
     versions = [adapter.metadata.get("ss_base_model_version") for adapter, _ in terms]
     if len(distinct := sorted({version for version in versions if version})) > 1:
@@ -181,7 +186,7 @@ def _read(
     return list(by_digest.values()), terms, list(by_digest)
 
 
-def _normalized(terms: Sequence[tuple[Adapter, float]]) -> list[tuple[Adapter, float]]:
+def _normalized(terms: Sequence[tuple[Changes, float]]) -> list[tuple[Changes, float]]:
     total = math.fsum(weight for _, weight in terms)
     if abs(total) <= 1e-9 * math.fsum(abs(weight) for _, weight in terms):
         listed = ", ".join(f"{weight:g}" for _, weight in terms)
@@ -190,7 +195,7 @@ def _normalized(terms: Sequence[tuple[Adapter, float]]) -> list[tuple[Adapter, f
 
 
 def _make(
-    terms: Sequence[tuple[Adapter, float]],
+    terms: Sequence[tuple[Changes, float]],
     digests: Sequence[str],
     factors: Mapping[str, float],
     settings: MixSettings,
@@ -204,12 +209,12 @@ def _make(
     if all(value is None for value in bounds.values()):
         return _Mix(mix(terms, factors=factors, dtypes=dtypes), exact.terms, dict.fromkeys(exact, 0.0), None)
     header = shared_header([adapter.metadata for adapter, _ in terms])
-    compressed = compress(Adapter(exact, terms[0][0].family, header), **bounds, dtypes=dtypes)
+    compressed = compress(Changes(exact, terms[0][0].family, header), **bounds, dtypes=dtypes)
     return _Mix(compressed.adapter, exact.terms, compressed.errors, compressed.error)
 
 
 def _merged(
-    terms: Sequence[tuple[Adapter, float]],
+    terms: Sequence[tuple[Changes, float]],
     digests: Sequence[str],
     factors: Mapping[str, float],
     dtypes: Mapping[str, torch.dtype],
@@ -218,23 +223,28 @@ def _merged(
 ) -> _Mix:
     if settings.rank is None or settings.density is None:
         raise StageError(f"the method {settings.method} needs a rank and a density")
-    whole: dict[str, Factors] = {}
-    missed_squared, size = 0.0, 0.0
-    for name, factor in factors.items():
+    method, density = settings.method, settings.density
+
+    def merged(name: str) -> Whole:
         inputs = [
-            (adapter.modules[name], weight * factor, digest)
+            (adapter.modules[name], weight * factors[name], digest)
             for (adapter, weight), digest in zip(terms, digests, strict=True)
             if name in adapter.modules
         ]
-        whole[name], missed, norm = merge(
-            inputs, method=settings.method, density=settings.density, rank=settings.rank, seed=seed, name=name
-        )
+        return merge(inputs, method=method, density=density, seed=seed, name=name)
+
+    rounded: dict[str, Factors] = {}
+    errors: dict[str, float] = {}
+    missed_squared, size = 0.0, 0.0
+    for name in factors:
+        small, missed, norm = cut(merged(name), settings.rank)
+        rounded[name] = Factors(small.down.to(dtypes[name]), small.up.to(dtypes[name]))
+        errors[name] = missed / norm if norm else 0.0
         missed_squared, size = missed_squared + missed**2, size + norm**2
-    rounded = {name: Factors(f.down.to(dtypes[name]), f.up.to(dtypes[name])) for name, f in whole.items()}
     header = shared_header([adapter.metadata for adapter, _ in terms])
     adapter = Adapter(rounded, terms[0][0].family, header)
     error = math.sqrt(missed_squared / size) if size else 0.0
-    return _Mix(adapter, lambda name: [(whole[name], 1.0)], dict.fromkeys(whole, 0.0), error)
+    return _Mix(adapter, lambda name: [(merged(name), 1.0)], errors, error)
 
 
 def _coarsest(adapter: Adapter) -> torch.dtype:
