@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json as json_module
-import math
-import re
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from draft.adapters.hub import local_path
 from draft.adapters.settings import MixSettings
+from draft.adapters.strength import Strength
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
 from draft.files import usable
 from draft.rewards.words import bounds, choices, expected, shown
+from draft_cli.inputs import parse_blocks, parse_factors, parse_input
 from draft_cli.mix_report import as_json, lines
 from draft_cli.strip import check_stage, check_target, parse_scales, strip_stage, write_strip
 
 _WHERE = "draft mix"
-_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf)", re.IGNORECASE)
 
 Format = Annotated[str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Factors: same, fp32, fp16 or bf16.")]
@@ -32,8 +31,9 @@ def mix(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE[:WEIGHT]...",
-            help="Adapters with weights, e.g. a.safetensors:0.7; or hf://org/repo/file.safetensors@revision:0.7.",
+            metavar="FILE[:WEIGHT[:TEXT]]...",
+            help="Adapters with weights, e.g. a.safetensors:0.7, or a.safetensors:0.7:0.3 with 0.3 for text encoders; "
+            "or hf://org/repo/file.safetensors@revision:0.7.",
         ),
     ],
     output: Annotated[
@@ -56,7 +56,11 @@ def mix(
     ] = None,
     block: Annotated[
         list[str] | None,
-        typer.Option("--block", metavar="PATTERN=FACTOR", help="Weigh modules by their path, e.g. 'up_blocks.*=0.5'."),
+        typer.Option(
+            "--block",
+            metavar="[INPUT:]PATTERN=FACTOR",
+            help="Weigh modules by their path, e.g. 'up_blocks.*=0.5'; of one input, by its number or name: 'a:mid=0'.",
+        ),
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Divide the weights by their sum.")] = False,
     method: Annotated[
@@ -94,7 +98,6 @@ def mix(
         energy=energy,
         max_error=max_error,
         components=parse_factors(component or [], "component"),
-        blocks=parse_factors(block or [], "block"),
         normalize=normalize,
         density=density,
         dtype=dtype,
@@ -105,7 +108,8 @@ def mix(
         raise ConfigError(f"--seed must be at least 0 and less than 2^63 (got {seed})", where=_WHERE)
     if not inputs:
         raise ConfigError("nothing to mix", where=_WHERE, hint="draft mix a.safetensors:0.7 b.safetensors:0.3")
-    terms = [parse_input(text) for text in inputs]
+    blocks, terms = parse_blocks(block or [], [parse_input(text) for text in inputs])
+    settings = replace(settings, blocks=blocks)
     target = Path(output_name(terms)) if output is None else usable(output)
     stage = None
     if sweep is not None:
@@ -172,72 +176,16 @@ def _check_files(inputs: Sequence[Path], target: Path, *, overwrite: bool) -> No
         raise ConfigError("the output is already there", where=str(target), hint=hint)
 
 
-def parse_factors(texts: Sequence[str], option: str) -> dict[str, float]:
-    """Split `pattern=factor` texts at their last equals sign.
-
-    Args:
-        texts: For example `up_blocks.*=0.5`.
-        option: The option's name, for errors.
-
-    Returns:
-        Factor by pattern.
-
-    Raises:
-        ConfigError: No pattern, no finite number, or a pattern twice.
-    """
-    factors: dict[str, float] = {}
-    for text in texts:
-        pattern, _, number = text.rpartition("=")
-        where = f"draft mix, --{option} {text!r}"
-        if not pattern or not _NUMBER.fullmatch(number) or not math.isfinite(float(number)):
-            raise ConfigError(
-                f"a {option} needs a pattern and a number (got {text!r})",
-                where="draft mix",
-                hint=(f"--{option} '{'text_encoder*' if option == 'component' else 'up_blocks.*'}=0.5'"),
-            )
-        if pattern in factors:
-            raise ConfigError(f"the pattern {pattern!r} is there twice", where=where)
-        factors[pattern] = float(number)
-    return factors
-
-
-def parse_input(text: str) -> tuple[Path, float]:
-    """Split `path:weight` at the last colon, if a number follows it.
-
-    Args:
-        text: For example `a.safetensors:0.7`, `a.safetensors`, `C:\\x.safetensors:-0.5`, or an address on the hub,
-            `hf://org/repo/file.safetensors@revision:0.5`, which is downloaded into its cache.
-
-    Returns:
-        The path and the weight, 1.0 where there is none.
-
-    Raises:
-        ConfigError: No path, or a weight that is no finite number.
-    """
-    head, _, tail = text.rpartition(":")
-    if not head or not _NUMBER.fullmatch(tail):
-        path, weight = text, 1.0
-    else:
-        path, weight = head, float(tail)
-    if not path.strip():
-        raise ConfigError(f"an input needs a path (got {text!r})", where="draft mix")
-    if not math.isfinite(weight):
-        raise ConfigError(f"a weight must be a finite number (got {tail})", where=f"draft mix, {text!r}")
-    if path == text and head.endswith(".safetensors"):
-        raise ConfigError(f"a weight must be a number (got {tail!r})", where=f"draft mix, {text!r}")
-    return local_path(path), weight
-
-
-def output_name(terms: Sequence[tuple[Path, float]]) -> str:
+def output_name(terms: Sequence[tuple[Path, Strength]]) -> str:
     """Name a mix after its inputs and weights.
 
     Args:
-        terms: Paths and weights.
+        terms: Paths and strengths.
 
     Returns:
         For example `a_0.7+b_0.3.safetensors`.
     """
-    parts = [f"{path.stem or path.name}_{weight:g}" for path, weight in terms]
+    parts = [f"{path.stem or path.name}_{str(strength).replace(':', '_')}" for path, strength in terms]
     name = "+".join(parts)
     # File systems take 255 bytes; a mix of many is named by its first and its count.
     return f"{name if len(name.encode()) <= 200 else f'{parts[0][:150]}+{len(parts) - 1}_more'}.safetensors"

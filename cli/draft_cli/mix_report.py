@@ -23,8 +23,10 @@ def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Ite
     Yields:
         A line each for every input, for what was left out, for the file and for its errors.
     """
-    for path, weight, modules, ranks in report.inputs:
-        yield f"{weight:+g} x {path}  ({_count(modules)}, {_ranks(ranks)})"
+    for (path, weight, modules, ranks), strength in zip(report.inputs, report.strengths, strict=True):
+        of_text = "" if strength.text_encoder is None else f", text encoders {strength.text_encoder:+g}"
+        blocks = "".join(f", {pattern} times {factor:g}" for pattern, factor in strength.blocks.items())
+        yield f"{weight:+g} x {path}  ({_count(modules)}, {_ranks(ranks)}{of_text}{blocks})"
     if report.dropped:
         parts = Counter(name.partition(".")[0] for name in report.dropped)
         listed = ", ".join(f"{count} of {part}" for part, count in sorted(parts.items()))
@@ -85,8 +87,15 @@ def as_json(report: MixReport, target: Path, *, dry_run: bool) -> dict[str, Any]
         "output": str(target),
         "written": not dry_run,
         "inputs": [
-            {"path": str(path), "weight": weight, "modules": modules, "ranks": ranks}
-            for path, weight, modules, ranks in report.inputs
+            {
+                "path": str(path),
+                "weight": weight,
+                "text_encoder": strength.text_encoder,
+                "blocks": dict(strength.blocks),
+                "modules": modules,
+                "ranks": ranks,
+            }
+            for (path, weight, modules, ranks), strength in zip(report.inputs, report.strengths, strict=True)
         ],
         "modules": report.modules,
         "left_out": list(report.dropped),

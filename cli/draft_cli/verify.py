@@ -49,6 +49,9 @@ def _text(report: Verification) -> str:
     lines.append(rows(facts))
     if report.verdicts:
         lines.append(rows([(f"{verdict.tool} {verdict.version}", sentence(verdict)) for verdict in report.verdicts]))
+    if report.older:
+        lines.append("older releases differ:")
+        lines.append(rows([(f"{verdict.tool} {verdict.version}", sentence(verdict)) for verdict in report.older]))
     if report.recipe is not None:
         lines.append(rows([(label, one_line(text)) for label, text in _recipe(report.recipe)]))
     lines += _hint(report)
@@ -123,18 +126,20 @@ def _as_json(report: Verification) -> dict[str, Any]:
         "recipe": report.recipe,
         "right": report.right if report.known else None,
         "formats": {format: list(names) for format, names in report.formats.items()},
-        "tools": [
-            {
-                "tool": verdict.tool,
-                "version": verdict.version,
-                "status": verdict.status,
-                "loaded": verdict.loaded,
-                "modules": verdict.modules,
-                "dropped": list(verdict.dropped),
-                "reason": verdict.reason,
-                "strengths": list(verdict.ratios),
-                "right": verdict.right,
-            }
-            for verdict in report.verdicts
-        ],
+        "tools": [_verdict(verdict) for verdict in report.verdicts],
+        "older": [_verdict(verdict) for verdict in report.older],
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "tool": verdict.tool,
+        "version": verdict.version,
+        "status": verdict.status,
+        "loaded": verdict.loaded,
+        "modules": verdict.modules,
+        "dropped": list(verdict.dropped),
+        "reason": verdict.reason,
+        "strengths": list(verdict.ratios),
+        "right": verdict.right,
     }

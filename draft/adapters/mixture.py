@@ -13,7 +13,7 @@ from torch import Tensor
 
 from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.merging import cut, merge
-from draft.adapters.algebra.mix import ExactSum, check_inputs, mix, module_names, shared_header
+from draft.adapters.algebra.mix import ExactSum, Weight, check_inputs, mix, module_names, shared_header, weight_in
 from draft.adapters.changes import Changes, Terms, Whole
 from draft.adapters.factors import Adapter, Factors, pad_ranks
 from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
@@ -23,6 +23,7 @@ from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
+from draft.adapters.strength import Strength, added, check_strength, normalized, weights_by_module
 from draft.errors import DraftWarning, StageError
 from draft.files import sha256, weights_file
 
@@ -40,6 +41,7 @@ class MixReport:
         modules: Modules in the mixed file.
         inputs: For every input, a file that was named twice being one, its path, weight, number of modules, and how
             many of them have which rank or, without one, which form.
+        strengths: For every input all of its strength: the weight again, that of text encoders, factors of blocks.
         ranks: How many modules of the mix have which rank.
         dtype: Of the written factors, e.g. `float32`.
         size: Bytes of the factors in the file.
@@ -56,6 +58,7 @@ class MixReport:
 
     modules: int
     inputs: tuple[tuple[Path, float, int, dict[int | str, int]], ...]
+    strengths: tuple[Strength, ...]
     ranks: dict[int, int]
     dtype: str
     size: int
@@ -78,7 +81,7 @@ class _Mix:
 
 
 def mix_files(
-    inputs: Sequence[tuple[Path, float]],
+    inputs: Sequence[tuple[Path, float | Strength]],
     output: Path,
     *,
     settings: MixSettings | None = None,
@@ -91,6 +94,7 @@ def mix_files(
 
     Args:
         inputs: Files (or peft folders) with their weights; a file that is named twice counts once, its weights added.
+            A `Strength` has another weight for text encoders, and factors of blocks.
         output: The file to write; it holds the recipe, with the inputs' sha256, in `draft.recipe`.
         settings: How to mix and what to write; None: exactly, as the inputs are.
         seed: Of the method `dare`.
@@ -113,18 +117,21 @@ def mix_files(
     files, terms, digests = _read(inputs, settings)
     names = module_names(terms)
     factors = module_weights(names, components=settings.components, blocks=settings.blocks)
-    nonzero = {name: factor for name, factor in factors.items() if factor != 0}
+    nonzero = {name: factor for name, factor in factors.items() if factor != 0 and not _left_out(name, terms)}
     if not nonzero:
         raise StageError(f"nothing is left to mix: all {len(names)} modules have the factor 0")
-    mixed = _make(_normalized(terms) if settings.normalize else terms, digests, nonzero, settings, seed)
-    entries = [
-        (path.stem or path.name, digest, weight, adapter.metadata)
-        for (path, weight), digest, (adapter, _) in zip(files, digests, terms, strict=True)
+    mixed = _make(terms, digests, nonzero, settings, seed)
+    strengths = [
+        (path, strength, digest, adapter)
+        for (path, each), digest, (adapter, _) in zip(files, digests, terms, strict=True)
+        for strength in each
     ]
+    entries = [(path.stem or path.name, digest, strength, a.metadata) for path, strength, digest, a in strengths]
     header = recipe_header(entries, settings, seed=seed, error=mixed.error) | dict(metadata or {})
     report = MixReport(
         modules=len(mixed.adapter.modules),
-        inputs=tuple((p, w, len(a.modules), a.ranks) for (p, w), (a, _) in zip(files, terms, strict=True)),
+        inputs=tuple((path, s.weight, len(a.modules), a.ranks) for path, s, _, a in strengths),
+        strengths=tuple(strength for _, strength, _, _ in strengths),
         ranks=mixed.adapter.ranks,
         dtype=str(_coarsest(mixed.adapter)).removeprefix("torch."),
         size=_size(mixed.adapter, settings.format),
@@ -155,47 +162,51 @@ def mix_files(
     )
 
 
-def _refuse_overwriting(inputs: Sequence[tuple[Path, float]], output: Path) -> None:
+def _refuse_overwriting(inputs: Sequence[tuple[Path, float | Strength]], output: Path) -> None:
     for path, _ in inputs:
         if output.resolve() in (path.resolve(), weights_file(path).resolve()):
             raise StageError("the output is also an input", where=str(output), hint="write to another file")
 
 
 def _read(
-    inputs: Sequence[tuple[Path, float]], settings: MixSettings
-) -> tuple[list[tuple[Path, float]], list[tuple[Changes, float]], list[str]]:
-    """Read every file once: paths with weights, adapters with weights, digests."""
-    by_digest: dict[str, tuple[Path, float]] = {}
+    inputs: Sequence[tuple[Path, float | Strength]], settings: MixSettings
+) -> tuple[list[tuple[Path, list[Strength]]], list[tuple[Changes, Weight]], list[str]]:
+    """Read every file once: paths with strengths, adapters with weights, digests."""
+    by_digest: dict[str, tuple[Path, list[Strength]]] = {}
     for path, weight in inputs:
-        if not math.isfinite(weight):
-            raise StageError(f"a weight must be a finite number (got {weight})", where=str(path))
-        digest = file_digest(path)
-        first, already = by_digest.get(digest, (path, 0.0))
-        by_digest[digest] = (first, already + weight)
-    terms = [(read_changes(path), weight) for path, weight in by_digest.values()]
+        strength = weight if isinstance(weight, Strength) else Strength(weight)
+        check_strength(strength, str(path))
+        by_digest.setdefault(file_digest(path), (path, []))[1].append(strength)
+    files = [(path, added(strengths)) for path, strengths in by_digest.values()]
+    adapters = [read_changes(path) for path, _ in files]
     if settings.rank is settings.energy is settings.max_error is None:
-        for path, (changes, _) in zip(by_digest.values(), terms, strict=True):
-            refuse_structured(changes, path[0])
-    check_inputs(terms)
-    versions = [adapter.metadata.get("ss_base_model_version") for adapter, _ in terms]
+        for (path, _), changes in zip(files, adapters, strict=True):
+            refuse_structured(changes, path)
+    check_inputs([(adapter, 1.0) for adapter in adapters])
+    taken = [strengths for _, strengths in files]
+    terms: list[tuple[Changes, Weight]] = [
+        (adapter, weights_by_module(strengths, adapter.modules, str(path)))
+        for (path, _), adapter, strengths in zip(
+            files, adapters, normalized(taken) if settings.normalize else taken, strict=True
+        )
+    ]
+    versions = [adapter.metadata.get("ss_base_model_version") for adapter in adapters]
     if len(distinct := sorted({version for version in versions if version})) > 1:
         warnings.warn(
             DraftWarning(f"the adapters were trained for different base models, they say ({', '.join(distinct)})"),
             stacklevel=2,
         )
-    return list(by_digest.values()), terms, list(by_digest)
+    return files, terms, list(by_digest)
 
 
-def _normalized(terms: Sequence[tuple[Changes, float]]) -> list[tuple[Changes, float]]:
-    total = math.fsum(weight for _, weight in terms)
-    if abs(total) <= 1e-9 * math.fsum(abs(weight) for _, weight in terms):
-        listed = ", ".join(f"{weight:g}" for _, weight in terms)
-        raise StageError(f"weights that sum to 0 cannot be normalised (got {listed})", hint="drop normalize")
-    return [(adapter, weight / total) for adapter, weight in terms]
+def _left_out(name: str, terms: Sequence[tuple[Changes, Weight]]) -> bool:
+    """Whether every input that has a module has set its strength there, and nowhere else, to 0."""
+    weights = [weight for adapter, weight in terms if name in adapter.modules]
+    return all(isinstance(weight, Mapping) and weight[name] == 0 for weight in weights)
 
 
 def _make(
-    terms: Sequence[tuple[Changes, float]],
+    terms: Sequence[tuple[Changes, Weight]],
     digests: Sequence[str],
     factors: Mapping[str, float],
     settings: MixSettings,
@@ -214,7 +225,7 @@ def _make(
 
 
 def _merged(
-    terms: Sequence[tuple[Changes, float]],
+    terms: Sequence[tuple[Changes, Weight]],
     digests: Sequence[str],
     factors: Mapping[str, float],
     dtypes: Mapping[str, torch.dtype],
@@ -227,7 +238,7 @@ def _merged(
 
     def merged(name: str) -> Whole:
         inputs = [
-            (adapter.modules[name], weight * factors[name], digest)
+            (adapter.modules[name], weight_in(weight, name) * factors[name], digest)
             for (adapter, weight), digest in zip(terms, digests, strict=True)
             if name in adapter.modules
         ]

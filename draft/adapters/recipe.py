@@ -8,13 +8,14 @@ from typing import Any
 
 from draft.adapters.files.metadata import draft_version
 from draft.adapters.settings import MixSettings
+from draft.adapters.strength import Strength
 
 # Told of every input, since each holds for the whole.
 _UNIONS = ("modelspec.license", "modelspec.trigger_phrase", "modelspec.tags")
 
 
 def recipe_header(
-    inputs: Sequence[tuple[str, str, float, Mapping[str, str]]],
+    inputs: Sequence[tuple[str, str, Strength, Mapping[str, str]]],
     settings: MixSettings,
     *,
     seed: int,
@@ -23,7 +24,7 @@ def recipe_header(
     """The header entries of a mixed file: `draft.recipe` and what other programs show.
 
     Args:
-        inputs: For every input its name (a file's stem), its sha256, its weight and its header.
+        inputs: For every input its name (a file's stem), its sha256, its strength and its header.
         settings: How they were mixed.
         seed: Of `dare`.
         error: The predicted error of a smaller rank; None where there is none.
@@ -54,7 +55,7 @@ def recipe_header(
     }
     header = {
         "draft.recipe": json.dumps(recipe, sort_keys=True),
-        "modelspec.title": " + ".join(f"{weight:g} {name}" for name, _, weight, _ in inputs),
+        "modelspec.title": " + ".join(f"{strength} {name}" for name, _, strength, _ in inputs),
         "modelspec.merged_from": ", ".join(_title(name, metadata) for name, _, _, metadata in inputs),
     }
     for key in _UNIONS:
@@ -64,8 +65,12 @@ def recipe_header(
     return header
 
 
-def _input(name: str, digest: str, weight: float, metadata: Mapping[str, str]) -> dict[str, Any]:
-    entry = {"name": name, "sha256": digest, "weight": weight}
+def _input(name: str, digest: str, strength: Strength, metadata: Mapping[str, str]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name, "sha256": digest, "weight": strength.weight}
+    if strength.text_encoder is not None:
+        entry["text_encoder"] = strength.text_encoder
+    if strength.blocks:
+        entry["blocks"] = dict(strength.blocks)
     for key in ("recipe", "pipeline"):
         if text := metadata.get(f"draft.{key}"):
             entry[key] = _parsed(text)

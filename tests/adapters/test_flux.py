@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from draft.adapters.files.formats import Adapter, Factors, Format, read_adapter, write_adapter
+from draft.adapters.verification.tools import release
 from draft.errors import StageError
 
 DOUBLE, SINGLE = "transformer.transformer_blocks.0", "transformer.single_transformer_blocks.0"
@@ -82,7 +84,9 @@ def make_adapter(*, ranks: tuple[int, ...], scale: float, only: str = "") -> Ada
     ("format", "only"), [("auto", ""), ("diffusers", ""), ("kohya", ".attn.a"), ("kohya", "s.1.ff")]
 )
 def test_a_file_changes_diffusers_own_pipeline_by_exactly_its_dw(tmp_path: Path, format: Format, only: str) -> None:
-    adapter = make_adapter(ranks=(3, 1, 4), scale=-2.0, only=only)
+    # It folds alphas into the factors; before 0.40 every module then gets the rank of the first one as alpha.
+    uneven = format != "kohya" or release(diffusers.__version__) >= (0, 40)
+    adapter = make_adapter(ranks=(3, 1, 4) if uneven else (3,), scale=-2.0, only=only)
     write_adapter(adapter, tmp_path / "a.safetensors", format=format)
     wanted = make_transformer()
     base = predict(wanted)
@@ -99,6 +103,8 @@ def test_a_file_changes_diffusers_own_pipeline_by_exactly_its_dw(tmp_path: Path,
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])
 def test_the_text_encoder_s_modules_load_in_diffusers_too(tmp_path: Path, format: Format) -> None:
+    if format == "kohya" and release(diffusers.__version__) < (0, 40):
+        pytest.skip("before 0.37 diffusers leaves lora_te1_ names out, before 0.40 it gives all modules one alpha")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50}
     config = CLIPTextConfig(**sizes, num_hidden_layers=1, projection_dim=8)
     generator = torch.Generator().manual_seed(6)

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
+from draft.adapters.strength import Strength
 from draft.errors import ConfigError, DraftError
-from draft_cli.mix import mix, output_name, parse_input
+from draft_cli.inputs import parse_input
+from draft_cli.mix import mix, output_name
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_an_input_is_split_at_the_last_colon_if_a_number_follows(text: str, path: str, weight: float) -> None:
-    assert parse_input(text) == (Path(path), weight)
+    assert parse_input(text) == (Path(path), Strength(weight))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_without_a_name_the_file_is_named_after_inputs_and_weights(files: Path, 
 
 
 def test_a_very_long_name_is_shortened() -> None:
-    name = output_name([(Path(f"{'x' * 40}{i}.safetensors"), 0.1) for i in range(20)])
+    name = output_name([(Path(f"{'x' * 40}{i}.safetensors"), Strength(0.1)) for i in range(20)])
     assert len(name) < 200 and name.endswith("+19_more.safetensors")
 
 
@@ -188,9 +190,9 @@ def test_the_home_folder_and_addresses_on_the_hub_are_inputs(files: Path, monkey
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setenv("HOME", str(files))
-    assert parse_input("~/a.safetensors:0.7") == (files / "a.safetensors", 0.7)
-    assert parse_input("hf://org/repo/sub/b.safetensors@main:0.5") == (files / "b.safetensors", 0.5)
-    assert parse_input("hf://org/repo/b.safetensors") == (files / "b.safetensors", 1.0)
+    assert parse_input("~/a.safetensors:0.7") == (files / "a.safetensors", Strength(0.7))
+    assert parse_input("hf://org/repo/sub/b.safetensors@main:0.5") == (files / "b.safetensors", Strength(0.5))
+    assert parse_input("hf://org/repo/b.safetensors") == (files / "b.safetensors", Strength(1.0))
     assert asked == [("org/repo", "sub/b.safetensors", "main"), ("org/repo", "b.safetensors", None)]
 
 

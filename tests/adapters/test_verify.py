@@ -19,9 +19,10 @@ from draft.adapters.files.config import read_alphas
 from draft.adapters.files.container import write_tensors
 from draft.adapters.files.formats import Format, read_adapter, write_adapter
 from draft.adapters.files.header import read_header
+from draft.adapters.verification.contents import Contents, contents_of
 from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.tools import tools
-from draft.adapters.verification.verdict import Contents, Verdict, contents_of, judge
+from draft.adapters.verification.verdict import Verdict, judge
 from draft.adapters.verification.verify import base_model, verify
 from draft_cli.app import main
 from draft_cli.verify import sentence

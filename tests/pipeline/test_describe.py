@@ -69,7 +69,7 @@ def test_every_kind_has_outputs_a_version_and_described_keys() -> None:
 def test_keys_are_found_inside_mappings_and_alternatives() -> None:
     assert keys_at(TrainStage, ("method",), {"method": {"kind": "draft_k"}}) == ["kind", "k"]
     assert keys_at(TrainStage, ("lora",), {}) == ["rank", "targets"]
-    assert keys_at(KINDS["mix"].settings, ("adapters", "a"), {}) == ["from", "weight"]
+    assert keys_at(KINDS["mix"].settings, ("adapters", "a"), {}) == ["from", "weight", "text_encoder", "blocks"]
     assert keys_at(KINDS["evaluate"].settings, ("adapters", "a"), {}) == ["from", "weight", "schedule"]
     assert keys_at(KINDS["compare"].settings, ("methods", "a", "lora"), {}) == ["rank", "targets"]
 

@@ -10,8 +10,11 @@ import torch
 
 from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.formats import read_adapter, write_adapter
+from draft.adapters.files.header import read_header
 from draft.errors import DraftError
+from draft.files import sha256
 from draft.pipeline.load import load_pipeline
+from draft.pipeline.reproduce import reproduce
 from draft.pipeline.run import run_pipeline
 
 NAME = "unet.mid_block.attentions.0.proj_in"
@@ -58,5 +61,47 @@ def test_what_contradicts_in_a_mix_is_found_before_anything_runs(
 ) -> None:
     with pytest.raises(DraftError) as error:
         load_pipeline(write_pipeline(tmp_path, **options))
+    texts = [str(each) for each in getattr(error.value, "errors", [error.value])]
+    assert any(message in text for text in texts), texts
+
+
+def test_an_input_of_a_mix_has_a_strength_for_text_encoders_and_for_blocks_that_a_reproduction_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, up = "text_encoder.text_model.encoder.layers.0.mlp.fc1", "unet.up_blocks.1.attentions.0.proj_in"
+    file = write_pipeline(tmp_path)
+    one = Factors(torch.eye(4, 6), torch.ones(5, 4))
+    write_adapter(Adapter({NAME: one, up: one, text: one}), tmp_path / "a.safetensors")
+    a = {"from": "a.safetensors", "weight": 0.7, "text_encoder": 0.25, "blocks": {"up_blocks.*": -2.0}}
+    file.write_text(json.dumps({"name": "mix", "stages": {"both": {"kind": "mix", "adapters": {"a": a}}}}))
+    run_pipeline(file, runs_dir=tmp_path / "runs")
+    path = tmp_path / "runs" / "mix" / "both" / "adapter.safetensors"
+    for name, weight in ((NAME, 0.7), (up, -1.4), (text, 0.25)):
+        factors = read_adapter(path).modules[name]
+        torch.testing.assert_close(factors.up @ factors.down, weight * one.up @ one.down)
+    digest = sha256(tmp_path / "a.safetensors")
+    again = reproduce(read_header(path).metadata, name="again", input_files={digest: str(tmp_path / "a.safetensors")})
+    assert again.stages["both"]["adapters"] == {"a": {**a, "from": str(tmp_path / "a.safetensors")}}
+    (tmp_path / "again.yaml").write_text(again.text())
+    run_pipeline(tmp_path / "again.yaml", runs_dir=tmp_path / "runs")
+    made = tmp_path / "runs" / "again" / "both" / "adapter.safetensors"
+    assert made.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"text_encoder": "x"}, "stages.both.adapters.a.text_encoder"),
+        ({"blocks": {"up": float("inf")}}, "stages.both.adapters.a.blocks: a factor must be a finite number (got inf)"),
+        ({"block": {"up": 1}}, "block"),
+    ],
+)
+def test_a_broken_strength_of_an_input_is_found_before_anything_runs(
+    tmp_path: Path, entry: dict[str, object], message: str
+) -> None:
+    adapters = {"a": {"from": "a.safetensors", **entry}}
+    with pytest.raises(DraftError) as error:
+        load_pipeline(write_pipeline(tmp_path, adapters=adapters))
     texts = [str(each) for each in getattr(error.value, "errors", [error.value])]
     assert any(message in text for text in texts), texts

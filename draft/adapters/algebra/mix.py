@@ -14,9 +14,12 @@ from draft.adapters.factors import Adapter, Factors
 from draft.adapters.structured import Structured
 from draft.errors import StageError
 
+Weight = float | Mapping[str, float]
+"""What an input's modules are multiplied with: one number, or one by module."""
+
 
 def mix(
-    inputs: Sequence[tuple[Adapter | Changes, float]],
+    inputs: Sequence[tuple[Adapter | Changes, Weight]],
     *,
     factors: Mapping[str, float] | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
@@ -30,7 +33,7 @@ def mix(
 
     Args:
         inputs: Adapters of one family with their weights: any finite number, negative and above 1 included, never
-            normalised.
+            normalised; or a number for each of the adapter's modules.
         factors: The modules to take, each with a further factor of its sum; None: all of them, at 1.
         dtypes: Of the mix by module; None: the widest of the inputs.
 
@@ -76,7 +79,7 @@ class ExactSum(Mapping[str, Change]):
     """
 
     def __init__(
-        self, inputs: Sequence[tuple[Adapter | Changes, float]], factors: Mapping[str, float] | None = None
+        self, inputs: Sequence[tuple[Adapter | Changes, Weight]], factors: Mapping[str, float] | None = None
     ) -> None:
         check_inputs(inputs)
         self._inputs = inputs
@@ -98,14 +101,15 @@ class ExactSum(Mapping[str, Change]):
         """What is added in one module: changes and c_i / s_i, the weight times the module's own factor."""
         if name not in self._factors:
             return []
-        return [(a.modules[name], w * self._factors[name]) for a, w in self._inputs if name in a.modules]
+        factor = self._factors[name]
+        return [(a.modules[name], weight_in(w, name) * factor) for a, w in self._inputs if name in a.modules]
 
     def dtype(self, name: str) -> torch.dtype:
         """The widest dtype of a module in the inputs."""
         return reduce(torch.promote_types, [dtype_of(change) for change, _ in self.terms(name)])
 
 
-def check_inputs(inputs: Sequence[tuple[Adapter | Changes, float]]) -> None:
+def check_inputs(inputs: Sequence[tuple[Adapter | Changes, Weight]]) -> None:
     """Refuse adapters that cannot be added.
 
     Args:
@@ -117,8 +121,9 @@ def check_inputs(inputs: Sequence[tuple[Adapter | Changes, float]]) -> None:
     if not inputs:
         raise StageError("nothing to mix (got 0 adapters)")
     for _, weight in inputs:
-        if not math.isfinite(weight):
-            raise StageError(f"a weight must be a finite number (got {weight})")
+        for number in weight.values() if isinstance(weight, Mapping) else [weight]:
+            if not math.isfinite(number):
+                raise StageError(f"a weight must be a finite number (got {number})")
     families = sorted({adapter.family for adapter, _ in inputs})
     if len(families) > 1:
         raise StageError(
@@ -135,7 +140,12 @@ def check_inputs(inputs: Sequence[tuple[Adapter | Changes, float]]) -> None:
             )
 
 
-def module_names(inputs: Sequence[tuple[Adapter | Changes, float]]) -> list[str]:
+def weight_in(weight: Weight, name: str) -> float:
+    """What one of an input's modules is multiplied with."""
+    return weight[name] if isinstance(weight, Mapping) else weight
+
+
+def module_names(inputs: Sequence[tuple[Adapter | Changes, Weight]]) -> list[str]:
     """All modules that any of the inputs has, sorted.
 
     Args:

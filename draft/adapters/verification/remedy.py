@@ -9,9 +9,10 @@ import torch
 
 from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.formats import Format, read_adapter, write_adapter
+from draft.adapters.verification.contents import contents_of
 from draft.adapters.verification.models import BaseModel
 from draft.adapters.verification.tools import tools
-from draft.adapters.verification.verdict import contents_of, judge
+from draft.adapters.verification.verdict import judge
 from draft.errors import StageError
 
 FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "peft")

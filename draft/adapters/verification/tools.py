@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -55,13 +56,16 @@ class Layout:
         every: All tensor names must match this to be of the kind.
         some: At least one tensor name must match this to be of the kind.
         present: Of one of these sets, every tensor must be there.
-        refusals: Pattern and reason: a tensor name that matches makes the tool refuse the file.
+        refusals: Pattern and reason: a tensor name that matches makes the tool refuse the file, where there is a third
+            pattern only if another name matches that.
         requires: Pattern, pattern and reason: where a module matches the first, one must match the second.
         spellings: Per part of the pipeline the spellings known.
         pairs: Endings of the names of B and of A.
         alpha_tensor: Whether `.alpha` tensors are read.
         alpha_metadata: Whether `lora_adapter_metadata` in the header is read.
         alpha_uneven: Modules that get their part's most common alpha instead of their own where alphas differ.
+        alpha_folded: Whether they are multiplied into the factors, so that any other scale comes on top.
+        alpha_first: Whether, without any alpha, every module of a part gets the rank of its first as alpha.
         conflict: Why the tool refuses a file that has alphas in both places; "" if it does not.
         together: Modules taken only as a set.
         strict: Why the tool refuses a file with names it does not know; "" if it leaves them out.
@@ -72,13 +76,15 @@ class Layout:
     every: re.Pattern[str] | None
     some: re.Pattern[str] | None
     present: tuple[tuple[str, ...], ...]
-    refusals: tuple[tuple[re.Pattern[str], str], ...]
+    refusals: tuple[tuple[re.Pattern[str], str, re.Pattern[str] | None], ...]
     requires: tuple[tuple[re.Pattern[str], re.Pattern[str], str], ...]
     spellings: Mapping[str, tuple[Spelling, ...]]
     pairs: tuple[tuple[str, str], ...]
     alpha_tensor: bool
     alpha_metadata: bool
     alpha_uneven: re.Pattern[str] | None
+    alpha_folded: bool
+    alpha_first: bool
     conflict: str
     together: tuple[Together, ...]
     strict: str
@@ -117,6 +123,7 @@ class Tool:
         unknown: Per family that it has no LoRA for, what to say.
         otherwise: Per family, why it refuses a file that is of none of its layouts; without an entry nothing is loaded.
         recognition: How it guesses the base model, for the families given there.
+        older: The same tool as older releases read files, the newest of them first, where they differ.
     """
 
     name: str
@@ -125,6 +132,7 @@ class Tool:
     unknown: Mapping[str, str]
     otherwise: Mapping[str, str]
     recognition: Mapping[str, Recognition]
+    older: tuple[Tool, ...] = ()
 
 
 @cache
@@ -134,7 +142,21 @@ def tools() -> tuple[Tool, ...]:
     Returns:
         The tools; each data file says which sources were read, and when.
     """
-    return tuple(_tool(json.loads(data(f"tools/{name}.json"))) for name in NAMES)
+    return tuple(_with_older(json.loads(data(f"tools/{name}.json"))) for name in NAMES)
+
+
+def as_of(tool: Tool, version: str) -> Tool:
+    """A tool as one of its releases reads files.
+
+    Args:
+        tool: The tool.
+        version: The release.
+
+    Returns:
+        The entry of `older` that the release is in; the tool itself for later ones, the oldest for earlier ones.
+    """
+    entries = [(release(older.version.partition(" to ")[2] or older.version), older) for older in tool.older]
+    return next((older for last, older in reversed(entries) if release(version) <= last), tool)
 
 
 @cache
@@ -167,11 +189,59 @@ def key_map(layout: Layout, base: BaseModel) -> dict[str, tuple[str, ...]]:
     return {name: tuple(modules) for name, modules in modules_by_name.items()}
 
 
-def _tool(document: Mapping[str, Any]) -> Tool:
+def release(version: str) -> tuple[int, ...]:
+    """What a version is compared by: `0.42.1` as (0, 42).
+
+    Args:
+        version: A version of a tool.
+
+    Returns:
+        Its first two numbers.
+    """
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
+def _with_older(document: Mapping[str, Any]) -> Tool:
+    # Releases between two entries read files alike.
+    starts = [*document.get("releases", ())]
+    spans = [
+        (start, start if _last(start, following) == release(start) else f"{start} to {_text(_last(start, following))}")
+        for start, following in itertools.pairwise(starts)
+    ]
+    newest = document["version"]
+    older = tuple(_tool(_as_of(document, start), span) for start, span in reversed(spans))
+    return replace(_tool(_as_of(document, newest), newest), older=older)
+
+
+def _last(start: str, following: str) -> tuple[int, ...]:
+    """The release before the one in which something changed."""
+    major, minor = release(following)
+    return max(release(start), (major, minor - 1))
+
+
+def _text(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def _as_of(value: Any, version: str) -> Any:
+    """The data without the entries of lists that a release does not have: those `since` a later or `until` this one."""
+    if isinstance(value, dict):
+        return {key: _as_of(entry, version) for key, entry in value.items()}
+    if not isinstance(value, list):
+        return value
+    return [_as_of(entry, version) for entry in value if not isinstance(entry, dict) or _in(entry, release(version))]
+
+
+def _in(entry: Mapping[str, Any], numbers: tuple[int, ...]) -> bool:
+    late = "since" in entry and numbers < release(entry["since"])
+    return not late and not ("until" in entry and numbers >= release(entry["until"]))
+
+
+def _tool(document: Mapping[str, Any], version: str) -> Tool:
     recognition = document.get("recognises")
     return Tool(
         name=document["tool"],
-        version=document["version"],
+        version=version,
         layouts=tuple(_layout(entry) for entry in document["layouts"]),
         unknown=document.get("unknown", {}),
         otherwise=document.get("otherwise", {}),
@@ -180,20 +250,24 @@ def _tool(document: Mapping[str, Any]) -> Tool:
 
 
 def _layout(entry: Mapping[str, Any]) -> Layout:
+    # A list has one entry for the release that is read, and says the rest.
     alpha = entry.get("alpha", {})
+    alpha = {key: value for part in alpha for key, value in part.items()} if isinstance(alpha, list) else alpha
     return Layout(
         name=entry["layout"],
         bases=tuple(entry["bases"]),
         every=_pattern(entry.get("every")),
         some=_pattern(entry.get("some")),
         present=tuple(tuple(names) for names in entry.get("present", ())),
-        refusals=tuple((re.compile(pattern), why) for pattern, why in entry.get("refuses", ())),
+        refusals=tuple(map(_refusal, entry.get("refuses", ()))),
         requires=tuple((re.compile(one), re.compile(other), why) for one, other, why in entry.get("requires", ())),
         spellings={part: tuple(map(_spelling, listed)) for part, listed in entry["spellings"].items()},
         pairs=tuple((up, down) for up, down in entry["pairs"]),
         alpha_tensor=alpha.get("tensor", False),
         alpha_metadata=alpha.get("metadata", False),
         alpha_uneven=_pattern(alpha.get("uneven")),
+        alpha_folded=alpha.get("folded", False),
+        alpha_first=alpha.get("first", False),
         conflict=alpha.get("conflict", ""),
         together=tuple(
             Together(re.compile(group["modules"]), tuple(group["endings"]), group["else"] == "refused")
@@ -201,6 +275,10 @@ def _layout(entry: Mapping[str, Any]) -> Layout:
         ),
         strict=entry.get("strict", ""),
     )
+
+
+def _refusal(entry: Mapping[str, str]) -> tuple[re.Pattern[str], str, re.Pattern[str] | None]:
+    return re.compile(entry["name"]), entry["why"], _pattern(entry.get("with"))
 
 
 def _recognition(entry: Mapping[str, Any]) -> Recognition:

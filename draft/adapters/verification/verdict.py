@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from draft.adapters.factors import Adapter
-from draft.adapters.files.config import Alphas, read_alphas
-from draft.adapters.files.container import read_tensors
-from draft.adapters.files.header import read_header
+from draft.adapters.verification.contents import Contents
 from draft.adapters.verification.models import BaseModel
+from draft.adapters.verification.strengths import ratios_of
 from draft.adapters.verification.tools import Layout, Recognition, Tool, key_map
 
 Status = Literal["all", "some", "none", "refuses", "unknown"]
@@ -23,25 +19,6 @@ _ENDING = re.compile(
     r"(?P<name>.+?)(?:(?:\.lora|_lora|\.lora_linear_layer)\.(?:down|up)\.weight|\.lora_(?:down|up)\.weight"
     r"|\.lora_[AB](?:\.\w+)?\.weight|\.alpha|:(?:up|down|alpha))"
 )
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What of a file a tool's verdict depends on.
-
-    Args:
-        shapes: Shapes by tensor name, in the file's order.
-        alphas: Values of the `.alpha` tensors by name.
-        header: What the header says of alpha.
-        in_header: Whether it says anything.
-        strengths: By module path the factor of B A that the file means.
-    """
-
-    shapes: Mapping[str, Sequence[int]]
-    alphas: Mapping[str, float]
-    header: Alphas
-    in_header: bool
-    strengths: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -73,32 +50,6 @@ class Verdict:
     def right(self) -> bool:
         """Whether the tool loads everything at the strength that the file means."""
         return self.status == "all" and all(abs(ratio - 1) < 1e-3 for ratio in self.ratios)
-
-
-def contents_of(file: Path, adapter: Adapter) -> Contents:
-    """What of a file decides where it loads.
-
-    Args:
-        file: The safetensors file.
-        adapter: What `read_adapter` made of it.
-
-    Returns:
-        Names, shapes and alphas as they are in the file, and the strengths it means.
-    """
-    header = read_header(file)
-    ordered = sorted(header.tensors.items(), key=lambda item: item[1].start)
-    named = [name for name, _ in ordered if name.endswith(".alpha")]
-    alphas: dict[str, float] = {}
-    if named:
-        tensors, _ = read_tensors(file)
-        alphas = {name: float(tensors[name].reshape(-1)[0]) for name in named}
-    return Contents(
-        shapes={name: info.shape for name, info in ordered},
-        alphas=alphas,
-        header=read_alphas(None, header.metadata, where=str(file)),
-        in_header="lora_adapter_metadata" in header.metadata,
-        strengths={name: factors.scale for name, factors in adapter.modules.items()},
-    )
 
 
 def judge(tool: Tool, base: BaseModel, contents: Contents) -> Verdict:
@@ -181,9 +132,9 @@ def _layout(tool: Tool, base: BaseModel, contents: Contents) -> Layout | None:
 
 
 def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Contents, names: Sequence[str]) -> Verdict:
-    for pattern, why in layout.refusals:
+    for pattern, why, other in layout.refusals:
         for name in contents.shapes:
-            if pattern.fullmatch(name):
+            if pattern.fullmatch(name) and (other is None or any(map(other.fullmatch, contents.shapes))):
                 return verdict.of("refuses", reason=f"{why} ({name})")
     names_of = key_map(layout, base)
     ranks: dict[str, int] = {}
@@ -192,8 +143,8 @@ def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Content
             if name in names_of and f"{name}{up}" in contents.shapes and f"{name}{down}" in contents.shapes:
                 ranks.setdefault(name, contents.shapes[f"{name}{down}"][0])
     modules = {module for name in ranks for module in names_of[name]}
-    for one, other, why in layout.requires:
-        if any(map(one.fullmatch, modules)) and not any(map(other.fullmatch, modules)):
+    for one, needed, why in layout.requires:
+        if any(map(one.fullmatch, modules)) and not any(map(needed.fullmatch, modules)):
             return verdict.of("refuses", reason=why)
     for together in layout.together:
         for name in list(ranks):
@@ -209,34 +160,5 @@ def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Content
     if layout.conflict and contents.alphas and contents.in_header:
         return verdict.of("refuses", reason=layout.conflict)
     status: Status = "all" if not dropped else "some" if ranks else "none"
-    ratios = _ratios(layout, contents, names_of, ranks)
+    ratios = ratios_of(layout, contents, names_of, ranks)
     return verdict.of(status, loaded=len(ranks), dropped=dropped, ratios=ratios or (1.0,))
-
-
-def _ratios(
-    layout: Layout, contents: Contents, names_of: Mapping[str, Sequence[str]], ranks: Mapping[str, int]
-) -> tuple[float, ...]:
-    """The distinct strengths relative to what the file means, smallest first."""
-    alphas = {
-        name: contents.alphas[f"{name}.alpha"]
-        for name in ranks
-        if layout.alpha_tensor and f"{name}.alpha" in contents.alphas
-    }
-    listed: dict[str, Counter[float]] = {}
-    for name, alpha in alphas.items():
-        listed.setdefault(names_of[name][0].partition(".")[0], Counter())[alpha] += 1
-    ratios: set[float] = set()
-    for name, rank in ranks.items():
-        alpha = alphas.get(name)
-        common = listed.get(names_of[name][0].partition(".")[0])
-        # peft takes one alpha per adapter and a pattern of exceptions; names that the pattern misses get the one.
-        if layout.alpha_uneven and common and (alpha is None or layout.alpha_uneven.fullmatch(names_of[name][0])):
-            alpha = common.most_common(1)[0][0]
-        for module in names_of[name]:
-            if alpha is not None:
-                strength = alpha / rank
-            else:
-                strength = contents.header.scale(module, rank) if layout.alpha_metadata else 1.0
-            meant = contents.strengths.get(module, 1.0)
-            ratios.add(round(strength / meant, 6) if meant else float(strength != 0))
-    return tuple(sorted(ratios))

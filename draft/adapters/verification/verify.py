@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 from draft.adapters.factors import Adapter
 from draft.adapters.files.formats import read_adapter
 from draft.adapters.files.header import read_header
+from draft.adapters.verification.contents import Contents, contents_of
 from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.remedy import tools_by_format
 from draft.adapters.verification.tools import tools
-from draft.adapters.verification.verdict import Verdict, contents_of, judge
+from draft.adapters.verification.verdict import Verdict, judge
 from draft.files import sha256, weights_file
 
 # Entries that hold the sha256 of the bytes after the header.
@@ -33,6 +34,7 @@ class Verification:
         modules: How many modules it changes.
         strange: Modules that the base model does not have, or has in another shape.
         verdicts: What each tool makes of it; empty without a base model.
+        older: What older releases of the tools make of it, where that is something else.
         hashes: For every hash in its header whether it is that of the tensors.
         recipe: Its `draft.recipe`, if it has one.
         formats: Where it is not right everywhere: in which tools it would be, by the format of `draft convert`.
@@ -48,6 +50,7 @@ class Verification:
     hashes: Mapping[str, bool]
     recipe: Mapping[str, Any] | None
     formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    older: tuple[Verdict, ...] = ()
 
     @property
     def known(self) -> bool:
@@ -86,10 +89,12 @@ def verify(path: Path) -> Verification:
     base = base_model(adapter)
     strange: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    older: tuple[Verdict, ...] = ()
     if base is not None:
         strange = tuple(name for name, factors in adapter.modules.items() if not base.fits(name, factors))
         contents = contents_of(file, adapter)
         verdicts = tuple(judge(tool, base, contents) for tool in tools())
+        older = older_verdicts(verdicts, base, contents)
     verification = Verification(
         path=path,
         digest=sha256(file),
@@ -100,10 +105,36 @@ def verify(path: Path) -> Verification:
         verdicts=verdicts,
         hashes=_hashes(file, adapter.metadata),
         recipe=_recipe(adapter.metadata),
+        older=older,
     )
     if base is None or verification.right:
         return verification
     return replace(verification, formats=tools_by_format(adapter, base))
+
+
+def older_verdicts(verdicts: Sequence[Verdict], base: BaseModel, contents: Contents) -> tuple[Verdict, ...]:
+    """What older releases make of a file, where it is something else than what the newest does.
+
+    Args:
+        verdicts: Those of the newest releases, in the order of `tools()`.
+        base: The base model that the file is for.
+        contents: The file.
+
+    Returns:
+        Verdicts whose version is a span of releases, those that agree in one, newest first.
+    """
+    differing: list[Verdict] = []
+    for tool, newest in zip(tools(), verdicts, strict=True):
+        spans: list[Verdict] = []
+        for release in tool.older:
+            verdict = judge(release, base, contents)
+            if spans and replace(spans[-1], version="") == replace(verdict, version=""):
+                first, last = verdict.version.partition(" to ")[0], spans[-1].version.rpartition(" to ")[2]
+                spans[-1] = replace(verdict, version=f"{first} to {last}")
+            else:
+                spans.append(verdict)
+        differing += [verdict for verdict in spans if replace(verdict, version=newest.version) != newest]
+    return tuple(differing)
 
 
 def base_model(adapter: Adapter) -> BaseModel | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
+from pydantic import Field
 
 from draft.adapters.settings import MixSettings, check_settings
+from draft.adapters.strength import Strength
 from draft.errors import DraftError, StageError
 from draft.marks import Elsewhere
 from draft.pipeline.document import Keys
@@ -27,17 +29,31 @@ _SCHEDULE = Elsewhere(
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixInput(AdapterInput):
+    """An adapter that goes into a mix.
+
+    Args:
+        text_encoder: Strength of the modules of its text encoders; null: `weight`.
+        blocks: Pattern of module paths (`up_blocks.*`, `*.attn2`) to a factor of this adapter alone; 0 drops the
+            modules.
+    """
+
+    text_encoder: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    blocks: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixStage(MixSettings):
     """Add adapters, each times its weight, into one exact adapter, or one of a smaller rank with a known error.
 
     Args:
         kind: `mix`.
-        adapters: Label to `{from, weight}`.
+        adapters: Label to `{from, weight, text_encoder, blocks}`.
         seed: Seed of the method `dare`; null: the file's.
     """
 
     kind: Literal["mix"]
-    adapters: Annotated[dict[Label, Annotated[AdapterInput, _SCHEDULE]], MinLen(1)]
+    adapters: Annotated[dict[Label, Annotated[MixInput, _SCHEDULE]], MinLen(1)]
     seed: Seed = None
 
 
@@ -50,7 +66,10 @@ def run(job: Job) -> Mapping[str, float]:
     reader = None
     if stage.config.verify == "full":
         from draft.diffusion.families.peer_reader import read_as_diffusers as reader
-    inputs = list(job.adapters().values())
+    inputs = [
+        (path, Strength(weight, stage.config.adapters[label].text_encoder, stage.config.adapters[label].blocks))
+        for label, (path, weight) in job.adapters().items()
+    ]
     report = mix_files(inputs, target, settings=stage.config, seed=stage.seed, metadata=job.metadata, reader=reader)
     errors = {"error": report.error, "predicted_error": report.predicted, "error_in_diffusers": report.peer_error}
     return {"modules": float(report.modules)} | {key: value for key, value in errors.items() if value is not None}
@@ -63,11 +82,16 @@ def problems(candidate: Candidate) -> Iterator[DraftError]:
         check_settings(config)
     except StageError as error:
         yield candidate.error(f"{candidate.name()}: {error.what}", hint=error.hint)
-    for key, patterns in (("components", config.components), ("blocks", config.blocks)):
+    places: list[tuple[Keys, Mapping[str, float]]] = [
+        (("components",), config.components),
+        (("blocks",), config.blocks),
+    ]
+    places += [(("adapters", label, "blocks"), adapter.blocks) for label, adapter in config.adapters.items()]
+    for keys, patterns in places:
         for pattern, factor in patterns.items():
             if not math.isfinite(factor):
-                what = f"{candidate.name(key)}: a factor must be a finite number (got {factor:g})"
-                yield candidate.error(what, key, pattern)
+                what = f"{candidate.name(*keys)}: a factor must be a finite number (got {factor:g})"
+                yield candidate.error(what, *keys, pattern)
 
 
 def stage_of(recipe: Mapping[str, Any], provenance: Mapping[str, Any]) -> tuple[dict[str, Any], list[Keys]]:
@@ -90,7 +114,10 @@ def stage_of(recipe: Mapping[str, Any], provenance: Mapping[str, Any]) -> tuple[
     if not settings:
         settings = {key: recipe[key] for key in _MIXING if recipe.get(key) not in (None, {}, _DEFAULTS.get(key))}
     seed = provenance.get("seed", recipe.get("seed")) if settings.get("method") == "dare" else None
-    adapters = {label: {"weight": entry["weight"]} for label, entry in zip(labels, inputs, strict=True)}
+    adapters = {
+        label: {key: entry[key] for key in ("weight", "text_encoder", "blocks") if key in entry}
+        for label, entry in zip(labels, inputs, strict=True)
+    }
     stage = {"kind": "mix", "adapters": adapters, **settings, **({} if seed is None else {"seed": seed})}
     return stage, [("adapters", label, "from") for label in labels]
 
