@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from draft.adapters.changes import Changes
+from draft.adapters.changes import Change, Changes, Whole
 from draft.adapters.factors import Adapter, Factors, all_finite, fold, pad_ranks
 from draft.adapters.files.config import adapter_config, read_alphas, read_config
 from draft.adapters.files.container import read_tensors, write_bytes, write_tensors
@@ -100,7 +100,7 @@ def refuse_structured(changes: Changes, path: Path) -> None:
         StageError: One of the modules is no product B A.
     """
     for name, change in changes.modules.items():
-        if isinstance(change, Structured):
+        if not isinstance(change, Factors):
             raise _no_sum(name, change, path)
 
 
@@ -202,8 +202,8 @@ def _shape(change: Factors | Structured) -> Factors:
     return Factors(torch.empty(1, *change.inputs, device="meta"), torch.empty(change.outputs, 1, device="meta"))
 
 
-def _low_rank(name: str, change: Factors | Structured, rank: int | None, path: Path) -> Factors:
-    if isinstance(change, Structured):
+def _low_rank(name: str, change: Change, rank: int | None, path: Path) -> Factors:
+    if not isinstance(change, Factors):
         if rank is None:
             raise _no_sum(name, change, path)
         return nearest(change, rank)
@@ -212,9 +212,10 @@ def _low_rank(name: str, change: Factors | Structured, rank: int | None, path: P
     return Factors(change.down.to(change.stored), change.up, change.scale)
 
 
-def _no_sum(name: str, change: Structured, path: Path) -> StageError:
+def _no_sum(name: str, change: Structured | Whole, path: Path) -> StageError:
+    kind = change.kind if isinstance(change, Structured) else "a dense change"
     return StageError(
-        f"{change.kind} is not a sum of B A, so its factors cannot be read as a LoRA (module {name})",
+        f"{kind} is not a sum of B A, so its factors cannot be read as a LoRA (module {name})",
         where=str(path),
         hint="give --rank N to draft convert, draft resize or draft mix, and the nearest LoRA of rank N is written",
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from draft.adapters.changes import Change
 from draft.adapters.factors import Factors
 from draft.adapters.structured import Structured, structured
 from draft.adapters.truncation import decompose
@@ -45,7 +46,7 @@ def lycoris_change(name: str, parts: Mapping[str, Tensor], alpha: float | None, 
         ) from error
 
 
-def nearest(change: Structured, rank: int) -> Factors:
+def nearest(change: Change, rank: int) -> Factors:
     """The B A of at most a rank that is nearest to a LoHa or a LoKr in the Frobenius norm (Eckart and Young, 1936).
 
     Args:
