@@ -17,11 +17,10 @@ from draft.adapters.changes import Changes
 from draft.adapters.factors import Adapter, Factors, fold
 from draft.adapters.files.formats import Format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.metadata import draft_version
+from draft.adapters.identity import adapter_digest, files_of
 from draft.adapters.inspect import Facts, facts_of
-from draft.adapters.mixture import file_digest
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.errors import StageError
-from draft.files import weights_file
 
 Dtype = Literal["same", "fp32", "fp16", "bf16"]
 
@@ -164,7 +163,7 @@ def _write(
     format: Format,
     header: Mapping[str, str],
 ) -> tuple[ReadBack, Facts]:
-    if output.resolve() in (source.resolve(), weights_file(source).resolve()):
+    if output.resolve() in {file.resolve() for file in (source, *files_of(source))}:
         raise StageError("the output is also the input", where=str(output), hint="write to another file")
     metadata = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
 
@@ -198,7 +197,7 @@ def _header(
     kind: str, source: Path, metadata: Mapping[str, str], changes: Mapping[str, Any], *, error: float | None
 ) -> dict[str, str]:
     """`draft.recipe`, with the input's own recipe inside, and of a conversion the evaluation, which still holds."""
-    entry: dict[str, Any] = {"name": source.stem or source.name, "sha256": file_digest(source), "weight": 1.0}
+    entry: dict[str, Any] = {"name": source.stem or source.name, "sha256": adapter_digest(source), "weight": 1.0}
     for key in ("recipe", "pipeline"):
         if text := metadata.get(f"draft.{key}"):
             entry[key] = _parsed(text)

@@ -19,13 +19,13 @@ from draft.adapters.factors import Adapter, Factors, pad_ranks
 from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
+from draft.adapters.identity import adapter_digest, files_of
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
 from draft.adapters.strength import Strength, added, check_strength, normalized, weights_by_module
 from draft.errors import DraftWarning, StageError
-from draft.files import sha256, weights_file
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -164,7 +164,7 @@ def mix_files(
 
 def _refuse_overwriting(inputs: Sequence[tuple[Path, float | Strength]], output: Path) -> None:
     for path, _ in inputs:
-        if output.resolve() in (path.resolve(), weights_file(path).resolve()):
+        if output.resolve() in {file.resolve() for file in (path, *files_of(path))}:
             raise StageError("the output is also an input", where=str(output), hint="write to another file")
 
 
@@ -176,7 +176,7 @@ def _read(
     for path, weight in inputs:
         strength = weight if isinstance(weight, Strength) else Strength(weight)
         check_strength(strength, str(path))
-        by_digest.setdefault(file_digest(path), (path, []))[1].append(strength)
+        by_digest.setdefault(adapter_digest(path), (path, []))[1].append(strength)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
     adapters = [read_changes(path) for path, _ in files]
     if settings.rank is settings.energy is settings.max_error is None:
@@ -273,24 +273,3 @@ def _size(adapter: Adapter, format: Format) -> int:
         else:  # shapes are enough to count
             modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
     return sum(t.numel() * t.element_size() for f in modules.values() for t in (f.down, f.up))
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of an adapter file, of a peft folder's tensors.
-
-    Args:
-        path: The file or folder.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        StageError: It cannot be read.
-    """
-    file = weights_file(path)
-    try:
-        return sha256(file)
-    except FileNotFoundError as error:
-        raise StageError("no such adapter file", where=str(file)) from error
-    except OSError as error:
-        raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from draft.adapters.changes import Change, Changes, Whole
 from draft.adapters.factors import Adapter, Factors, all_finite, fold, pad_ranks
-from draft.adapters.files.config import adapter_config, read_alphas, read_config
+from draft.adapters.files.config import CONFIG, adapter_config, config_file, read_alphas, read_config
 from draft.adapters.files.container import read_tensors, write_bytes, write_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import put_together, taken_apart
@@ -33,9 +33,9 @@ _TITLES = {"unet": "UNet", "transformer": "transformer"}
 def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     """Read a LoRA file or a peft adapter folder, whichever known format it has.
 
-    Alpha is taken from the `.alpha` tensors, else from peft's configuration (`adapter_config.json` beside the file in
-    a folder, or `lora_adapter_metadata` in the header), else it is the rank, as diffusers has it. Layers that the
-    original code of a transformer fuses come apart into diffusers'.
+    Alpha is taken from the `.alpha` tensors, else from peft's configuration (`adapter_config.json` in the folder, also
+    if its `adapter_model.safetensors` is given, or `lora_adapter_metadata` in the header), else it is the rank, as
+    diffusers has it. Layers that the original code of a transformer fuses come apart into diffusers'.
 
     Args:
         path: A `.safetensors` file, or a folder with `adapter_model.safetensors`.
@@ -73,7 +73,7 @@ def read_changes(path: Path) -> Changes:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    config = read_config(path / "adapter_config.json") if path.is_dir() else None
+    config = read_config(config_file(path))
     where = str(path)
     alphas = read_alphas(config, metadata, where=where)
     grouped = grouped_tensors(tensors, metadata, where=where)
@@ -143,7 +143,7 @@ def write_adapter(
         header["lora_adapter_metadata"] = lora_metadata(ranks, prefixed=chosen == "diffusers")
     if chosen == "peft" and path.suffix != ".safetensors":
         write_tensors(tensors, path / WEIGHTS, metadata=header)
-        write_bytes(path / "adapter_config.json", [json_text(adapter_config(ranks)).encode()])
+        write_bytes(path / CONFIG, [json_text(adapter_config(ranks)).encode()])
     else:
         write_tensors(tensors, path, metadata=header)
 
