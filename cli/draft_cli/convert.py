@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from draft.adapters.files.config import CONFIG, is_folder
+from draft.adapters.identity import writes_over
 from draft.errors import ConfigError
-from draft.files import WEIGHTS, usable, weights_file
+from draft.files import WEIGHTS, usable
 from draft.outputs import check_output
 from draft_cli.mix import Dtype, Format, mix_settings
 
@@ -59,7 +60,7 @@ def check_files(file: Path, output: Path, *, force: bool, format: str) -> tuple[
     source, target = usable(file), usable(output)
     if not source.exists():
         raise ConfigError("no such adapter file", where=str(source))
-    if target.resolve() in (source.resolve(), weights_file(source).resolve()):
+    if writes_over(target, source):
         raise ConfigError("the output is also the input", where=str(target), hint="write to another file with -o")
     check_output(target, overwrite=force, folder=is_folder(target, format), holds=(WEIGHTS, CONFIG))
     return source, target

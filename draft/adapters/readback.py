@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from draft.adapters.algebra.deviation import deviation
+from draft.adapters.changes import Terms
 from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.config import CONFIG, is_folder
 from draft.adapters.files.container import cannot_write
@@ -23,8 +24,6 @@ from draft.outputs import publish
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 T = TypeVar("T")
-Terms = Callable[[str], Sequence[tuple[Factors, float]]]
-"""From a module to what its change should be: factors with weights."""
 
 
 @dataclass(frozen=True)
