@@ -11,6 +11,7 @@ import typer
 
 from draft.errors import ConfigError
 from draft.files import usable
+from draft.outputs import check_output
 from draft_cli.inputs import parse_blocks, parse_factors, parse_input
 from draft_cli.mix import Dtype, mix_settings
 
@@ -48,7 +49,7 @@ def merge(
     settings = mix_settings(_WHERE, dtype=dtype, components=parse_factors(component or [], "component", command=_WHERE))
     blocks, terms = parse_blocks(block or [], [parse_input(text, command=_WHERE) for text in inputs], command=_WHERE)
     source, target = find_model(model, command=_WHERE), usable(output)
-    check_output(source, target, force=force or dry_run)
+    check_target(source, target, force=force or dry_run)
     for path, _ in terms:
         if not path.exists():
             raise ConfigError("no such adapter file", where=str(path))
@@ -58,7 +59,14 @@ def merge(
     from draft.adapters.model.merging import merge_files
 
     report = merge_files(
-        source, terms, target, components=settings.components, blocks=blocks, dtype=settings.dtype, dry_run=dry_run
+        source,
+        terms,
+        target,
+        components=settings.components,
+        blocks=blocks,
+        dtype=settings.dtype,
+        dry_run=dry_run,
+        overwrite=force,
     )
     if json:
         print(json_module.dumps(_as_json(report, source, target, written=not dry_run), indent=2))
@@ -94,7 +102,7 @@ def find_model(name: str, *, command: str) -> Path:
     return path
 
 
-def check_output(source: Path, target: Path, *, force: bool) -> None:
+def check_target(source: Path, target: Path, *, force: bool) -> None:
     """Refuse an output that is not what the model is, that is in the model, or that is there.
 
     Args:
@@ -114,14 +122,9 @@ def check_output(source: Path, target: Path, *, force: bool) -> None:
         raise ConfigError(what, where=where)
     if source.is_dir() and target.suffix == ".safetensors":
         raise ConfigError(f"the model is a folder, so the output is one, too (got {target.name!r})", where=where)
-    if not target.exists():
-        return
-    if not force:
-        raise ConfigError("the output is already there", where=where, hint="add --force to overwrite it, or -o OTHER")
-    replaceable = target.is_file() if source.is_file() else (target / "model_index.json").is_file()
-    if not replaceable:
-        kind = "a file" if source.is_file() else "a model's folder"
-        raise ConfigError(f"what is there is not {kind}, so it is not overwritten", where=where, hint="-o OTHER")
+    check_output(target, overwrite=force, folder=source.is_dir())
+    if source.is_dir() and target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file():
+        raise ConfigError("the folder holds no model, so that it is not replaced", where=where, hint="-o OTHER")
 
 
 def _cached(name: str) -> Path | None:

@@ -263,7 +263,9 @@ def test_an_output_that_would_harm_something_is_refused(model: Path) -> None:
     Path("precious").mkdir()
     Path("precious/file").write_text("x")
     assert "the output is already there" in refusal(*words, output=Path("precious"))
-    assert "what is there is not a model's folder" in refusal(*words, output=Path("precious"), force=True)
+    assert "the folder holds no model, so that it is not replaced" in refusal(
+        *words, output=Path("precious"), force=True
+    )
     assert Path("precious/file").read_text() == "x"
 
 
@@ -284,6 +286,16 @@ def test_force_replaces_a_model_and_a_failure_leaves_it_as_it_was(model: Path, m
     merge(str(model), ["a.safetensors:2"], output=Path("there"), force=True)
     assert (Path("there") / UNET).read_bytes() != first
     assert sorted(p.name for p in Path().iterdir()) == ["a.safetensors", "model", "there"]
+
+
+def test_a_file_of_kronecker_products_is_merged_as_it_is(model: Path) -> None:
+    before = weights(model)[f"{Q}.weight"]
+    first, second = torch.randn(4, 4), torch.randn(4, 4)
+    name = f"lora_unet_{Q.removeprefix('unet.').replace('.', '_')}"
+    save_file({f"{name}.lokr_w1": first, f"{name}.lokr_w2": second}, "lokr.safetensors")
+    merge(str(model), ["lokr.safetensors:0.5"], output=Path("out"))
+    wanted = before.double() + 0.5 * torch.kron(first.double(), second.double())
+    torch.testing.assert_close(weights(Path("out"))[f"{Q}.weight"], wanted.float())
 
 
 def test_a_dry_run_gives_the_figures_and_writes_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

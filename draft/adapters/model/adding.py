@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draft.adapters.algebra.mix import ExactSum
 from draft.errors import StageError
 
 # Numbers of a tensor that are taken at once, so that float64 costs little memory.
@@ -38,25 +37,6 @@ class Tally:
     def error(self) -> float:
         """||W' - (W + dW)|| / ||dW||."""
         return math.sqrt(self.missed / self.size) if self.size else 0.0
-
-
-def dense_change(exact: ExactSum, name: str) -> Tensor:
-    """A module's change.
-
-    Args:
-        exact: The sum of adapters.
-        name: The module.
-
-    Returns:
-        The dense change in float64, shape (out, in k k).
-    """
-    change = None
-    for factors, weight in exact.terms(name):
-        product = (factors.up.double().flatten(1) * (factors.scale * weight)) @ factors.down.double().flatten(1)
-        change = product if change is None else change.add_(product)
-    if change is None:
-        raise StageError(f"{name} has no change")
-    return change
 
 
 def add_rounded(weight: Tensor, change: Tensor, written: Tensor, tally: Tally, *, where: str) -> None:

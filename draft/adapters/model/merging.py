@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from draft.adapters.algebra.mix import ExactSum, Weight, module_names
-from draft.adapters.factors import Adapter
+from draft.adapters.changes import Changes, dense_sum, inputs_of, outputs_of
 from draft.adapters.files.metadata import draft_version
 from draft.adapters.mixture import left_out, read_inputs
-from draft.adapters.model.adding import Tally, add_rounded, dense_change
+from draft.adapters.model.adding import Tally, add_rounded
 from draft.adapters.model.checkpoint import Checkpoint, WeightsFile, open_checkpoint
 from draft.adapters.model.tensors import check_dtype, oriented, read_rows
 from draft.adapters.model.writing import Cast, stale, write_model
@@ -82,6 +82,7 @@ def merge_files(
     blocks: Mapping[str, float] | None = None,
     dtype: str = "same",
     dry_run: bool = False,
+    overwrite: bool = True,
 ) -> MergeReport:
     """Add adapters to a model's weights, W' = round(W + sum_i w_i dW_i), and write the whole model.
 
@@ -95,6 +96,7 @@ def merge_files(
         blocks: As in `MixSettings`.
         dtype: Of the floats in every file that is changed: `same` as they are, `fp32`, `fp16` or `bf16`.
         dry_run: Compute everything, write nothing.
+        overwrite: Whether a model that is there may be replaced.
 
     Returns:
         What was changed and what of it survived rounding.
@@ -105,7 +107,7 @@ def merge_files(
     """
     checkpoint = open_checkpoint(model)
     settings = MixSettings(components=dict(components or {}), blocks=dict(blocks or {}))
-    files, terms, digests = read_inputs(inputs, settings)
+    files, terms, digests = read_inputs(inputs, settings, structured=True)
     names = module_names(terms)
     factors = module_weights(names, components=settings.components, blocks=settings.blocks)
     chosen = {name: factor for name, factor in factors.items() if factor != 0 and not left_out(name, terms)}
@@ -141,6 +143,7 @@ def merge_files(
         metadata=lambda header: {"format": "pt", **stale(header.metadata), **notes},
         change=lambda file, name, cast: _changed(file, name, by_tensor, cast, work),
         dry_run=dry_run,
+        overwrite=overwrite,
     )
     total = Tally(*(math.fsum(getattr(t, key) for t in work.by_module.values()) for key in ("size", "missed", "along")))
     report = MergeReport(
@@ -166,7 +169,7 @@ def merge_files(
 
 
 def _refuse_foreign(
-    checkpoint: Checkpoint, terms: Sequence[tuple[Adapter, Weight]], chosen: Mapping[str, float]
+    checkpoint: Checkpoint, terms: Sequence[tuple[Changes, Weight]], chosen: Mapping[str, float]
 ) -> None:
     """Refuse modules that the model lacks, or has in another shape."""
     where = str(checkpoint.path)
@@ -195,8 +198,8 @@ def _refuse_foreign(
         )
     for name in chosen:
         location = checkpoint.weight(name)
-        factors = next(adapter.modules[name] for adapter, _ in terms if name in adapter.modules)
-        change = (factors.up.shape[0], *factors.down.shape[1:])
+        first = next(adapter.modules[name] for adapter, _ in terms if name in adapter.modules)
+        change = (outputs_of(first), *inputs_of(first))
         if location is None or _plain(location.shape) != _plain(change):
             has = "" if location is None else " x ".join(map(str, location.shape))
             raise StageError(
@@ -234,7 +237,7 @@ def _changed(
     left = torch.ones(info.shape[0], dtype=torch.bool)
     for name in names:
         location = cast.tensors[name]
-        change = oriented(dense_change(work.exact, location.piece.module), location.piece)
+        change = oriented(dense_sum(work.exact.terms(location.piece.module)), location.piece)
         left[location.rows] = False
         tally = work.by_module.setdefault(location.piece.module, Tally())
         where = f"{file.path}, {location.piece.module}"

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import get_native_id
 from typing import BinaryIO
 
 import torch
@@ -20,7 +18,8 @@ from draft.adapters.files.header import Header, TensorInfo
 from draft.adapters.model.checkpoint import INDEX, Checkpoint, Location, WeightsFile
 from draft.adapters.model.tensors import DTYPES, read_rows
 from draft.errors import StageError
-from draft.files import replace, sync
+from draft.files import sync
+from draft.outputs import publish
 
 _STALE = ("sshs_", "modelspec.hash", "modelspec.date", "draft.")
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".h5", ".xml")
@@ -61,6 +60,7 @@ def write_model(
     metadata: Callable[[Header], Mapping[str, str]],
     change: Change,
     dry_run: bool,
+    overwrite: bool,
 ) -> int:
     """Write a model with changed tensors; everything else is copied.
 
@@ -72,6 +72,7 @@ def write_model(
         metadata: The `__metadata__` of a changed file out of its header.
         change: Gives the new tensors.
         dry_run: Compute everything, write nothing.
+        overwrite: Whether a model that is there may be replaced.
 
     Returns:
         The bytes of the changed files.
@@ -84,13 +85,13 @@ def write_model(
         with open(os.devnull, "wb") as nowhere:
             return sum(_write_file(file, nowhere, cast, metadata(file.header), change) for file in changed)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if checkpoint.single:
+        with publish(output, overwrite=overwrite, folder=not checkpoint.single, holds=(INDEX,)) as partial:
+            if not checkpoint.single:
+                partial.mkdir()
+                return _write_folder(checkpoint, partial, changed, cast, metadata, change)
             (file,) = changed
-            with replace(output) as partial, partial.open("wb") as stream:
+            with partial.open("wb") as stream:
                 return _write_file(file, stream, cast, metadata(file.header), change)
-        with _new_folder(output) as folder:
-            return _write_folder(checkpoint, folder, changed, cast, metadata, change)
     except OSError as error:
         raise cannot_write(error, output) from error
 
@@ -130,6 +131,7 @@ def _write_folder(
                     _write_index(file, target, changed, cast)
                 else:
                     shutil.copyfile(file, target)
+                sync(target)
     return size
 
 
@@ -194,28 +196,3 @@ def _bytes(info: TensorInfo, cast: Cast) -> int:
     if target == info.dtype:
         return info.stop - info.start
     return (info.stop - info.start) // DTYPES[info.dtype].itemsize * DTYPES[target].itemsize
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder that gets its name when the block is done; one that is there under that name goes only then."""
-    partial, old = (output.with_name(f".{output.name[:50]}.{get_native_id()}.{end}partial") for end in ("", "old."))
-    for path in (partial, old):
-        shutil.rmtree(path, ignore_errors=True)
-    try:
-        partial.mkdir()
-        yield partial
-        for path in [*sorted(partial.rglob("*")), partial]:
-            sync(path)
-        if output.exists():
-            os.rename(output, old)
-        try:
-            os.rename(partial, output)
-        except OSError:
-            if old.exists():
-                os.rename(old, output)
-            raise
-        sync(output.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
