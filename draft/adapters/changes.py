@@ -43,6 +43,21 @@ Terms: TypeAlias = Callable[[str], Sequence[tuple[Change, float]]]
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A tensor that was left out because it cannot be read.
+
+    Args:
+        tensor: Its name in the file.
+        reason: Why it cannot be read, or whose module cannot.
+        pattern: What was given to leave it out.
+    """
+
+    tensor: str
+    reason: str
+    pattern: str
+
+
+@dataclass(frozen=True)
 class Changes:
     """An adapter exactly as its file has it, whatever form its modules' changes have.
 
@@ -50,11 +65,13 @@ class Changes:
         modules: Changes by module path, as in `Adapter`.
         family: As in `Adapter`.
         metadata: As in `Adapter`.
+        skipped: Tensors of the file that were left out.
     """
 
     modules: Mapping[str, Change]
     family: str = "sd"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    skipped: Sequence[Skipped] = ()
 
     @property
     def ranks(self) -> dict[int | str, int]:

@@ -14,11 +14,12 @@ from torch import Tensor
 from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.merging import cut, merge
 from draft.adapters.algebra.mix import ExactSum, Weight, check_inputs, mix, module_names, shared_header, weight_in
-from draft.adapters.changes import Changes, Terms, Whole
+from draft.adapters.changes import Changes, Skipped, Terms, Whole
 from draft.adapters.factors import Adapter, Factors, pad_ranks
 from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
+from draft.adapters.files.skipping import refuse_idle, with_skip
 from draft.adapters.identity import adapter_digest, writes_over
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
@@ -48,6 +49,7 @@ class MixReport:
         predicted: The relative error over all modules that a smaller rank costs, known before writing; None where the
             mix is exact. Of `ties`, `dare` and `magnitude` it is against their dense result.
         dropped: Modules of the inputs that were left out by a factor of 0.
+        skipped: Tensors of the inputs that could not be read and were left out, with the path of the input.
         error: The largest relative error of a module in the file that was written, its rounding included, against the
             exact sum of the inputs as they are; of `ties`, `dare` and `magnitude` against their dense result. None in a
             dry run.
@@ -64,6 +66,7 @@ class MixReport:
     size: int
     predicted: float | None
     dropped: tuple[str, ...]
+    skipped: tuple[tuple[Path, Skipped], ...] = ()
     error: float | None = None
     worst: str = ""
     total: float | None = None
@@ -129,7 +132,10 @@ def mix_files(
         for (path, each), digest, (adapter, _) in zip(files, digests, terms, strict=True)
         for strength in each
     ]
-    entries = [(path.stem or path.name, digest, strength, a.metadata) for path, strength, digest, a in strengths]
+    entries = [
+        (path.stem or path.name, digest, strength, a.metadata, [each.tensor for each in a.skipped])
+        for path, strength, digest, a in strengths
+    ]
     header = recipe_header(entries, settings, seed=seed, error=mixed.error) | dict(metadata or {})
     report = MixReport(
         modules=len(mixed.adapter.modules),
@@ -140,6 +146,7 @@ def mix_files(
         size=_size(mixed.adapter, settings.format),
         predicted=mixed.error,
         dropped=tuple(name for name in names if name not in nonzero),
+        skipped=skipped_of(files, terms),
     )
     if dry_run:
         return report
@@ -195,7 +202,8 @@ def read_inputs(
         check_strength(strength, str(path))
         by_digest.setdefault(adapter_digest(path), (path, []))[1].append(strength)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
-    adapters = [read_changes(path) for path, _ in files]
+    adapters = [_read(path, settings.skip) for path, _ in files]
+    refuse_idle(settings.skip, [each for adapter in adapters for each in adapter.skipped])
     if not structured:
         for (path, _), changes in zip(files, adapters, strict=True):
             refuse_structured(changes, path)
@@ -214,6 +222,20 @@ def read_inputs(
             stacklevel=2,
         )
     return files, terms, list(by_digest)
+
+
+def skipped_of(
+    files: Sequence[tuple[Path, Sequence[Strength]]], terms: Sequence[tuple[Changes, Weight]]
+) -> tuple[tuple[Path, Skipped], ...]:
+    """What was left out of which input because it cannot be read."""
+    return tuple((path, each) for (path, _), (adapter, _) in zip(files, terms, strict=True) for each in adapter.skipped)
+
+
+def _read(path: Path, skip: Sequence[str]) -> Changes:
+    try:
+        return read_changes(path, skip=skip)
+    except StageError as error:
+        raise with_skip(error) from error.__cause__
 
 
 def left_out(name: str, terms: Sequence[tuple[Changes, Weight]]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from draft.adapters.files.lycoris import nearest
 from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.files.reading import grouped_tensors, module_change, with_kernels
+from draft.adapters.files.skipping import without_unreadable
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
@@ -60,11 +61,12 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     return Adapter(modules, changes.family, changes.metadata)
 
 
-def read_changes(path: Path) -> Changes:
+def read_changes(path: Path, *, skip: Sequence[str] = ()) -> Changes:
     """Read a LoRA file or a peft folder as it is: LoHa and LoKr stay what they are, nothing is cut or rounded.
 
     Args:
         path: As in `read_adapter`.
+        skip: Patterns of tensors that are left out if they cannot be read, as in `without_unreadable`.
 
     Returns:
         Every module's change.
@@ -77,6 +79,7 @@ def read_changes(path: Path) -> Changes:
     config = read_config(config_file(path))
     where = str(path)
     alphas = read_alphas(config, metadata, where=where)
+    tensors, skipped = without_unreadable(tensors, metadata, alphas, skip, where=where) if skip else (tensors, ())
     grouped = grouped_tensors(tensors, metadata, where=where)
     fused = {name: module_change(name, parts, alphas, where=where) for name, parts in sorted(grouped.items())}
     modules = taken_apart(fused, where=where)
@@ -87,7 +90,7 @@ def read_changes(path: Path) -> Changes:
     if len(encoders) == 2 and any(name.startswith("text_encoder_3.") for name in modules):
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
         modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
-    return Changes(with_kernels(modules, family), family, metadata)
+    return Changes(with_kernels(modules, family), family, metadata, skipped)
 
 
 def refuse_structured(changes: Changes, path: Path) -> None:

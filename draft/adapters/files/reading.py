@@ -68,7 +68,7 @@ def grouped_tensors(
         StageError: A name is not understood, a module is there twice, or the file is no LoRA or of a refused kind.
     """
     for name in tensors:
-        _refuse(name, where)
+        refuse_tensor(name, where)
     if is_positional(tensors):
         return positional_modules(tensors, metadata, where=where)
     grouped: dict[str, dict[str, Tensor]] = {}
@@ -177,7 +177,16 @@ def _alpha(name: str, parts: Mapping[str, Tensor], where: str) -> float | None:
     return float(alpha)
 
 
-def _refuse(name: str, where: str) -> None:
+def refuse_tensor(name: str, where: str) -> None:
+    """Refuse a tensor whose name says that it is no part of a B A.
+
+    Args:
+        name: The tensor's name.
+        where: The file, for errors.
+
+    Raises:
+        StageError: What it is, and what can be done.
+    """
     for mark, kind in _OTHERS.items():
         if mark in name:
             raise StageError(
