@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from draft.errors import presentable
 
 if TYPE_CHECKING:
-    from draft.adapters.changes import Skipped
     from draft.adapters.mixture import MixReport
+    from draft.adapters.skipped import Skipped
 
 
 def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Iterator[str]:

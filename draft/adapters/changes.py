@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from draft.adapters.factors import Factors
+from draft.adapters.skipped import Skipped
 from draft.adapters.structured import Structured
 
 
@@ -40,21 +41,6 @@ class Whole:
 Change: TypeAlias = Factors | Structured | Whole
 Terms: TypeAlias = Callable[[str], Sequence[tuple[Change, float]]]
 """From a module to what its change should be: changes with weights, to be added up."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A tensor that was left out because it cannot be read.
-
-    Args:
-        tensor: Its name in the file.
-        reason: Why it cannot be read, or whose module cannot.
-        pattern: What was given to leave it out.
-    """
-
-    tensor: str
-    reason: str
-    pattern: str
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.merging import cut, merge
 from draft.adapters.algebra.mix import ExactSum, Weight, check_inputs, mix, module_names, shared_header, weight_in
-from draft.adapters.changes import Changes, Skipped, Terms, Whole
+from draft.adapters.changes import Changes, Terms, Whole
 from draft.adapters.factors import Adapter, Factors, pad_ranks
 from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.fusion import put_together
@@ -25,6 +26,7 @@ from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
+from draft.adapters.skipped import Skipped
 from draft.adapters.strength import Strength, added, check_strength, normalized, weights_by_module
 from draft.errors import DraftWarning, StageError
 
@@ -200,9 +202,11 @@ def read_inputs(
     for path, weight in inputs:
         strength = weight if isinstance(weight, Strength) else Strength(weight)
         check_strength(strength, str(path))
-        by_digest.setdefault(adapter_digest(path), (path, []))[1].append(strength)
+        with _skip_in_hint():
+            by_digest.setdefault(adapter_digest(path, skip=settings.skip), (path, []))[1].append(strength)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
-    adapters = [_read(path, settings.skip) for path, _ in files]
+    with _skip_in_hint():
+        adapters = [read_changes(path, skip=settings.skip) for path, _ in files]
     refuse_idle(settings.skip, [each for adapter in adapters for each in adapter.skipped])
     if not structured:
         for (path, _), changes in zip(files, adapters, strict=True):
@@ -231,11 +235,13 @@ def skipped_of(
     return tuple((path, each) for (path, _), (adapter, _) in zip(files, terms, strict=True) for each in adapter.skipped)
 
 
-def _read(path: Path, skip: Sequence[str]) -> Changes:
+@contextmanager
+def _skip_in_hint() -> Iterator[None]:
     try:
-        return read_changes(path, skip=skip)
+        yield
     except StageError as error:
-        raise with_skip(error) from error.__cause__
+        with_skip(error)
+        raise
 
 
 def left_out(name: str, terms: Sequence[tuple[Changes, Weight]]) -> bool:

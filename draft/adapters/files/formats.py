@@ -15,11 +15,13 @@ from draft.adapters.files.config import CONFIG, adapter_config, config_file, is_
 from draft.adapters.files.container import cannot_write, read_tensors, write_bytes, write_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import put_together, taken_apart
+from draft.adapters.files.grouping import modules_of
+from draft.adapters.files.header import read_header
 from draft.adapters.files.keys import kohya_name
 from draft.adapters.files.lycoris import nearest
 from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
 from draft.adapters.files.names.transformers import PLANS
-from draft.adapters.files.reading import grouped_tensors, module_change, with_kernels
+from draft.adapters.files.reading import readable_changes, with_kernels
 from draft.adapters.files.skipping import without_unreadable
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
@@ -75,13 +77,14 @@ def read_changes(path: Path, *, skip: Sequence[str] = ()) -> Changes:
         StageError: As from `read_adapter`, but for LoHa and LoKr.
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
-    config = read_config(config_file(path))
     where = str(path)
-    alphas = read_alphas(config, metadata, where=where)
-    tensors, skipped = without_unreadable(tensors, metadata, alphas, skip, where=where) if skip else (tensors, ())
-    grouped = grouped_tensors(tensors, metadata, where=where)
-    fused = {name: module_change(name, parts, alphas, where=where) for name, parts in sorted(grouped.items())}
+    header, skipped = without_unreadable(read_header(path), skip, where=where)
+    metadata = dict(header.metadata)
+    grouped = modules_of(header, where=where)
+    alphas = read_alphas(read_config(config_file(path)), metadata, where=where)
+    # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
+    tensors, _ = read_tensors(path, header)
+    fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
     modules = taken_apart(fused, where=where)
     architecture = metadata.get("modelspec.architecture", "")
     shapes = {name: _shape(change) for name, change in modules.items()}
@@ -90,7 +93,7 @@ def read_changes(path: Path, *, skip: Sequence[str] = ()) -> Changes:
     if len(encoders) == 2 and any(name.startswith("text_encoder_3.") for name in modules):
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
         modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
-    return Changes(with_kernels(modules, family), family, metadata, skipped)
+    return Changes(with_kernels(modules, family), family, metadata, (*skipped, *broken))
 
 
 def refuse_structured(changes: Changes, path: Path) -> None:

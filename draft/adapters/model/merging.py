@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from draft.adapters.algebra.mix import ExactSum, Weight, module_names
-from draft.adapters.changes import Changes, Skipped, dense_sum, inputs_of, outputs_of
+from draft.adapters.changes import Changes, dense_sum, inputs_of, outputs_of
 from draft.adapters.files.metadata import draft_version
 from draft.adapters.mixture import left_out, read_inputs, skipped_of
 from draft.adapters.model.adding import Tally, add_rounded
@@ -23,6 +23,7 @@ from draft.adapters.model.writing import Cast, stale, write_model
 from draft.adapters.recipe import input_entry
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings
+from draft.adapters.skipped import Skipped
 from draft.adapters.strength import Strength
 from draft.errors import DraftWarning, StageError
 from draft.files import weights_digest
