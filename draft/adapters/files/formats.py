@@ -22,6 +22,7 @@ from draft.adapters.files.lycoris import nearest
 from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
 from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.files.reading import module_change, with_kernels
+from draft.adapters.files.shapes import check_shapes
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
@@ -87,13 +88,13 @@ def read_changes(path: Path) -> Changes:
         for name, parts in sorted(grouped.items())
     }
     modules = taken_apart(fused, where=where)
-    architecture = metadata.get("modelspec.architecture", "")
     shapes = {name: _shape(change) for name, change in modules.items()}
-    family = family_of(shapes, names=tensors, architecture=architecture, where=where)
+    family = family_of(shapes, header, where=where)
     encoders = family_named(family).encoders
     if len(encoders) == 2 and any(name.startswith("text_encoder_3.") for name in modules):
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
         modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
+    check_shapes({name: _shape(change) for name, change in modules.items()}, family, where=where)
     return Changes(with_kernels(modules, family), family, metadata)
 
 
