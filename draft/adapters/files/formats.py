@@ -15,9 +15,11 @@ from draft.adapters.files.config import CONFIG, config_file, is_folder, read_alp
 from draft.adapters.files.container import cannot_write, read_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import taken_apart
+from draft.adapters.files.grouping import modules_of
+from draft.adapters.files.header import read_header
 from draft.adapters.files.layout import TITLES, lay_out, write_layout
 from draft.adapters.files.lycoris import nearest
-from draft.adapters.files.reading import grouped_tensors, module_change, with_kernels
+from draft.adapters.files.reading import module_change, with_kernels
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
@@ -69,12 +71,17 @@ def read_changes(path: Path) -> Changes:
         StageError: As from `read_adapter`, but for LoHa and LoKr.
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
-    config = read_config(config_file(path))
     where = str(path)
-    alphas = read_alphas(config, metadata, where=where)
-    grouped = grouped_tensors(tensors, metadata, where=where)
-    fused = {name: module_change(name, parts, alphas, where=where) for name, parts in sorted(grouped.items())}
+    header = read_header(path)
+    metadata = dict(header.metadata)
+    grouped = modules_of(header, where=where)
+    alphas = read_alphas(read_config(config_file(path)), metadata, where=where)
+    # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
+    tensors, _ = read_tensors(path, header)
+    fused = {
+        name: module_change(name, {role: tensors[info.name] for role, info in parts.items()}, alphas, where=where)
+        for name, parts in sorted(grouped.items())
+    }
     modules = taken_apart(fused, where=where)
     architecture = metadata.get("modelspec.architecture", "")
     shapes = {name: _shape(change) for name, change in modules.items()}

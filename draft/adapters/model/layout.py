@@ -105,7 +105,9 @@ def is_layer(module: str) -> bool:
     part, _, path = module.partition(".")
     if part.startswith("text_encoder"):
         return text_path(path.replace(".", "_")) is not None
-    return (locate(path) if part == "transformer" else unet_path(path.replace(".", "_"))) is not None
+    if part == "transformer":
+        return locate(path) is not None
+    return part == "unet" and unet_path(path.replace(".", "_")) is not None
 
 
 def _denoiser(path: str, *, bare: bool) -> tuple[Piece, ...]:
