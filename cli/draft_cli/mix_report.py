@@ -34,8 +34,7 @@ def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Ite
     if report.predicted is not None:
         against = "the exact sum" if method == "exact" else f"the dense {method} result"
         yield f"smaller rank: relative error {report.predicted:.3g} over all modules, against {against}"
-    size = _size(report.size) if dry_run else _size(sum(file.stat().st_size for file in _files(target)))
-    verb = "would write" if dry_run else "wrote"
+    verb, size = "would write" if dry_run else "wrote", _size(report.file_size)
     yield f"{verb} {target}  ({_count(report.modules)}, {_ranks(report.ranks)}, {report.dtype}, {size})"
     if report.error is not None:
         yield f"read back: largest relative error {report.error:.2e}"
@@ -43,10 +42,6 @@ def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Ite
             yield f"read back: relative error {report.total:.3g} over all modules"
     if report.peer_error is not None:
         yield f"read by diffusers: largest relative error {report.peer_error:.2e}"
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else list(path.iterdir())
 
 
 def _count(modules: int) -> str:
@@ -101,6 +96,7 @@ def as_json(report: MixReport, target: Path, *, dry_run: bool) -> dict[str, Any]
         "left_out": list(report.dropped),
         "ranks": report.ranks,
         "dtype": report.dtype,
+        "bytes": report.file_size,
         "bytes_of_factors": report.size,
         "predicted_relative_error": report.predicted,
         "relative_error": report.total,
