@@ -167,7 +167,7 @@ def mix_files(
             dtype = _coarsest(mixed.adapter)
             return compare(written, mixed.wanted, mixed.errors, dtype=dtype, where=str(output), reader=who)
 
-        readback = against(read_adapter(path).modules, "Draft")
+        readback = against(read_adapter(path, mapped=True).modules, "Draft")
         if reader is None or settings.verify != "full":
             return written, readback, None
         theirs = reader(path, mixed.adapter.family)
@@ -220,12 +220,14 @@ def read_inputs(
         StageError: As in `mix_files`.
     """
     by_digest: dict[str, tuple[Path, list[Strength]]] = {}
-    for path, weight in inputs:
-        strength = weight if isinstance(weight, Strength) else Strength(weight)
+    strengths = [weight if isinstance(weight, Strength) else Strength(weight) for _, weight in inputs]
+    for (path, _), strength in zip(inputs, strengths, strict=True):
         check_strength(strength, str(path))
-        by_digest.setdefault(adapter_digest(path), (path, []))[1].append(strength)
+    digests = each(adapter_digest, [path for path, _ in inputs])
+    for (path, _), strength, digest in zip(inputs, strengths, digests, strict=True):
+        by_digest.setdefault(digest, (path, []))[1].append(strength)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
-    adapters = [read_changes(path) for path, _ in files]
+    adapters = list(each(lambda file: read_changes(file[0], mapped=True), files))
     if not structured:
         for (path, _), changes in zip(files, adapters, strict=True):
             refuse_structured(changes, path)
