@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class Contents:
         header: What the header says of alpha.
         in_header: Whether it says anything.
         strengths: By module path the factor of B A that the file means.
+        targets: By part of the pipeline the modules that the header lists, as peft's `target_modules`; None where it
+            says nothing of any.
     """
 
     shapes: Mapping[str, Sequence[int]]
@@ -29,6 +32,7 @@ class Contents:
     header: Alphas
     in_header: bool
     strengths: Mapping[str, float]
+    targets: Mapping[str, str | Sequence[str]] | None = None
 
 
 def contents_of(file: Path, adapter: Adapter) -> Contents:
@@ -54,4 +58,12 @@ def contents_of(file: Path, adapter: Adapter) -> Contents:
         header=read_alphas(None, header.metadata, where=str(file)),
         in_header="lora_adapter_metadata" in header.metadata,
         strengths={name: factors.scale for name, factors in adapter.modules.items()},
+        targets=_targets(header.metadata),
     )
+
+
+def _targets(metadata: Mapping[str, str]) -> dict[str, str | Sequence[str]] | None:
+    if "lora_adapter_metadata" not in metadata:
+        return None
+    entries = [(key.split("."), value) for key, value in json.loads(metadata["lora_adapter_metadata"]).items()]
+    return {key[0]: value for key, value in entries if len(key) == 2 and key[1] == "target_modules" and value}
