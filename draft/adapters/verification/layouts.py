@@ -83,6 +83,7 @@ class Alpha:
         first: Whether, without any alpha, every module of a part gets the rank of its first as alpha.
         conflict: Why the tool refuses a file that has alphas in both places; "" if it does not.
         targets: Why the tool refuses a file whose header does not name the modules of a part; "" if it does not.
+        entries: Entries without which of a part in the header the tool stops.
         needed: Why the tool refuses a file with a module without `.alpha`; "" if it does not.
     """
 
@@ -94,6 +95,7 @@ class Alpha:
     first: bool = False
     conflict: str = ""
     targets: str = ""
+    entries: tuple[str, ...] = ()
     needed: str = ""
 
 
@@ -181,7 +183,7 @@ def _alpha(entry: Mapping[str, Any] | list[Mapping[str, Any]]) -> Alpha:
     # The entries of a list are one entry in pieces, those of other releases left out.
     values = {key: value for piece in (entry if isinstance(entry, list) else [entry]) for key, value in piece.items()}
     values = {key: value for key, value in values.items() if key not in ("since", "until")}
-    return Alpha(**{**values, "uneven": _pattern(values.get("uneven"))})
+    return Alpha(**{**values, "uneven": _pattern(values.get("uneven")), "entries": tuple(values.get("entries", ()))})
 
 
 def _spelling(entry: str | Mapping[str, str]) -> Spelling:

@@ -42,6 +42,9 @@ def misfit(
             part = module.partition(".")[0]
             if not any(is_target(other, contents) for other in base.modules if other.startswith(f"{part}.")):
                 return f"{layout.alpha.targets} ({part})"
+            for entry in layout.alpha.entries:
+                if entry not in contents.header.configs.get(part, {}):
+                    return f"it stops where the header has no {entry} ({part})"
             if _header_rank(contents.header, module) != rank:
                 return f"the header gives {name} another rank than the {rank} of its factors"
     return ""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from draft.adapters.verification.contents import Contents
 from draft.adapters.verification.layouts import Alpha, Layout
+
+# In the order of transformers' modules.
+_CLIP_ORDER = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
 def ratios_of(
@@ -38,7 +42,7 @@ def ratios_of(
                 if layout.alpha.metadata and contents.in_header and (layout.alpha.folded or not given):
                     strength *= contents.header.scale(module, ranks[name])
                 elif layout.alpha.first and (layout.alpha.folded or not given):
-                    strength *= ranks[members[0]] / ranks[name]
+                    strength *= ranks[_first(members, names_of)] / ranks[name]
                 meant = contents.strengths.get(module, 1.0)
                 ratios.add(round(strength / meant, 6) if meant else float(strength != 0))
     return tuple(sorted(ratios))
@@ -58,6 +62,16 @@ def rank_of(shapes: Mapping[str, Sequence[int]], name: str, down: str) -> int:
     if not down.startswith(".lokr_"):
         return shapes[f"{name}{down}"][0]
     return next((shapes[key][0] for number in "21" if (key := f"{name}.lokr_w{number}_b") in shapes), 0)
+
+
+def _first(members: Sequence[str], names_of: Mapping[str, Sequence[str]]) -> str:
+    """The module whose rank counts: the first of the file, of a text encoder the first that the encoder has."""
+    if not names_of[members[0]][0].startswith("text_encoder"):
+        return members[0]
+    placed = {name: re.search(r"\.layers\.(\d+)\..*?(\w+)$", names_of[name][0]) for name in members}
+    return min(
+        members, key=lambda name: (int(place[1]), _CLIP_ORDER.index(place[2])) if (place := placed[name]) else (-1, 0)
+    )
 
 
 def _as_patterns(
