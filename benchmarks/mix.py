@@ -22,7 +22,8 @@ import torch
 from draft.adapters.algebra.compress import compress, decompose
 from draft.adapters.algebra.mix import ExactSum, mix
 from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
-from draft.adapters.mixture import file_digest, mix_files
+from draft.adapters.identity import adapter_digest
+from draft.adapters.mixture import mix_files
 from draft.adapters.readback import compare
 
 WEIGHTS = (0.7, 0.3)
@@ -140,7 +141,7 @@ def measure(shapes: dict[str, tuple[int, int]], folder: Path, rank: int, dtype: 
     reading = fastest(lambda: [read_adapter(path) for path in paths], repeats)
     writing = fastest(lambda: [write_adapter(adapter, output) for adapter in adapters], repeats)
     files = reading + writing
-    digests = fastest(lambda: [file_digest(path) for path in paths], repeats)
+    digests = fastest(lambda: [adapter_digest(path) for path in paths], repeats)
     algebra = fastest(lambda: mix(terms), repeats)
     placing = fastest(lambda: write_adapter(mixed, output), repeats)
     exact = ExactSum(terms)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from draft.adapters.files.config import CONFIG, is_folder
+from draft.adapters.identity import writes_over
 from draft.errors import ConfigError
-from draft.files import usable, weights_file
+from draft.files import WEIGHTS, usable
+from draft.outputs import check_output
 from draft_cli.mix import Dtype, Format, mix_settings
 
 if TYPE_CHECKING:
@@ -31,21 +34,22 @@ def convert(
 ) -> None:
     """Write an adapter in another format or dtype, read it back and compare; its change stays what it is."""
     settings = mix_settings("draft convert", format=format, dtype=dtype, rank=rank)
-    source, target = check_files(file, output, force=force)
+    source, target = check_files(file, output, force=force, format=settings.format)
 
     from draft.adapters.conversion import convert_file
 
-    conversion = convert_file(source, target, format=settings.format, dtype=settings.dtype, rank=rank)
+    conversion = convert_file(source, target, format=settings.format, dtype=settings.dtype, rank=rank, overwrite=force)
     print_conversion(conversion, json=json)
 
 
-def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:
+def check_files(file: Path, output: Path, *, force: bool, format: str) -> tuple[Path, Path]:
     """Refuse an input that is not there and an output that is.
 
     Args:
         file: The input.
         output: The output.
         force: Overwrite it.
+        format: What is written.
 
     Returns:
         Both, `~` written out.
@@ -56,12 +60,9 @@ def check_files(file: Path, output: Path, *, force: bool) -> tuple[Path, Path]:
     source, target = usable(file), usable(output)
     if not source.exists():
         raise ConfigError("no such adapter file", where=str(source))
-    if target.resolve() in (source.resolve(), weights_file(source).resolve()):
+    if writes_over(target, source):
         raise ConfigError("the output is also the input", where=str(target), hint="write to another file with -o")
-    if target.exists() and not force:
-        raise ConfigError(
-            "the output is already there", where=str(target), hint="add --force to overwrite it, or -o OTHER"
-        )
+    check_output(target, overwrite=force, folder=is_folder(target, format), holds=(WEIGHTS, CONFIG))
     return source, target
 
 

@@ -12,10 +12,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from draft.adapters.files.config import CONFIG, is_folder
+from draft.adapters.identity import writes_over
 from draft.adapters.settings import MixSettings
 from draft.adapters.strength import Strength
 from draft.errors import ConfigError, ConfigErrors, DraftError, did_you_mean
-from draft.files import usable
+from draft.files import WEIGHTS, usable
+from draft.outputs import check_output
 from draft.rewards.words import bounds, choices, expected, shown
 from draft_cli.inputs import parse_blocks, parse_factors, parse_input
 from draft_cli.mix_report import as_json, lines
@@ -117,7 +120,7 @@ def mix(
         stage = _plan_sweep(sweep, model, prompt or [], paths, target, force=force, dry_run=dry_run)
     elif model or prompt:
         raise ConfigError("--model and --prompt are for --sweep", where=_WHERE, hint="add --sweep 0:1:5")
-    _check_files([path for path, _ in terms], target, overwrite=force or dry_run)
+    _check_files([path for path, _ in terms], target, overwrite=force or dry_run, format=format)
 
     # Only now: importing torch, and diffusers, takes longer than all the checks above.
     from draft.adapters.mixture import mix_files
@@ -125,7 +128,7 @@ def mix(
     reader = None
     if verify == "full" and not dry_run:
         from draft.diffusion.families.peer_reader import read_as_diffusers as reader
-    report = mix_files(terms, target, settings=settings, seed=seed, reader=reader, dry_run=dry_run)
+    report = mix_files(terms, target, settings=settings, seed=seed, reader=reader, dry_run=dry_run, overwrite=force)
     if json:
         print(json_module.dumps(as_json(report, target, dry_run=dry_run), indent=2))
     else:
@@ -165,15 +168,13 @@ def _refusal(command: str, finding: Any) -> DraftError:
     return ConfigError(what, where=command, hint=did_you_mean(str(got), words))
 
 
-def _check_files(inputs: Sequence[Path], target: Path, *, overwrite: bool) -> None:
+def _check_files(inputs: Sequence[Path], target: Path, *, overwrite: bool, format: str) -> None:
     for path in inputs:
         if not path.exists():
             raise ConfigError("no such adapter file", where=str(path))
-        if target.resolve() == path.resolve():
+        if writes_over(target, path):
             raise ConfigError("the output is also an input", where=str(target), hint="write to another file with -o")
-    if target.exists() and not overwrite:
-        hint = "add --force to overwrite it, or -o OTHER"
-        raise ConfigError("the output is already there", where=str(target), hint=hint)
+    check_output(target, overwrite=overwrite, folder=is_folder(target, format), holds=(WEIGHTS, CONFIG))
 
 
 def output_name(terms: Sequence[tuple[Path, Strength]]) -> str:
@@ -188,7 +189,8 @@ def output_name(terms: Sequence[tuple[Path, Strength]]) -> str:
     parts = [f"{path.stem or path.name}_{str(strength).replace(':', '_')}" for path, strength in terms]
     name = "+".join(parts)
     # File systems take 255 bytes; a mix of many is named by its first and its count.
-    return f"{name if len(name.encode()) <= 200 else f'{parts[0][:150]}+{len(parts) - 1}_more'}.safetensors"
+    first = parts[0].encode()[:150].decode(errors="ignore")
+    return f"{name if len(name.encode()) <= 200 else f'{first}+{len(parts) - 1}_more'}.safetensors"
 
 
 def _plan_sweep(

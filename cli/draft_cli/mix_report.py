@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +38,11 @@ def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Ite
     verb = "would write" if dry_run else "wrote"
     yield f"{verb} {target}  ({_count(report.modules)}, {_ranks(report.ranks)}, {report.dtype}, {size})"
     if report.error is not None:
-        yield f"read back: largest relative error {report.error:.1e}"
-        if report.predicted is not None and report.total is not None and method == "exact":
+        yield f"read back: largest relative error {report.error:.2e}"
+        if report.predicted is not None and report.total is not None:
             yield f"read back: relative error {report.total:.3g} over all modules"
     if report.peer_error is not None:
-        yield f"read by diffusers: largest relative error {report.peer_error:.1e}"
+        yield f"read by diffusers: largest relative error {report.peer_error:.2e}"
 
 
 def _files(path: Path) -> list[Path]:
@@ -53,12 +53,19 @@ def _count(modules: int) -> str:
     return f"{modules} module{'' if modules == 1 else 's'}"
 
 
-def _ranks(ranks: dict[int, int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {next(iter(ranks))}"
-    if len(ranks) > 6:
-        return f"ranks {min(ranks)} to {max(ranks)}"
-    return "ranks " + ", ".join(f"{rank} ({count})" for rank, count in ranks.items())
+def _ranks(ranks: Mapping[int, int] | Mapping[int | str, int]) -> str:
+    """Ranks with their counts, and forms that have none, such as LoKr, with theirs."""
+    numbers = {rank: count for rank, count in ranks.items() if isinstance(rank, int)}
+    forms = {form: count for form, count in ranks.items() if isinstance(form, str)}
+    listed = [form if len(ranks) == 1 else f"{form} ({count})" for form, count in forms.items()]
+    if len(ranks) == len(numbers) == 1:
+        listed.append(f"rank {next(iter(numbers))}")
+    elif len(numbers) > 6:
+        listed.append(f"ranks {min(numbers)} to {max(numbers)}")
+    elif numbers:
+        counts = ", ".join(f"{rank} ({count})" for rank, count in numbers.items())
+        listed.append(f"{'rank' if len(numbers) == 1 else 'ranks'} {counts}")
+    return ", ".join(listed)
 
 
 def _size(size: int) -> str:

@@ -84,12 +84,11 @@ def write_pipeline(reproduction: Reproduction, output: Path, *, force: bool) -> 
         ConfigError: One is there, or cannot be written.
     """
     from draft.files import write_text
+    from draft.outputs import check_output
 
     texts = {output.with_name(name): text for name, text in reproduction.tables.items()} | {output: reproduction.text()}
     for path in texts:
-        if path.exists() and not force:
-            hint = "add --force to overwrite it, or -o OTHER"
-            raise ConfigError("the output is already there", where=str(path), hint=hint)
+        check_output(path, overwrite=force)
     for path, text in texts.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,13 +154,16 @@ def compare(reproduction: Reproduction, metadata: Mapping[str, str], output: Pat
 
 
 def _digests(files: Sequence[Path]) -> dict[str, str]:
+    from draft.adapters.identity import adapter_digest
     from draft.files import sha256, weights_file
 
     by_digest = {}
     for path in files:
         if not weights_file(path).is_file():
             raise ConfigError("no such adapter file", where=str(path))
-        by_digest[sha256(weights_file(path))] = str(path.resolve())
+        # Earlier recipes have of a peft folder its tensors' digest alone.
+        digests = {adapter_digest(path): 0, **({sha256(weights_file(path)): 0} if path.is_dir() else {})}
+        by_digest |= dict.fromkeys(digests, str(path.resolve()))
     return by_digest
 
 

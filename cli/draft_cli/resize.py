@@ -38,11 +38,18 @@ def resize(
             hint="--energy 0.99 keeps 99% of every module's energy",
         )
     settings = mix_settings("draft resize", format=format, dtype=dtype, **bounds)
-    source, target = check_files(file, output, force=force)
+    source, target = check_files(file, output, force=force, format=settings.format)
 
     from draft.adapters.conversion import resize_file
 
     conversion = resize_file(
-        source, target, rank=rank, energy=energy, max_error=max_error, format=settings.format, dtype=settings.dtype
+        source,
+        target,
+        rank=rank,
+        energy=energy,
+        max_error=max_error,
+        format=settings.format,
+        dtype=settings.dtype,
+        overwrite=force,
     )
     print_conversion(conversion, json=json)

@@ -13,24 +13,18 @@ import torch
 
 from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.deviation import deviation
+from draft.adapters.changes import Changes
 from draft.adapters.factors import Adapter, Factors, fold
-from draft.adapters.files.config import read_alphas, read_config
-from draft.adapters.files.container import read_tensors
-from draft.adapters.files.formats import Format, read_adapter
-from draft.adapters.files.lycoris import is_lycoris
+from draft.adapters.files.formats import Format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.metadata import draft_version
-from draft.adapters.files.reading import grouped_tensors, module_factors
+from draft.adapters.identity import adapter_digest, writes_over
 from draft.adapters.inspect import Facts, facts_of
-from draft.adapters.mixture import file_digest
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.errors import StageError
-from draft.files import weights_file
 
 Dtype = Literal["same", "fp32", "fp16", "bf16"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# No LoHa or LoKr has a higher rank, so this reads them whole.
-_WHOLE = 2**31
 
 
 @dataclass(frozen=True)
@@ -40,10 +34,11 @@ class Conversion:
     Args:
         before: What was read; None where it holds what is no B A, which cannot be measured as such.
         after: What was written.
-        nearest: The relative error of writing LoHa and LoKr modules as B A of a rank; None where there were none.
-        predicted: The relative error over all modules that smaller ranks cost, known before writing; None where the
-            ranks were kept.
-        read_back: How the written file compares with what was read.
+        nearest: The relative error of writing LoHa and LoKr modules as B A of a rank, over these modules; None where
+            there were none, or all ranks were cut.
+        predicted: The relative error over all modules that smaller ranks cost, known before writing and rounding; None
+            where the ranks were kept.
+        read_back: How the written file, its rounding included, compares with the source as it is.
     """
 
     before: Facts | None
@@ -54,7 +49,13 @@ class Conversion:
 
 
 def convert_file(
-    source: Path, output: Path, *, format: Format = "auto", dtype: Dtype = "same", rank: int | None = None
+    source: Path,
+    output: Path,
+    *,
+    format: Format = "auto",
+    dtype: Dtype = "same",
+    rank: int | None = None,
+    overwrite: bool = True,
 ) -> Conversion:
     """Write an adapter file under the names, and in the dtype, that were asked for; its change stays what it is.
 
@@ -64,6 +65,7 @@ def convert_file(
         format: As in `write_adapter`.
         dtype: Of the factors; `same` keeps each module's.
         rank: For files of LoHa or LoKr modules, which are no B A: the rank at which each is approximated.
+        overwrite: Whether an output that is there, or comes to be there meanwhile, may be replaced.
 
     Returns:
         What was read and written, and the error of reading it back.
@@ -72,23 +74,33 @@ def convert_file(
         StageError: The source cannot be read, the output is the source or cannot be written, a rank is given but
             nothing needs one, or what was written is not what was read.
     """
-    adapter = read_adapter(source, dense_rank=rank)
-    nearest = None
-    if rank is not None:
-        nearest = _nearest_error(source, rank)
-        if nearest is None:
-            raise StageError(
-                "the file holds no LoHa or LoKr modules, so that it needs no rank",
-                where=str(source),
-                hint=f"draft resize {source} --rank {rank} cuts the rank of a plain LoRA",
-            )
-    changes = {"format": format, "dtype": dtype, "rank": rank}
-    written = _cast(adapter, dtype)
-    before = None if rank is not None else facts_of(source, adapter)
-    header = _header("convert", source, adapter.metadata, changes, error=nearest)
-    exact = dict.fromkeys(adapter.modules, 0.0)
-    readback, after = _write(written, adapter, output, source, exact, format=format, header=header)
-    return Conversion(before, after, nearest, None, readback)
+    if rank is not None and rank < 1:
+        raise StageError(f"the rank must be at least 1 (got {rank})")
+    changes = read_changes(source)
+    plain = {name: change for name, change in changes.modules.items() if isinstance(change, Factors)}
+    others = {name: change for name, change in changes.modules.items() if name not in plain}
+    modules, errors = dict(plain), dict.fromkeys(changes.modules, 0.0)
+    nearest = predicted = None
+    if rank is None:
+        refuse_structured(changes, source)
+    elif not others:
+        raise StageError(
+            "the file holds no LoHa or LoKr modules, so that it needs no rank",
+            where=str(source),
+            hint=f"draft resize {source} --rank {rank} cuts the rank of a plain LoRA",
+        )
+    else:
+        smaller = compress(Changes(others, changes.family), rank=rank, dtypes=_new_dtypes(changes, dtype))
+        modules |= smaller.adapter.modules
+        errors |= smaller.errors
+        nearest, predicted = smaller.error, _over_all(changes, errors)
+    written = _cast(Adapter(modules, changes.family, changes.metadata), dtype)
+    options = {"format": format, "dtype": dtype, "rank": rank}
+    header = _header("convert", source, changes.metadata, options, error=nearest)
+    readback, after = _write(
+        written, changes, output, source, errors, format=format, header=header, overwrite=overwrite
+    )
+    return Conversion(_before(source, changes), after, nearest, predicted, readback)
 
 
 def resize_file(
@@ -100,6 +112,7 @@ def resize_file(
     max_error: float | None = None,
     format: Format = "auto",
     dtype: Dtype = "same",
+    overwrite: bool = True,
 ) -> Conversion:
     """Cut an adapter file to a smaller rank, the best there is, with an error that is known beforehand.
 
@@ -111,6 +124,7 @@ def resize_file(
         max_error: As in `compress`: the relative error of all modules together.
         format: As in `write_adapter`.
         dtype: Of the factors; `same` keeps each module's.
+        overwrite: As in `convert_file`.
 
     Returns:
         What was read and written, the predicted and the measured error.
@@ -119,26 +133,51 @@ def resize_file(
         StageError: Not exactly one bound, the source cannot be read, the output is the source or cannot be written, or
             the written file is further off than predicted.
     """
-    adapter = read_adapter(source)
-    smaller = compress(adapter, rank=rank, energy=energy, max_error=max_error)
+    changes = read_changes(source)
+    dtypes = _new_dtypes(changes, dtype)
+    smaller = compress(changes, rank=rank, energy=energy, max_error=max_error, dtypes=dtypes)
     bounds = {"rank": rank, "energy": energy, "max_error": max_error, "format": format, "dtype": dtype}
     written = _cast(smaller.adapter, dtype)
-    header = _header("resize", source, adapter.metadata, bounds, error=smaller.error)
-    readback, after = _write(written, adapter, output, source, smaller.errors, format=format, header=header)
-    return Conversion(facts_of(source, adapter), after, None, smaller.error, readback)
+    header = _header("resize", source, changes.metadata, bounds, error=smaller.error)
+    readback, after = _write(
+        written, changes, output, source, smaller.errors, format=format, header=header, overwrite=overwrite
+    )
+    return Conversion(_before(source, changes), after, None, smaller.error, readback)
+
+
+def _new_dtypes(changes: Changes, dtype: Dtype) -> dict[str, torch.dtype]:
+    """What LoHa and LoKr modules are rounded to, once; those of factors keep theirs until they are cast."""
+    if dtype == "same":
+        return {}
+    return {name: _DTYPES[dtype] for name, change in changes.modules.items() if not isinstance(change, Factors)}
+
+
+def _over_all(changes: Changes, errors: Mapping[str, float]) -> float:
+    """The relative error over all modules together."""
+    sizes = {name: deviation(None, [(change, 1.0)]).size for name, change in changes.modules.items()}
+    size = sum(size**2 for size in sizes.values())
+    return math.sqrt(sum((errors[name] * sizes[name]) ** 2 for name in sizes) / size) if size else 0.0
+
+
+def _before(source: Path, changes: Changes) -> Facts | None:
+    modules = {name: change for name, change in changes.modules.items() if isinstance(change, Factors)}
+    if len(modules) < len(changes.modules):
+        return None
+    return facts_of(source, Adapter(modules, changes.family, changes.metadata))
 
 
 def _write(
     written: Adapter,
-    wanted: Adapter,
+    wanted: Changes,
     output: Path,
     source: Path,
     predicted: Mapping[str, float],
     *,
     format: Format,
     header: Mapping[str, str],
+    overwrite: bool,
 ) -> tuple[ReadBack, Facts]:
-    if output.resolve() in (source.resolve(), weights_file(source).resolve()):
+    if writes_over(output, source):
         raise StageError("the output is also the input", where=str(output), hint="write to another file")
     metadata = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
 
@@ -154,17 +193,19 @@ def _write(
         )
         return readback, replace(facts_of(path, reread), path=output)
 
-    return write_checked(replace(written, metadata=metadata), output, format=format, metadata=header, check=check)
+    return write_checked(
+        replace(written, metadata=metadata), output, format=format, metadata=header, check=check, overwrite=overwrite
+    )
 
 
 def _cast(adapter: Adapter, dtype: Dtype) -> Adapter:
     """Fold the scale in while the factors have all their digits, then round them."""
-    if dtype == "same":
-        return adapter
-    modules = {}
+    modules = dict(adapter.modules)
     for name, factors in adapter.modules.items():
-        wide = fold(Factors(factors.down.double(), factors.up.double(), factors.scale))
-        modules[name] = Factors(wide.down.to(_DTYPES[dtype]), wide.up.to(_DTYPES[dtype]))
+        new = factors.stored if dtype == "same" else _DTYPES[dtype]
+        if new is not None:
+            wide = fold(Factors(factors.down.double(), factors.up.double(), factors.scale))
+            modules[name] = Factors(wide.down.to(new), wide.up.to(new))
     return replace(adapter, modules=modules)
 
 
@@ -172,7 +213,7 @@ def _header(
     kind: str, source: Path, metadata: Mapping[str, str], changes: Mapping[str, Any], *, error: float | None
 ) -> dict[str, str]:
     """`draft.recipe`, with the input's own recipe inside, and of a conversion the evaluation, which still holds."""
-    entry: dict[str, Any] = {"name": source.stem or source.name, "sha256": file_digest(source), "weight": 1.0}
+    entry: dict[str, Any] = {"name": source.stem or source.name, "sha256": adapter_digest(source), "weight": 1.0}
     for key in ("recipe", "pipeline"):
         if text := metadata.get(f"draft.{key}"):
             entry[key] = _parsed(text)
@@ -195,26 +236,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _nearest_error(source: Path, rank: int) -> float | None:
-    """The relative error over all LoHa and LoKr modules of reading them at a rank, each taken whole for a moment."""
-    tensors, metadata = read_tensors(source)
-    where = str(source)
-    config = read_config(source / "adapter_config.json") if source.is_dir() else None
-    alphas = read_alphas(config, metadata, where=where)
-    missed, size = 0.0, 0.0
-    any_lycoris = False
-    for name, parts in sorted(grouped_tensors(tensors, metadata, where=where).items()):
-        if not is_lycoris(parts):
-            continue
-        any_lycoris = True
-        near, whole = (
-            module_factors(name, parts, alphas, dense_rank=dense_rank, where=where) for dense_rank in (rank, _WHOLE)
-        )
-        off = deviation(near, [(whole, 1.0)])
-        missed, size = missed + off.missed**2, size + off.size**2
-    return None if not any_lycoris else math.sqrt(missed / size) if size else 0.0
 
 
 def _coarsest(adapter: Adapter) -> torch.dtype:

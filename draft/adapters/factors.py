@@ -19,11 +19,13 @@ class Factors:
         down: A, shape (r, in) for a linear layer or (r, in, k, k) for a convolution.
         up: B, shape (out, r), or (out, r, 1, 1) for a convolution.
         scale: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv 2312.03732).
+        stored: The dtype of the file that they come from, where they have more digits than it; None: their own.
     """
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
+    stored: torch.dtype | None = None
 
     @property
     def rank(self) -> int:

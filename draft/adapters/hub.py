@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from draft import hub
+from draft.adapters.files.config import CONFIG
 from draft.errors import StageError
-from draft.files import usable
+from draft.files import WEIGHTS, usable
 
 _ADDRESS = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)/(?P<file>[^@]+?)(?:@(?P<revision>[^@]+))?")
 
@@ -38,7 +39,11 @@ def local_path(text: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     hub.ask_once()
+    folder, _, name = match["file"].rpartition("/")
     try:
+        if name == WEIGHTS:
+            # Its alpha is in the file beside it, without which the strength would be another.
+            _download_config(match["repo"], f"{folder}/{CONFIG}".lstrip("/"), match["revision"])
         return Path(hf_hub_download(match["repo"], match["file"], revision=match["revision"]))
     except LocalEntryNotFoundError as error:
         raise StageError(
@@ -53,3 +58,17 @@ def local_path(text: str) -> Path:
     except (OSError, ValueError) as error:
         # Names that no repository can have, broken revisions, the network: the first line says which.
         raise StageError(f"cannot be downloaded ({str(error).splitlines()[0]})", where=text) from error
+
+
+def _download_config(repo: str, file: str, revision: str | None) -> None:
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(repo, file, revision=revision)
+    except LocalEntryNotFoundError:
+        # Not reached: only if it was seen before that there is none is the file complete without.
+        if try_to_load_from_cache(repo, file, revision=revision) is not _CACHED_NO_EXIST:
+            raise
+    except EntryNotFoundError:
+        return

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from draft.adapters.algebra.compress import compress
-from draft.adapters.algebra.merging import merge
+from draft.adapters.algebra.merging import cut, merge
 from draft.adapters.algebra.mix import ExactSum, Weight, check_inputs, mix, module_names, shared_header, weight_in
+from draft.adapters.changes import Changes, Terms, Whole
 from draft.adapters.factors import Adapter, Factors, pad_ranks
-from draft.adapters.files.formats import Format, file_format, read_adapter
+from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
-from draft.adapters.readback import ReadBack, Terms, compare, write_checked
+from draft.adapters.identity import adapter_digest, writes_over
+from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
 from draft.adapters.strength import Strength, added, check_strength, normalized, weights_by_module
 from draft.errors import DraftWarning, StageError
-from draft.files import sha256, weights_file
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -39,7 +40,7 @@ class MixReport:
     Args:
         modules: Modules in the mixed file.
         inputs: For every input, a file that was named twice being one, its path, weight, number of modules, and how
-            many of them have which rank.
+            many of them have which rank or, without one, which form.
         strengths: For every input all of its strength: the weight again, that of text encoders, factors of blocks.
         ranks: How many modules of the mix have which rank.
         dtype: Of the written factors, e.g. `float32`.
@@ -47,15 +48,16 @@ class MixReport:
         predicted: The relative error over all modules that a smaller rank costs, known before writing; None where the
             mix is exact. Of `ties`, `dare` and `magnitude` it is against their dense result.
         dropped: Modules of the inputs that were left out by a factor of 0.
-        error: The largest relative error of a module in the file that was written, against the exact sum; against the
-            cut result where a method thinned out. None in a dry run.
+        error: The largest relative error of a module in the file that was written, its rounding included, against the
+            exact sum of the inputs as they are; of `ties`, `dare` and `magnitude` against their dense result. None in a
+            dry run.
         worst: That module.
-        total: The relative error over all modules together. None in a dry run.
+        total: The same over all modules together. None in a dry run.
         peer_error: The largest relative error as another program reads the file; None where none was asked.
     """
 
     modules: int
-    inputs: tuple[tuple[Path, float, int, dict[int, int]], ...]
+    inputs: tuple[tuple[Path, float, int, dict[int | str, int]], ...]
     strengths: tuple[Strength, ...]
     ranks: dict[int, int]
     dtype: str
@@ -87,6 +89,7 @@ def mix_files(
     metadata: Mapping[str, str] | None = None,
     reader: Reader | None = None,
     dry_run: bool = False,
+    overwrite: bool = True,
 ) -> MixReport:
     """Mix adapter files, write the sum, read it back and compare; only then does the file get its name.
 
@@ -99,6 +102,7 @@ def mix_files(
         metadata: Further header entries; they win.
         reader: diffusers' reader, for `verify: full`; this package knows no diffusers.
         dry_run: Compute everything, write nothing.
+        overwrite: Whether an output that is there, or comes to be there meanwhile, may be replaced.
 
     Returns:
         What was written and how exact it is.
@@ -150,7 +154,9 @@ def mix_files(
         theirs = reader(path, mixed.adapter.family)
         return readback, against({name: Factors(*pair) for name, pair in theirs.items()}, "diffusers")
 
-    readback, peer = write_checked(mixed.adapter, output, format=settings.format, metadata=header, check=check)
+    readback, peer = write_checked(
+        mixed.adapter, output, format=settings.format, metadata=header, check=check, overwrite=overwrite
+    )
     return replace(
         report,
         error=readback.error,
@@ -162,24 +168,27 @@ def mix_files(
 
 def _refuse_overwriting(inputs: Sequence[tuple[Path, float | Strength]], output: Path) -> None:
     for path, _ in inputs:
-        if output.resolve() in (path.resolve(), weights_file(path).resolve()):
+        if writes_over(output, path):
             raise StageError("the output is also an input", where=str(output), hint="write to another file")
 
 
 def _read(
     inputs: Sequence[tuple[Path, float | Strength]], settings: MixSettings
-) -> tuple[list[tuple[Path, list[Strength]]], list[tuple[Adapter, Weight]], list[str]]:
+) -> tuple[list[tuple[Path, list[Strength]]], list[tuple[Changes, Weight]], list[str]]:
     """Read every file once: paths with strengths, adapters with weights, digests."""
     by_digest: dict[str, tuple[Path, list[Strength]]] = {}
     for path, weight in inputs:
         strength = weight if isinstance(weight, Strength) else Strength(weight)
         check_strength(strength, str(path))
-        by_digest.setdefault(file_digest(path), (path, []))[1].append(strength)
+        by_digest.setdefault(adapter_digest(path), (path, []))[1].append(strength)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
-    adapters = [read_adapter(path, dense_rank=settings.rank) for path, _ in files]
+    adapters = [read_changes(path) for path, _ in files]
+    if settings.rank is settings.energy is settings.max_error is None:
+        for (path, _), changes in zip(files, adapters, strict=True):
+            refuse_structured(changes, path)
     check_inputs([(adapter, 1.0) for adapter in adapters])
     taken = [strengths for _, strengths in files]
-    terms: list[tuple[Adapter, Weight]] = [
+    terms: list[tuple[Changes, Weight]] = [
         (adapter, weights_by_module(strengths, adapter.modules, str(path)))
         for (path, _), adapter, strengths in zip(
             files, adapters, normalized(taken) if settings.normalize else taken, strict=True
@@ -194,14 +203,14 @@ def _read(
     return files, terms, list(by_digest)
 
 
-def _left_out(name: str, terms: Sequence[tuple[Adapter, Weight]]) -> bool:
+def _left_out(name: str, terms: Sequence[tuple[Changes, Weight]]) -> bool:
     """Whether every input that has a module has set its strength there, and nowhere else, to 0."""
     weights = [weight for adapter, weight in terms if name in adapter.modules]
     return all(isinstance(weight, Mapping) and weight[name] == 0 for weight in weights)
 
 
 def _make(
-    terms: Sequence[tuple[Adapter, Weight]],
+    terms: Sequence[tuple[Changes, Weight]],
     digests: Sequence[str],
     factors: Mapping[str, float],
     settings: MixSettings,
@@ -215,12 +224,12 @@ def _make(
     if all(value is None for value in bounds.values()):
         return _Mix(mix(terms, factors=factors, dtypes=dtypes), exact.terms, dict.fromkeys(exact, 0.0), None)
     header = shared_header([adapter.metadata for adapter, _ in terms])
-    compressed = compress(Adapter(exact, terms[0][0].family, header), **bounds, dtypes=dtypes)
+    compressed = compress(Changes(exact, terms[0][0].family, header), **bounds, dtypes=dtypes)
     return _Mix(compressed.adapter, exact.terms, compressed.errors, compressed.error)
 
 
 def _merged(
-    terms: Sequence[tuple[Adapter, Weight]],
+    terms: Sequence[tuple[Changes, Weight]],
     digests: Sequence[str],
     factors: Mapping[str, float],
     dtypes: Mapping[str, torch.dtype],
@@ -229,23 +238,28 @@ def _merged(
 ) -> _Mix:
     if settings.rank is None or settings.density is None:
         raise StageError(f"the method {settings.method} needs a rank and a density")
-    whole: dict[str, Factors] = {}
-    missed_squared, size = 0.0, 0.0
-    for name, factor in factors.items():
+    method, density = settings.method, settings.density
+
+    def merged(name: str) -> Whole:
         inputs = [
-            (adapter.modules[name], weight_in(weight, name) * factor, digest)
+            (adapter.modules[name], weight_in(weight, name) * factors[name], digest)
             for (adapter, weight), digest in zip(terms, digests, strict=True)
             if name in adapter.modules
         ]
-        whole[name], missed, norm = merge(
-            inputs, method=settings.method, density=settings.density, rank=settings.rank, seed=seed, name=name
-        )
+        return merge(inputs, method=method, density=density, seed=seed, name=name)
+
+    rounded: dict[str, Factors] = {}
+    errors: dict[str, float] = {}
+    missed_squared, size = 0.0, 0.0
+    for name in factors:
+        small, missed, norm = cut(merged(name), settings.rank)
+        rounded[name] = Factors(small.down.to(dtypes[name]), small.up.to(dtypes[name]))
+        errors[name] = missed / norm if norm else 0.0
         missed_squared, size = missed_squared + missed**2, size + norm**2
-    rounded = {name: Factors(f.down.to(dtypes[name]), f.up.to(dtypes[name])) for name, f in whole.items()}
     header = shared_header([adapter.metadata for adapter, _ in terms])
     adapter = Adapter(rounded, terms[0][0].family, header)
     error = math.sqrt(missed_squared / size) if size else 0.0
-    return _Mix(adapter, lambda name: [(whole[name], 1.0)], dict.fromkeys(whole, 0.0), error)
+    return _Mix(adapter, lambda name: [(merged(name), 1.0)], errors, error)
 
 
 def _coarsest(adapter: Adapter) -> torch.dtype:
@@ -263,24 +277,3 @@ def _size(adapter: Adapter, format: Format) -> int:
         else:  # shapes are enough to count
             modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
     return sum(t.numel() * t.element_size() for f in modules.values() for t in (f.down, f.up))
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of an adapter file, of a peft folder's tensors.
-
-    Args:
-        path: The file or folder.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        StageError: It cannot be read.
-    """
-    file = weights_file(path)
-    try:
-        return sha256(file)
-    except FileNotFoundError as error:
-        raise StageError("no such adapter file", where=str(file)) from error
-    except OSError as error:
-        raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,18 +11,19 @@ from typing import TypeVar
 import torch
 
 from draft.adapters.algebra.deviation import deviation
+from draft.adapters.changes import Terms
 from draft.adapters.factors import Adapter, Factors
+from draft.adapters.files.config import CONFIG, is_folder
 from draft.adapters.files.container import cannot_write
 from draft.adapters.files.formats import Format, write_adapter
 from draft.errors import ResourceError, StageError
-from draft.files import replace
+from draft.files import WEIGHTS
+from draft.outputs import publish
 
 # Rounding of two factors to a dtype, with room to spare; beyond it the written file is wrong.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 T = TypeVar("T")
-Terms = Callable[[str], Sequence[tuple[Factors, float]]]
-"""From a module to what its change should be: factors with weights."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,13 @@ def compare(
 
 
 def write_checked(
-    adapter: Adapter, output: Path, *, format: Format, metadata: Mapping[str, str], check: Callable[[Path], T]
+    adapter: Adapter,
+    output: Path,
+    *,
+    format: Format,
+    metadata: Mapping[str, str],
+    check: Callable[[Path], T],
+    overwrite: bool = True,
 ) -> T:
     """Write an adapter to a temporary path, read it back, check it, and only then rename it.
 
@@ -105,6 +112,7 @@ def write_checked(
         format: As in `write_adapter`.
         metadata: As in `write_adapter`.
         check: Reads the file and raises if it is wrong.
+        overwrite: Whether a file that is there, or comes to be there meanwhile, may be replaced.
 
     Returns:
         What `check` returned.
@@ -113,7 +121,7 @@ def write_checked(
         StageError: As from `write_adapter` and `check`; nothing is left behind.
     """
     try:
-        with replace(output) as partial:
+        with publish(output, overwrite=overwrite, folder=is_folder(output, format), holds=(WEIGHTS, CONFIG)) as partial:
             try:
                 write_adapter(adapter, partial, format=format, metadata=metadata)
             except ResourceError as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from draft.adapters.identity import files_of
 from draft.family import ATTENTION
 from draft.files import sha256, weights_digest
 from draft.isolation.reward import IsolatedReward
@@ -226,7 +227,7 @@ def _file_identity(source: str) -> str:
     if parse_reference(source):
         return source
     path = Path(source)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else files_of(path)
     # Not sha256(path): the fingerprints of earlier runs hold this.
     return "sha256:" + _digest([sha256(file) for file in files])
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from draft.adapters.files.header import read_header
-from draft.files import sha256, weights_digest, weights_file
+from draft.adapters.identity import adapter_digest
+from draft.files import weights_digest
 from draft.marks import Holds, Inert, plain
 from draft.pipeline.document import Keys, is_prompt
 from draft.pipeline.identity import fingerprint
@@ -182,7 +183,7 @@ def _input(path: Path) -> dict[str, Any]:
     """A file that went in: its digest, and its own provenance where it has one."""
     metadata = read_header(path).metadata
     earlier = {name: parsed(metadata.get(f"draft.{name}")) for name in ("recipe", "pipeline")}
-    return {"sha256": sha256(weights_file(path)), **{name: value for name, value in earlier.items() if value}}
+    return {"sha256": adapter_digest(path), **{name: value for name, value in earlier.items() if value}}
 
 
 def _version() -> str:

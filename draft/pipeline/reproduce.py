@@ -123,8 +123,9 @@ def reproduce(
         reproduction.text()
     except damaged as error:
         raise StageError("what the file says of how it was made is damaged") from error
+    used = {work.input_files[digest] for digest in work.used}
     for digest, path in work.input_files.items():
-        if digest not in work.used:
+        if path not in used:
             raise StageError(f"the file is no input of this adapter (its sha256 is {digest})", where=path)
     return reproduction
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from draft.adapters.files.formats import Adapter, Factors, denoiser_factors, read_adapter
+from draft.adapters.identity import adapter_digest
 from draft.diffusion.families import TextToImage
 from draft.diffusion.lora import add_lora, begin_lora, load_base_adapters
 from draft.diffusion.settings import LoraSettings
@@ -32,9 +33,9 @@ class AdapterFiles:
 
     def identity(self) -> list[list[str | float]]:
         """What each file is for, its content's sha256 and its weight; nothing where there are no files."""
-        init: list[list[str | float]] = [["init", sha256(self.init)]] if self.init else []
+        init: list[list[str | float]] = [["init", _digest(self.init)]] if self.init else []
         # Not "base": the checkpoints of earlier trainings hold this word.
-        return init + [["beneath", sha256(path), weight] for path, weight in self.base]
+        return init + [["beneath", _digest(path), weight] for path, weight in self.base]
 
 
 FRESH = AdapterFiles()
@@ -134,6 +135,11 @@ def _check_init(init: Mapping[str, tuple[Tensor, Tensor]], lora: LoraSettings, p
             where=str(path),
             hint=f"set lora.rank: {rank}, or cut the adapter with `draft resize` to rank {lora.rank}",
         )
+
+
+def _digest(path: Path) -> str:
+    # Checkpoints of earlier trainings hold a folder's digest, which covers all its files.
+    return sha256(path) if path.is_dir() else adapter_digest(path)
 
 
 def _double(adapter: Adapter) -> Adapter:

@@ -147,7 +147,7 @@ def test_a_flat_convolution_gets_its_kernel_back_and_is_written_as_one(tmp_path:
     assert read_adapter(tmp_path / "b.safetensors").modules[CONVOLUTION].up.shape == (OUT, 3, 1, 1)
 
 
-def test_a_fused_layer_of_flux_is_cut_whole_and_taken_apart(tmp_path: Path) -> None:
+def test_a_fused_layer_of_flux_is_taken_apart(tmp_path: Path) -> None:
     width = 16
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     whole = {"lokr_w1": randn(3, 1, seed=1), "lokr_w2": randn(width, width, seed=2)}

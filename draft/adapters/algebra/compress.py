@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from draft.adapters.changes import Changes
 from draft.adapters.factors import Adapter, Factors
+from draft.adapters.truncation import decompose
 from draft.errors import StageError
 
 
@@ -29,7 +31,7 @@ class Compressed:
 
 
 def compress(
-    adapter: Adapter,
+    adapter: Adapter | Changes,
     *,
     rank: int | None = None,
     energy: float | None = None,
@@ -42,13 +44,13 @@ def compress(
     that no dense dW is formed. With core = U S V^T the new factors are B' = Q_B U sqrt(S) and A' = sqrt(S) V^T Q_A^T.
 
     Args:
-        adapter: What to cut.
+        adapter: What to cut; of modules that are no B A the best approximation is found as well.
         rank: The largest rank of a module, at least 1.
         energy: The share, above 0 and at most 1, of the squared singular values that every module keeps at least; each
             gets the smallest rank that does.
         max_error: The relative error, at least 0 and below 1, that all modules together may have at most. The smallest
             singular values of all modules are cut first, so that no other ranks reach it with a smaller sum.
-        dtypes: Of the new factors by module; None: those they had.
+        dtypes: Of the new factors by module; a module that is not in it keeps its own.
 
     Returns:
         The adapter with its errors. Singular values that are rounding (below 1e-14 times the module's size and largest
@@ -68,48 +70,30 @@ def compress(
             return ranks_by_error({"": spectrum}, math.sqrt(max(0.0, 1 - energy)))[""]
         return max(1, min(len(spectrum), rank or len(spectrum), int((spectrum > 0).sum())))
 
+    new_dtypes = dtypes or {}
     modules: dict[str, Factors] = {}
     spectra: dict[str, Tensor] = {}
-    for name, factors in adapter.modules.items():
-        modules[name], spectra[name] = decompose(factors, keep=chosen, dtype=dtypes[name] if dtypes else None)
+    # Of a dense change all vectors would be as large as the model: where the ranks come last, it is decomposed again.
+    twice: set[str] = set()
+    for name, change in adapter.modules.items():
+        if max_error is not None and not isinstance(change, Factors):
+            twice.add(name)
+        keep = _one if name in twice else chosen
+        modules[name], spectra[name] = decompose(change, keep=keep, dtype=new_dtypes.get(name))
     if max_error is not None:
         ranks = ranks_by_error(spectra, max_error)
-        modules = {name: _first(factors, ranks[name]) for name, factors in modules.items()}
+        for name, rank in ranks.items():
+            if name in twice:
+                dtype = new_dtypes.get(name)
+                modules[name], _ = decompose(adapter.modules[name], keep=lambda _, rank=rank: rank, dtype=dtype)
+            else:
+                modules[name] = _first(modules[name], rank)
     cut = {name: float(spectra[name][factors.rank :].square().sum()) for name, factors in modules.items()}
     sizes = {name: float(spectrum.square().sum()) for name, spectrum in spectra.items()}
     errors = {name: math.sqrt(cut[name] / size) if size else 0.0 for name, size in sizes.items()}
     whole = sum(sizes.values())
     error = math.sqrt(sum(cut.values()) / whole) if whole else 0.0
-    return Compressed(replace(adapter, modules=modules), errors, error)
-
-
-def decompose(
-    factors: Factors, *, keep: Callable[[Tensor], int], dtype: torch.dtype | None = None
-) -> tuple[Factors, Tensor]:
-    """Write a module's change in its singular vectors, balanced: sqrt(S) on both sides, S falling.
-
-    Args:
-        factors: Any factors, a convolution's taken as (r, in k k) and (out, r).
-        keep: From all singular values to how many to keep, at least 1.
-        dtype: Of the cut factors; None: those they had.
-
-    Returns:
-        The cut factors, scale 1, and all singular values in float64, shape (min(r, out, in),),
-        those that are rounding set to 0.
-    """
-    down, up = factors.down.double().flatten(1), factors.up.double().flatten(1)
-    left, right = torch.linalg.qr(up), torch.linalg.qr(down.T)
-    u, spectrum, v = torch.linalg.svd(left.R @ right.R.T * factors.scale, full_matrices=False)
-    spectrum = torch.where(spectrum > spectrum[0] * 1e-14 * math.sqrt(len(up) + down.shape[1]), spectrum, 0.0)
-    rank = keep(spectrum)
-    root = spectrum[:rank].sqrt()
-    new_up = left.Q @ (u[:, :rank] * root)
-    new_down = (v[:rank] * root[:, None]) @ right.Q.T
-    cut = Factors(
-        new_down.reshape(rank, *factors.down.shape[1:]).to(dtype or factors.down.dtype),
-        new_up.reshape(len(up), rank, *factors.up.shape[2:]).to(dtype or factors.up.dtype),
-    )
-    return cut, spectrum
+    return Compressed(Adapter(modules, adapter.family, adapter.metadata), errors, error)
 
 
 def ranks_by_error(spectra: Mapping[str, Tensor], max_error: float) -> dict[str, int]:
@@ -135,6 +119,10 @@ def ranks_by_error(spectra: Mapping[str, Tensor], max_error: float) -> dict[str,
     gone = int((order.values.cumsum(0) <= budget * (1 + 1e-12)).sum())
     cuts = torch.bincount(owners[order.indices[:gone]], minlength=len(names)).tolist()
     return {name: len(spectra[name]) - cuts[i] for i, name in enumerate(names)}
+
+
+def _one(_: Tensor) -> int:
+    return 1
 
 
 def _first(factors: Factors, rank: int) -> Factors:

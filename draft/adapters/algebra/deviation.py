@@ -1,4 +1,4 @@
-"""How far an adapter's change is from a wanted sum, by factors alone: no dense dW is ever formed."""
+"""How far an adapter's change is from a wanted sum: by factors alone, as long as all of it is products B A."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from draft.adapters.changes import Change, dense, dense_sum
 from draft.adapters.factors import Factors
 
 # Below this share of what went into it, a squared norm from Gram matrices has lost its digits to rounding.
 _TRUSTED = {torch.float64: 1e-9, torch.float32: 1e-2}
 _HALVES = {torch.float16, torch.bfloat16}
+# Changes whose sum is a smaller share of them than this have cancelled out.
+_CANCELLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,23 +37,46 @@ class Deviation:
         return self.missed / self.size if self.size > 0 else self.missed
 
 
-def deviation(got: Factors | None, terms: Sequence[tuple[Factors, float]]) -> Deviation:
+def deviation(got: Factors | None, terms: Sequence[tuple[Change, float]]) -> Deviation:
     """Compare a module's change with a weighted sum of changes.
 
     A change of concatenated factors D = B A has ||D||_F^2 = sum((B^T B) * (A A^T)), elementwise. Subtracting two nearly
     equal changes that way leaves their rounding only, so where got has as many rows as the sum, each row is compared
     with its own first (`_of_rounding`). What is still too small to be trusted is computed from the triangles of
-    B = Q_B R_B and A^T = Q_A R_A, as ||R_B R_A^T||_F.
+    B = Q_B R_B and A^T = Q_A R_A, as ||R_B R_A^T||_F. Where one of the terms is no product B A, both sides are dense.
 
     Args:
         got: The factors to judge; None: the module is missing, which counts as zero.
-        terms: What should be added, factors with weights; none: zero.
+        terms: What should be added, changes with weights; none: zero.
 
     Returns:
         The difference and its measure, computed in float64 where it is more than rounding.
     """
     if not terms:
         return Deviation(0.0 if got is None else _norm(*_stacked([(got, 1.0)], torch.float64)), 0.0)
+    factored = [(change, weight) for change, weight in terms if isinstance(change, Factors)]
+    if len(factored) < len(terms):
+        return _of_dense(got, terms)
+    return _of_factors(got, factored)
+
+
+def _of_dense(got: Factors | None, terms: Sequence[tuple[Change, float]]) -> Deviation:
+    wanted = dense_sum(terms)
+    total = float(torch.linalg.norm(wanted))
+    size = total
+    if len(terms) > 1 and total <= _CANCELLED * (added := _added(terms)):
+        size = added
+    if got is None:
+        return Deviation(total, size)
+    wanted.addmm_(got.up.double().flatten(1), got.down.double().flatten(1), alpha=-got.scale)
+    return Deviation(float(torch.linalg.norm(wanted)), size)
+
+
+def _added(terms: Sequence[tuple[Change, float]]) -> float:
+    return sum(abs(weight) * float(torch.linalg.norm(dense(change))) for change, weight in terms)
+
+
+def _of_factors(got: Factors | None, terms: Sequence[tuple[Factors, float]]) -> Deviation:
     ranks = [factors.rank for factors, _ in terms]
     if got is not None and got.rank == sum(ranks):
         # float32 is a thousand times finer than the rounding of half precision, and half the bytes to move.
@@ -63,7 +89,7 @@ def deviation(got: Factors | None, terms: Sequence[tuple[Factors, float]]) -> De
     total = math.sqrt(max(0.0, float(products.sum())))
     blocks = [block for row, r in zip(products.split(ranks), ranks, strict=True) for block in row.split(ranks, 1)]
     added = sum(math.sqrt(max(0.0, float(blocks[i * (len(ranks) + 1)].sum()))) for i in range(len(ranks)))
-    size = total if total > 1e-6 * added else added
+    size = total if total > _CANCELLED * added else added
     if stacked is None:
         return Deviation(total, size)
     return Deviation(_norm(torch.cat([stacked[0], down]), torch.cat([stacked[1], -up], 1)), size)

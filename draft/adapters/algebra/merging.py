@@ -12,44 +12,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from draft.adapters.changes import Change, Whole, dense, inputs_of
 from draft.adapters.factors import Factors
 
 
-def merge(
-    terms: Sequence[tuple[Factors, float, str]],
-    *,
-    method: str,
-    density: float,
-    rank: int,
-    seed: int,
-    name: str,
-) -> tuple[Factors, float, float]:
-    """Merge one module's changes by a method and cut the result to a rank.
+def merge(terms: Sequence[tuple[Change, float, str]], *, method: str, density: float, seed: int, name: str) -> Whole:
+    """Merge one module's changes by a method.
 
     Args:
-        terms: For every input that has the module its factors, its weight, and what tells the input from others.
+        terms: For every input that has the module its change, its weight, and what tells the input from others.
         method: `magnitude`, `dare` or `ties`.
         density: The share of entries to keep, above 0 and at most 1.
-        rank: The largest rank of the result.
         seed: For `dare`.
         name: The module's path, for `dare`.
 
     Returns:
-        The factors in float64, the norm of what the cut lost, and the norm of the dense merged change.
+        The dense merged change.
     """
 
-    def dense(factors: Factors, key: str) -> Tensor:
-        change = factors.up.double().flatten(1) @ factors.down.double().flatten(1) * factors.scale
-        return drop(change, density, generator=mask_generator(seed, name, key)) if method == "dare" else change
+    def thinned(change: Change, key: str) -> Tensor:
+        matrix = dense(change)
+        if method == "dare":
+            return drop(matrix, density, generator=mask_generator(seed, name, key))
+        return trim(matrix, density)
 
-    changes = [(dense(factors, key), weight) for factors, weight, key in terms]
-    if method != "dare":
-        changes = [(trim(change, density), weight) for change, weight in changes]
-    merged = elect(changes) if method == "ties" else weighted_sum(changes)
-    first = terms[0][0]
-    factors = cut(merged, rank, down_shape=tuple(first.down.shape[1:]), up_shape=tuple(first.up.shape[2:]))
-    cut_norm = float(torch.linalg.norm(merged - factors.up.flatten(1) @ factors.down.flatten(1)))
-    return factors, cut_norm, float(torch.linalg.norm(merged))
+    changes = [(thinned(change, key), weight) for change, weight, key in terms]
+    return Whole(elect(changes) if method == "ties" else weighted_sum(changes), inputs_of(terms[0][0]))
 
 
 def trim(change: Tensor, density: float) -> Tensor:
@@ -130,23 +118,21 @@ def elect(changes: Sequence[tuple[Tensor, float]]) -> Tensor:
     return torch.where(share > 0, total * strength / share, 0.0)
 
 
-def cut(merged: Tensor, rank: int, *, down_shape: Sequence[int], up_shape: Sequence[int]) -> Factors:
+def cut(merged: Whole, rank: int) -> tuple[Factors, float, float]:
     """Cut a dense change to the best of a rank by the eigenvectors of its smaller Gram matrix.
 
     With the first eigenvectors V of W^T W the best approximation is (W V) V^T. It is balanced: column j of W V has
     the norm s_j, and sqrt(s_j) goes on either side.
 
     Args:
-        merged: W, shape (out, in).
+        merged: W.
         rank: The largest rank.
-        down_shape: The shape of A after the rank, with `in` entries.
-        up_shape: The shape of B after the rank, of ones.
 
     Returns:
-        Factors in float64 with scale 1; one row of zeros where W is 0.
+        Factors in float64 with scale 1, one row of zeros where W is 0; the norm of what the cut lost, and that of W.
     """
-    wide = merged.shape[0] < merged.shape[1]
-    matrix = merged.T if wide else merged
+    wide = merged.matrix.shape[0] < merged.matrix.shape[1]
+    matrix = merged.matrix.T if wide else merged.matrix
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)
     # Eigenvalues rise; those that are rounding are no directions of W.
     useful = int((values > values[-1].clamp(min=0) * 1e-15 * len(values)).sum())
@@ -157,10 +143,12 @@ def cut(merged: Tensor, rank: int, *, down_shape: Sequence[int], up_shape: Seque
     right = vectors * norms.sqrt()
     up, down = (right, left) if wide else (left, right)
     effective_rank = up.shape[1]
-    return Factors(
-        down.T.reshape(effective_rank, *down_shape).contiguous(),
-        up.reshape(len(up), effective_rank, *up_shape).contiguous(),
+    factors = Factors(
+        down.T.reshape(effective_rank, *merged.inputs).contiguous(),
+        up.reshape(len(up), effective_rank, *([1] * (len(merged.inputs) - 1))).contiguous(),
     )
+    lost = float(torch.linalg.norm(merged.matrix - factors.up.flatten(1) @ factors.down.flatten(1)))
+    return factors, lost, float(torch.linalg.norm(merged.matrix))
 
 
 def mask_generator(seed: int, name: str, key: str) -> torch.Generator:

@@ -9,7 +9,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from draft.adapters.changes import Change, Changes, Whole, dense_sum, dtype_of, inputs_of, outputs_of, scaled
 from draft.adapters.factors import Adapter, Factors
+from draft.adapters.structured import Structured
 from draft.errors import StageError
 
 Weight = float | Mapping[str, float]
@@ -17,7 +19,7 @@ Weight = float | Mapping[str, float]
 
 
 def mix(
-    inputs: Sequence[tuple[Adapter, Weight]],
+    inputs: Sequence[tuple[Adapter | Changes, Weight]],
     *,
     factors: Mapping[str, float] | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
@@ -50,6 +52,8 @@ def mix(
     for name in exact:
         dtype = dtypes[name] if dtypes else exact.dtype(name)
         summed = exact[name]
+        if not isinstance(summed, Factors):
+            raise StageError(f"the change of {name} is not a sum of B A", hint="give a rank, and it is cut to it")
         down, up = summed.down.to(dtype), summed.up.to(dtype)
         modules[name] = Factors(down, up)
         if (not down.any() and summed.down.any()) or (not up.any() and summed.up.any()):
@@ -60,8 +64,11 @@ def mix(
     return Adapter(modules, inputs[0][0].family, shared_header([adapter.metadata for adapter, _ in inputs]))
 
 
-class ExactSum(Mapping[str, Factors]):
+class ExactSum(Mapping[str, Change]):
     """The modules of a mix in float64, each computed when it is asked for: one at a time is in memory.
+
+    A sum is a product of concatenated factors unless one of its terms is a LoHa or LoKr of a high rank: then it is
+    dense.
 
     Args:
         inputs: As in `mix`.
@@ -71,14 +78,16 @@ class ExactSum(Mapping[str, Factors]):
         StageError: As in `mix`.
     """
 
-    def __init__(self, inputs: Sequence[tuple[Adapter, Weight]], factors: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, inputs: Sequence[tuple[Adapter | Changes, Weight]], factors: Mapping[str, float] | None = None
+    ) -> None:
         check_inputs(inputs)
         self._inputs = inputs
         self._factors = dict.fromkeys(module_names(inputs), 1.0) if factors is None else factors
 
-    def __getitem__(self, name: str) -> Factors:
-        """The factors of one module's sum."""
-        return _concatenated(self.terms(name))
+    def __getitem__(self, name: str) -> Change:
+        """One module's sum."""
+        return _summed(self.terms(name))
 
     def __iter__(self) -> Iterator[str]:
         """Names of modules, sorted."""
@@ -88,8 +97,8 @@ class ExactSum(Mapping[str, Factors]):
         """How many modules there are."""
         return len(self._factors)
 
-    def terms(self, name: str) -> list[tuple[Factors, float]]:
-        """What is added in one module: factors and c_i / s_i, the weight times the module's own factor."""
+    def terms(self, name: str) -> list[tuple[Change, float]]:
+        """What is added in one module: changes and c_i / s_i, the weight times the module's own factor."""
         if name not in self._factors:
             return []
         factor = self._factors[name]
@@ -97,10 +106,10 @@ class ExactSum(Mapping[str, Factors]):
 
     def dtype(self, name: str) -> torch.dtype:
         """The widest dtype of a module in the inputs."""
-        return reduce(torch.promote_types, [t.dtype for f, _ in self.terms(name) for t in (f.down, f.up)])
+        return reduce(torch.promote_types, [dtype_of(change) for change, _ in self.terms(name)])
 
 
-def check_inputs(inputs: Sequence[tuple[Adapter, Weight]]) -> None:
+def check_inputs(inputs: Sequence[tuple[Adapter | Changes, Weight]]) -> None:
     """Refuse adapters that cannot be added.
 
     Args:
@@ -122,8 +131,8 @@ def check_inputs(inputs: Sequence[tuple[Adapter, Weight]]) -> None:
             hint="their modules have the same names but different shapes and meanings",
         )
     for name in module_names(inputs):
-        factors = [adapter.modules[name] for adapter, _ in inputs if name in adapter.modules]
-        shapes = {(tuple(f.down.shape[1:]), f.up.shape[0]) for f in factors}
+        changes = [adapter.modules[name] for adapter, _ in inputs if name in adapter.modules]
+        shapes = {(inputs_of(change), outputs_of(change)) for change in changes}
         if len(shapes) > 1:
             listed = " and ".join(f"in {i} out {o}" for i, o in sorted(shapes))
             raise StageError(
@@ -136,7 +145,7 @@ def weight_in(weight: Weight, name: str) -> float:
     return weight[name] if isinstance(weight, Mapping) else weight
 
 
-def module_names(inputs: Sequence[tuple[Adapter, Weight]]) -> list[str]:
+def module_names(inputs: Sequence[tuple[Adapter | Changes, Weight]]) -> list[str]:
     """All modules that any of the inputs has, sorted.
 
     Args:
@@ -163,6 +172,20 @@ def shared_header(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
         for name, value in first.items()
         if not name.startswith("draft.") and all(other.get(name) == value for other in headers)
     }
+
+
+def _summed(terms: Sequence[tuple[Change, float]]) -> Change:
+    if all(isinstance(change, Factors) for change, _ in terms):
+        return _concatenated([(change, weight) for change, weight in terms if isinstance(change, Factors)])
+    if len(terms) == 1:
+        return scaled(*terms[0])
+    low = [(change.low_rank() if isinstance(change, Structured) else change, weight) for change, weight in terms]
+    factors = [(change, weight) for change, weight in low if isinstance(change, Factors)]
+    first = terms[0][0]
+    side = min(outputs_of(first), math.prod(inputs_of(first)))
+    if len(factors) == len(terms) and 2 * sum(change.rank for change, _ in factors) <= side:
+        return _concatenated(factors)
+    return Whole(dense_sum(terms), inputs_of(first))
 
 
 def _concatenated(terms: Sequence[tuple[Factors, float]]) -> Factors:

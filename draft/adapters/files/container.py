@@ -12,7 +12,8 @@ from torch import Tensor
 
 from draft.adapters.files.header import TensorInfo, read_header, shown
 from draft.errors import ResourceError, StageError, system_error
-from draft.files import replace, weights_file
+from draft.files import weights_file
+from draft.outputs import publish
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()} | {
@@ -123,8 +124,7 @@ def write_bytes(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
         StageError: The file cannot be written; nothing is left behind.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace(path) as partial, partial.open("wb") as file:
+        with publish(path) as partial, partial.open("wb") as file:
             file.writelines(chunks)
     except OSError as error:
         raise cannot_write(error, path) from error

@@ -9,18 +9,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from draft.adapters.changes import Change, Changes, Whole
 from draft.adapters.factors import Adapter, Factors, all_finite, fold, pad_ranks
-from draft.adapters.files.config import adapter_config, read_alphas, read_config
-from draft.adapters.files.container import read_tensors, write_bytes, write_tensors
+from draft.adapters.files.config import CONFIG, adapter_config, config_file, is_folder, read_alphas, read_config
+from draft.adapters.files.container import cannot_write, read_tensors, write_bytes, write_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import put_together, taken_apart
 from draft.adapters.files.keys import kohya_name
+from draft.adapters.files.lycoris import nearest
 from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
 from draft.adapters.files.names.transformers import PLANS
-from draft.adapters.files.reading import grouped_tensors, module_factors, with_kernels
+from draft.adapters.files.reading import grouped_tensors, module_change, with_kernels
+from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
 from draft.files import WEIGHTS
+from draft.outputs import publish
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
 
@@ -30,9 +34,9 @@ _TITLES = {"unet": "UNet", "transformer": "transformer"}
 def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     """Read a LoRA file or a peft adapter folder, whichever known format it has.
 
-    Alpha is taken from the `.alpha` tensors, else from peft's configuration (`adapter_config.json` beside the file in
-    a folder, or `lora_adapter_metadata` in the header), else it is the rank, as diffusers has it. Layers that the
-    original code of a transformer fuses come apart into diffusers'.
+    Alpha is taken from the `.alpha` tensors, else from peft's configuration (`adapter_config.json` in the folder, also
+    if its `adapter_model.safetensors` is given, or `lora_adapter_metadata` in the header), else it is the rank, as
+    diffusers has it. Layers that the original code of a transformer fuses come apart into diffusers'.
 
     Args:
         path: A `.safetensors` file, or a folder with `adapter_model.safetensors`.
@@ -49,26 +53,56 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
         >>> read_adapter(Path("pony.safetensors")).ranks  # doctest: +SKIP
         {16: 192}
     """
-    path = Path(path)
     if dense_rank is not None and dense_rank < 1:
         raise StageError(f"the rank must be at least 1 (got {dense_rank})")
+    changes = read_changes(path)
+    modules = {name: _low_rank(name, change, dense_rank, Path(path)) for name, change in changes.modules.items()}
+    return Adapter(modules, changes.family, changes.metadata)
+
+
+def read_changes(path: Path) -> Changes:
+    """Read a LoRA file or a peft folder as it is: LoHa and LoKr stay what they are, nothing is cut or rounded.
+
+    Args:
+        path: As in `read_adapter`.
+
+    Returns:
+        Every module's change.
+
+    Raises:
+        StageError: As from `read_adapter`, but for LoHa and LoKr.
+    """
+    path = Path(path)
     tensors, metadata = read_tensors(path)
-    config = read_config(path / "adapter_config.json") if path.is_dir() else None
+    config = read_config(config_file(path))
     where = str(path)
     alphas = read_alphas(config, metadata, where=where)
     grouped = grouped_tensors(tensors, metadata, where=where)
-    fused = {
-        name: module_factors(name, parts, alphas, dense_rank=dense_rank, where=where)
-        for name, parts in sorted(grouped.items())
-    }
+    fused = {name: module_change(name, parts, alphas, where=where) for name, parts in sorted(grouped.items())}
     modules = taken_apart(fused, where=where)
     architecture = metadata.get("modelspec.architecture", "")
-    family = family_of(modules, names=tensors, architecture=architecture, where=where)
+    shapes = {name: _shape(change) for name, change in modules.items()}
+    family = family_of(shapes, names=tensors, architecture=architecture, where=where)
     encoders = family_named(family).encoders
     if len(encoders) == 2 and any(name.startswith("text_encoder_3.") for name in modules):
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
-        modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): factors for name, factors in modules.items()}
-    return Adapter(with_kernels(modules, family), family, metadata)
+        modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
+    return Changes(with_kernels(modules, family), family, metadata)
+
+
+def refuse_structured(changes: Changes, path: Path) -> None:
+    """Refuse LoHa and LoKr, for whoever has no rank to cut them to.
+
+    Args:
+        changes: What `read_changes` gave.
+        path: The file.
+
+    Raises:
+        StageError: One of the modules is no product B A.
+    """
+    for name, change in changes.modules.items():
+        if not isinstance(change, Factors):
+            raise _no_sum(name, change, path)
 
 
 def write_adapter(
@@ -108,11 +142,15 @@ def write_adapter(
     header = file_metadata(merged, family=adapter.family, shapes=shapes, rank=max(ranks.values()))
     if chosen != "kohya":
         header["lora_adapter_metadata"] = lora_metadata(ranks, prefixed=chosen == "diffusers")
-    if chosen == "peft" and path.suffix != ".safetensors":
-        write_tensors(tensors, path / WEIGHTS, metadata=header)
-        write_bytes(path / "adapter_config.json", [json_text(adapter_config(ranks)).encode()])
-    else:
+    if not is_folder(path, chosen):
         write_tensors(tensors, path, metadata=header)
+        return
+    try:
+        with publish(path, folder=True, holds=(WEIGHTS, CONFIG)) as partial:
+            write_tensors(tensors, partial / WEIGHTS, metadata=header)
+            write_bytes(partial / CONFIG, [json_text(adapter_config(ranks)).encode()])
+    except OSError as error:
+        raise cannot_write(error, path) from error
 
 
 def file_format(family: str, format: Format) -> Format:
@@ -160,6 +198,32 @@ def part_factors(adapter: Adapter, part: str) -> dict[str, tuple[Tensor, Tensor]
     split = {name: name.partition(".") for name in adapter.modules}
     chosen = {path: fold(adapter.modules[name]) for name, (component, _, path) in split.items() if component == part}
     return {path: (factors.down, factors.up) for path, factors in chosen.items()}
+
+
+def _shape(change: Factors | Structured) -> Factors:
+    """Factors of a change's shape; there is nothing in them."""
+    if isinstance(change, Factors):
+        return change
+    return Factors(torch.empty(1, *change.inputs, device="meta"), torch.empty(change.outputs, 1, device="meta"))
+
+
+def _low_rank(name: str, change: Change, rank: int | None, path: Path) -> Factors:
+    if not isinstance(change, Factors):
+        if rank is None:
+            raise _no_sum(name, change, path)
+        return nearest(change, rank)
+    if change.stored is None:
+        return change
+    return Factors(change.down.to(change.stored), change.up, change.scale)
+
+
+def _no_sum(name: str, change: Structured | Whole, path: Path) -> StageError:
+    kind = change.kind if isinstance(change, Structured) else "a dense change"
+    return StageError(
+        f"{kind} is not a sum of B A, so its factors cannot be read as a LoRA (module {name})",
+        where=str(path),
+        hint="give --rank N to draft convert, draft resize or draft mix, and the nearest LoRA of rank N is written",
+    )
 
 
 def _named_tensors(folded: Mapping[str, Factors], format: str, family: str, *, where: str) -> dict[str, Tensor]:

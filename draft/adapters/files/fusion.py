@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from draft.adapters.changes import inputs_of, outputs_of
 from draft.adapters.factors import Factors
 from draft.adapters.files.names.sites import Site
 from draft.adapters.files.names.transformers import member_of, site_of
+from draft.adapters.structured import Structured
 from draft.errors import StageError
 
 
-def taken_apart(modules: Mapping[str, Factors], *, where: str) -> dict[str, Factors]:
+def taken_apart(modules: Mapping[str, Factors | Structured], *, where: str) -> dict[str, Factors | Structured]:
     """Every fused layer as the layers of diffusers that hold its rows.
 
     The rows of B A are those of B times A, so that the members share A and divide the rows of B; no number changes. A
     term that only other members use is left out of a member, and so is a member that is zero while others are not.
 
     Args:
-        modules: Factors by path, fused ones under the original code's.
+        modules: Changes by path, fused ones under the original code's.
         where: The file, for errors.
 
     Returns:
-        Factors by diffusers' path.
+        Changes by diffusers' path.
 
     Raises:
         StageError: A layer's rows do not divide into its members, or a module is there under two names.
     """
-    apart: dict[str, Factors] = {}
-    for name, factors in modules.items():
+    apart: dict[str, Factors | Structured] = {}
+    for name, whole in modules.items():
         part, _, path = name.partition(".")
         entry = site_of(path) if part == "transformer" else None
-        pieces = {name: factors} if entry is None else _pieces(factors, *entry, name=name, where=where)
+        pieces = {name: whole} if entry is None else _pieces(whole, *entry, name=name, where=where)
         for piece, change in pieces.items():
             if piece in apart:
                 raise StageError(f"{piece} is there twice, under two names", where=where)
@@ -74,31 +77,44 @@ def put_together(modules: Mapping[str, Factors], family: str) -> dict[str, Facto
     return dict(sorted(together.items()))
 
 
-def _pieces(factors: Factors, site: Site, number: str, *, name: str, where: str) -> dict[str, Factors]:
+def _pieces(
+    whole: Factors | Structured, site: Site, number: str, *, name: str, where: str
+) -> Mapping[str, Factors | Structured]:
+    rows = outputs_of(whole)
     if site.swapped:
         member = f"transformer.{site.members[0].replace('#', number)}"
-        return {member: _swapped(factors) if _halved(site, factors) else factors}
-    rows = factors.up.shape[0]
+        if rows != 2 * inputs_of(whole)[0]:
+            return {member: whole}
+        half = rows // 2
+        return {member: _swapped(whole) if isinstance(whole, Factors) else whole.taken((half, rows), (0, half))}
     unit, remainder = divmod(rows, sum(site.rows))
-    if remainder or factors.up.ndim != 2:
+    if remainder or len(inputs_of(whole)) > 1:
         raise StageError(
             f"{name} does not divide into {len(site.members)} layers: it has {rows} rows, which must be a multiple of "
             f"{sum(site.rows)}",
             where=where,
         )
-    ups = factors.up.split([unit * share for share in site.rows])
+    names = [f"transformer.{member.replace('#', number)}" for member in site.members]
+    sizes = [unit * share for share in site.rows]
+    if isinstance(whole, Factors):
+        return _split(whole, dict(zip(names, sizes, strict=True)))
+    stops = list(accumulate(sizes))
+    return {name: whole.taken((stop - size, stop)) for name, size, stop in zip(names, sizes, stops, strict=True)}
+
+
+def _split(factors: Factors, sizes: Mapping[str, int]) -> dict[str, Factors]:
+    ups = factors.up.split(list(sizes.values()))
     uses = torch.stack([(up != 0).any(0) for up in ups])
     anyone = uses.any(0)
     pieces: dict[str, Factors] = {}
-    for member, up, used in zip(site.members, ups, uses, strict=True):
+    for name, up, used in zip(sizes, ups, uses, strict=True):
         if anyone.any() and not used.any():
             continue
         # A term whose B is zero everywhere has not learned yet: it stays everywhere.
         columns = used | ~anyone
-        piece = Factors(factors.down, up, factors.scale)
+        pieces[name] = Factors(factors.down, up, factors.scale)
         if not columns.all():
-            piece = Factors(factors.down[columns], up[:, columns], factors.scale)
-        pieces[f"transformer.{member.replace('#', number)}"] = piece
+            pieces[name] = Factors(factors.down[columns], up[:, columns], factors.scale)
     return pieces
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
+from draft.adapters.changes import inputs_of
 from draft.adapters.factors import Factors, all_finite, trim_rank
 from draft.adapters.files.config import Alphas
 from draft.adapters.files.family import header_family
 from draft.adapters.files.header import shown
 from draft.adapters.files.keys import parse_key
-from draft.adapters.files.lycoris import is_lycoris, nearest, with_core
+from draft.adapters.files.lycoris import is_lycoris, lycoris_change, with_core
 from draft.adapters.files.names.positional import is_positional, positional_modules
+from draft.adapters.structured import Structured
 from draft.errors import StageError
 
 # What is no sum of B A at any rank worth having, by a part of its tensors' names.
@@ -30,6 +34,10 @@ _OTHERS = {
     "lora_B.bias": "a LoRA with biases",
     ".diff_b": "a change of biases",
     "_norm.scale": "a change of norms",
+}
+_HINTS = {
+    "DoRA": "its change depends on the weights of the base model, which the file does not hold; resave it as a plain "
+    "LoRA with the tool that trained it"
 }
 _FULL = (".diff", ".diff.weight", ".set_weight", ".w_norm", ".b_norm")
 _DENOISERS = (
@@ -78,20 +86,17 @@ def grouped_tensors(
     return grouped
 
 
-def module_factors(
-    name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, dense_rank: int | None, where: str
-) -> Factors:
-    """One module's factors out of its tensors.
+def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, where: str) -> Factors | Structured:
+    """One module's change out of its tensors.
 
     Args:
         name: The module's path.
         parts: Its tensors by role.
         alphas: What the file says about alpha elsewhere.
-        dense_rank: As in `read_adapter`.
         where: The file, for errors.
 
     Returns:
-        Factors without terms that are zero on both sides.
+        Factors without terms that are zero on both sides, or a LoHa or LoKr.
 
     Raises:
         StageError: A factor is missing, of another dtype than a float's, of a shape that does not fit, or not finite.
@@ -104,11 +109,12 @@ def module_factors(
     alpha = _alpha(name, parts, where)
     factors = {role: part for role, part in parts.items() if role != "alpha"}
     if is_lycoris(factors):
-        return _lycoris(name, factors, alpha, dense_rank=dense_rank, where=where)
+        return lycoris_change(name, factors, alpha, where=where)
     missing = [role for role in ("down", "up") if role not in parts]
     if missing:
         raise StageError(f"{name} lacks its {' and '.join(missing)} factor", where=where)
     down, up = parts["down"], parts["up"]
+    stored = None
     if "mid" in parts:
         mid = parts["mid"]
         fits = down.ndim == mid.ndim == 4 and tuple(down.shape[2:]) == (1, 1)
@@ -118,7 +124,8 @@ def module_factors(
                 f"{tuple(up.shape)}",
                 where=where,
             )
-        down = with_core(down, mid, up)
+        stored = reduce(torch.promote_types, [down.dtype, mid.dtype, up.dtype])
+        down = with_core(down, mid)
     linear = down.ndim == up.ndim == 2
     convolution = down.ndim == up.ndim == 4 and tuple(up.shape[2:]) == (1, 1)
     if not (linear or convolution) or down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
@@ -129,45 +136,36 @@ def module_factors(
         )
     rank = down.shape[0]
     scale = alphas.scale(name, rank) if alpha is None else alpha / rank
-    return Factors(*trim_rank(down, up), scale)
+    return Factors(*trim_rank(down, up), scale, stored)
 
 
-def with_kernels(modules: Mapping[str, Factors], family: str) -> dict[str, Factors]:
+def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> dict[str, Factors | Structured]:
     """Give a UNet's convolutions the shape of convolutions where a file has their weights flat, as LyCORIS' are.
 
     Args:
-        modules: Factors by path.
+        modules: Changes by path.
         family: The adapter's family.
 
     Returns:
-        The same factors, those of a convolution as (r, in, k, k) and (out, r, 1, 1).
+        The same changes, the factors of a convolution as (r, in, k, k) and (out, r, 1, 1).
     """
-    cross = max((f.down.shape[1] for name, f in modules.items() if name.endswith("attn2.to_k")), default=0)
-    shaped: dict[str, Factors] = {}
-    for name, factors in modules.items():
+    cross = max((inputs_of(change)[0] for name, change in modules.items() if name.endswith("attn2.to_k")), default=0)
+    shaped: dict[str, Factors | Structured] = {}
+    for name, change in modules.items():
         last = name.rpartition(".")[2]
         size = {"conv1": 3, "conv2": 3, "conv": 3, "conv_in": 3, "conv_out": 3, "conv_shortcut": 1}.get(last, 0)
         if last in ("proj_in", "proj_out") and family == "sd" and cross == 768:
             size = 1
-        columns = factors.down.shape[1]
-        if factors.down.ndim == 2 and size and name.startswith("unet.") and columns % size**2 == 0:
-            down = factors.down.reshape(factors.rank, columns // size**2, size, size)
-            factors = Factors(down, factors.up[:, :, None, None], factors.scale)
-        shaped[name] = factors
+        columns, *kernel = inputs_of(change)
+        if not kernel and size and name.startswith("unet.") and columns % size**2 == 0:
+            inputs = (columns // size**2, size, size)
+            if isinstance(change, Structured):
+                change = replace(change, inputs=inputs)
+            else:
+                down, up = change.down.reshape(change.rank, *inputs), change.up[:, :, None, None]
+                change = replace(change, down=down, up=up)
+        shaped[name] = change
     return shaped
-
-
-def _lycoris(
-    name: str, factors: Mapping[str, Tensor], alpha: float | None, *, dense_rank: int | None, where: str
-) -> Factors:
-    kind = "LoHa" if any(role.startswith("hada_") for role in factors) else "LoKr"
-    if dense_rank is None:
-        raise StageError(
-            f"{kind} is not a sum of B A, so its factors cannot be read as a LoRA (module {name})",
-            where=where,
-            hint="give --rank N to draft convert or draft mix, and it is read as the nearest LoRA of rank N",
-        )
-    return nearest(name, factors, alpha, rank=dense_rank, where=where)
 
 
 def _alpha(name: str, parts: Mapping[str, Tensor], where: str) -> float | None:
@@ -185,7 +183,7 @@ def _refuse(name: str, where: str) -> None:
             raise StageError(
                 f"{kind} is not a sum of B A, so its factors cannot be read as a LoRA (tensor {shown(name)})",
                 where=where,
-                hint="resave it as a plain LoRA with the tool that trained it",
+                hint=_HINTS.get(kind, "resave it as a plain LoRA with the tool that trained it"),
             )
     if name.endswith(_FULL):
         raise StageError(

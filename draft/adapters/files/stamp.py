@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from draft.adapters.files.config import read_config
+from draft.adapters.files.config import config_file, read_config
 from draft.adapters.files.container import copy_tensors
 from draft.adapters.files.metadata import json_text
 
@@ -21,6 +21,6 @@ def stamp_adapter(source: Path, target: Path, *, metadata: Mapping[str, str]) ->
     Raises:
         StageError: The source cannot be read or the copy cannot be written.
     """
-    config = read_config(source / "adapter_config.json") if source.is_dir() else None
+    config = read_config(config_file(source))
     config_header = {} if config is None else {"lora_adapter_metadata": json_text(config)}
     copy_tensors(source, target, metadata={**config_header, **metadata})
