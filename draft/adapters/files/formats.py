@@ -19,7 +19,7 @@ from draft.adapters.files.keys import kohya_name
 from draft.adapters.files.lycoris import nearest
 from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
 from draft.adapters.files.names.transformers import PLANS
-from draft.adapters.files.reading import grouped_tensors, module_change, with_kernels
+from draft.adapters.files.reading import grouped_tensors, is_magnitude, module_change, with_kernels
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
@@ -60,11 +60,12 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     return Adapter(modules, changes.family, changes.metadata)
 
 
-def read_changes(path: Path) -> Changes:
+def read_changes(path: Path, *, dora: bool = False) -> Changes:
     """Read a LoRA file or a peft folder as it is: LoHa and LoKr stay what they are, nothing is cut or rounded.
 
     Args:
         path: As in `read_adapter`.
+        dora: Whether DoRA is read without its magnitudes, for whoever only looks, instead of being refused.
 
     Returns:
         Every module's change.
@@ -76,7 +77,9 @@ def read_changes(path: Path) -> Changes:
     tensors, metadata = read_tensors(path)
     config = read_config(config_file(path))
     where = str(path)
-    alphas = read_alphas(config, metadata, where=where)
+    alphas = read_alphas(config, metadata, where=where, dora=dora)
+    if dora:
+        tensors = {name: tensor for name, tensor in tensors.items() if not is_magnitude(name)}
     grouped = grouped_tensors(tensors, metadata, where=where)
     fused = {name: module_change(name, parts, alphas, where=where) for name, parts in sorted(grouped.items())}
     modules = taken_apart(fused, where=where)
