@@ -82,6 +82,9 @@ def load_prompts(file: Path, *, where: str = "") -> Prompts:
         raise ConfigError(
             f"the prompt file cannot be read: {error.strerror} (got {str(file)!r})", where=where
         ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ConfigError("the prompt file holds a NUL character", where=f"{file}:{line}", hint="is it a text file?")
     if ending in _SEPARATORS:
         prompts = _assemble(_csv_rows(text, file, _SEPARATORS[ending]), file)
     elif ending in (".jsonl", ".ndjson"):

@@ -74,6 +74,7 @@ def test_a_table_is_read_as_one_whatever_its_ending_is_written_like(tmp_path: Pa
     ("name", "text", "what", "hint"),
     [
         ("p.json", '["a cat"]', "prompt files ending in .json are not read", "with a column 'prompt'"),
+        ("p.txt", "a dog\na cat\0\n", "p.txt:2: the prompt file holds a NUL character", "is it a text file?"),
         ("p.yaml", "- a cat\n", "prompt files ending in .yaml are not read", "one prompt per line"),
         ("p.YML", "- a cat\n", "prompt files ending in .yml are not read", "one prompt per line"),
         ("p.jsonl", '{"prompt": null}\n', "the prompt must be text (got null)", ""),

@@ -109,3 +109,11 @@ def test_torch_and_the_tools_are_those_of_the_constraints_and_nothing_else_is(ve
 def test_its_help_is_its_docstring() -> None:
     done = subprocess.run([str(ROOT / ".ci" / "versions"), "--help"], capture_output=True, text=True, check=True)
     assert "RESULTS/results.jsonl" in done.stdout
+
+
+def test_another_pytorch_is_tested_beside_that_of_the_constraints(versions: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for words in ([], ["--torch", "2.6.0"]):
+        versions.main([str(out), "3.12", "--only", "lowest", *words])
+    assert [result.get("torch") for result in lines(out / "results.jsonl")] == [None, "2.6.0"]
+    assert (out / "3.12-lowest-2.6.0" / "torch.txt").read_text() == "torch==2.6.0\n"

@@ -7,7 +7,10 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 WORDS = 16
 
@@ -49,20 +52,21 @@ def save_tiny_model(
         "sample_size": 16,
         "scaling_factor": 0.4,
     } | (vae or {})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokens),
-                hidden_size=int(unet_config["cross_attention_dim"]),
-                intermediate_size=24,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=WORDS,
-                bos_token_id=vocabulary["<|startoftext|>"],
-                eos_token_id=vocabulary["<|endoftext|>"],
-            )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=int(unet_config["cross_attention_dim"]),
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=WORDS,
+            bos_token_id=vocabulary["<|startoftext|>"],
+            eos_token_id=vocabulary["<|endoftext|>"],
         )
+    )
+    draw_weights(text_encoder)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
         networks = UNet2DConditionModel(**unet_config), AutoencoderKL(**vae_config)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -84,6 +88,17 @@ def save_tiny_model(
         requires_safety_checker=False,
     ).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def draw_weights(encoder: torch.nn.Module) -> None:
+    """Give a CLIP text encoder random matrices that no version of a library has a part in."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    # Version 5 of transformers calls `text_model.embeddings` what is `embeddings`; nothing else differs.
+    for _, tensor in sorted((name.removeprefix("text_model."), p) for name, p in encoder.named_parameters()):
+        if tensor.ndim > 1:
+            tensor.data.copy_(0.02 * torch.randn(tensor.shape, generator=generator))
 
 
 def save_tiny_xl(folder: Path) -> Path:

@@ -22,6 +22,8 @@ COMMANDS = {
     "run": ("draft_cli.run:run_command", "Run a pipeline file."),
     "check": ("draft_cli.run:check_command", "Check a pipeline file without running it."),
     "mix": ("draft_cli.mix:mix", "Mix adapters, each with a weight, into one."),
+    "merge": ("draft_cli.merge:merge", "Merge adapters into a model's weights."),
+    "extract": ("draft_cli.extract:extract", "Extract an adapter from two models."),
     "inspect": ("draft_cli.inspect:inspect", "Show what an adapter file holds: family, ranks, norms, metadata."),
     "diff": ("draft_cli.diff:diff", "Compare two adapters module by module."),
     "convert": ("draft_cli.convert:convert", "Write an adapter in another format or dtype."),

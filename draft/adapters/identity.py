@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from draft.adapters.files.config import config_file, read_config
-from draft.adapters.files.header import read_header
+from draft.adapters.files.grouping import check_adapter
 from draft.errors import StageError
 from draft.files import sha256, weights_file
 
@@ -31,11 +31,11 @@ def adapter_digest(path: Path, *, weights: str = "") -> str:
         64 hexadecimal digits.
 
     Raises:
-        StageError: It is no safetensors file, which is seen before it is read, or it cannot be read.
+        StageError: It is no adapter by its header, which is seen before more of it is read, or it cannot be read.
     """
     file = weights_file(path)
     if not weights:
-        read_header(path)
+        check_adapter(path)
         try:
             weights = sha256(file)
         except OSError as error:

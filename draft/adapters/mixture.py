@@ -116,10 +116,11 @@ def mix_files(
     _refuse_overwriting(inputs, output)
     if settings.verify == "full" and reader is None:
         raise StageError("verify: full needs another program's reader (got none)")
-    files, terms, digests = _read(inputs, settings)
+    smaller = not settings.rank is settings.energy is settings.max_error is None
+    files, terms, digests = read_inputs(inputs, settings, structured=smaller)
     names = module_names(terms)
     factors = module_weights(names, components=settings.components, blocks=settings.blocks)
-    nonzero = {name: factor for name, factor in factors.items() if factor != 0 and not _left_out(name, terms)}
+    nonzero = {name: factor for name, factor in factors.items() if factor != 0 and not left_out(name, terms)}
     if not nonzero:
         raise StageError(f"nothing is left to mix: all {len(names)} modules have the factor 0")
     mixed = _make(terms, digests, nonzero, settings, seed)
@@ -172,10 +173,22 @@ def _refuse_overwriting(inputs: Sequence[tuple[Path, float | Strength]], output:
             raise StageError("the output is also an input", where=str(output), hint="write to another file")
 
 
-def _read(
-    inputs: Sequence[tuple[Path, float | Strength]], settings: MixSettings
+def read_inputs(
+    inputs: Sequence[tuple[Path, float | Strength]], settings: MixSettings, *, structured: bool
 ) -> tuple[list[tuple[Path, list[Strength]]], list[tuple[Changes, Weight]], list[str]]:
-    """Read every file once: paths with strengths, adapters with weights, digests."""
+    """Read every file once.
+
+    Args:
+        inputs: As in `mix_files`.
+        settings: As in `mix_files`.
+        structured: Whether LoHa and LoKr modules are taken, too, which are no B A.
+
+    Returns:
+        Paths with strengths, adapters with weights, and digests.
+
+    Raises:
+        StageError: As in `mix_files`.
+    """
     by_digest: dict[str, tuple[Path, list[Strength]]] = {}
     for path, weight in inputs:
         strength = weight if isinstance(weight, Strength) else Strength(weight)
@@ -183,7 +196,7 @@ def _read(
         by_digest.setdefault(adapter_digest(path), (path, []))[1].append(strength)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
     adapters = [read_changes(path) for path, _ in files]
-    if settings.rank is settings.energy is settings.max_error is None:
+    if not structured:
         for (path, _), changes in zip(files, adapters, strict=True):
             refuse_structured(changes, path)
     check_inputs([(adapter, 1.0) for adapter in adapters])
@@ -203,7 +216,7 @@ def _read(
     return files, terms, list(by_digest)
 
 
-def _left_out(name: str, terms: Sequence[tuple[Changes, Weight]]) -> bool:
+def left_out(name: str, terms: Sequence[tuple[Changes, Weight]]) -> bool:
     """Whether every input that has a module has set its strength there, and nowhere else, to 0."""
     weights = [weight for adapter, weight in terms if name in adapter.modules]
     return all(isinstance(weight, Mapping) and weight[name] == 0 for weight in weights)

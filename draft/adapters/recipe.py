@@ -48,7 +48,7 @@ def recipe_header(
     recipe = {
         "kind": "mix",
         "draft": draft_version(),
-        "inputs": [_input(*entry) for entry in inputs],
+        "inputs": [input_entry(*entry) for entry in inputs],
         **algebra,
         # In the last digits linear algebra differs from machine to machine.
         "error": None if error is None else float(f"{error:.4g}"),
@@ -65,7 +65,18 @@ def recipe_header(
     return header
 
 
-def _input(name: str, digest: str, strength: Strength, metadata: Mapping[str, str]) -> dict[str, Any]:
+def input_entry(name: str, digest: str, strength: Strength, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """One input in a recipe, with its own recipe and pipeline inside.
+
+    Args:
+        name: A file's stem.
+        digest: Its sha256.
+        strength: How strongly it takes part.
+        metadata: Its header.
+
+    Returns:
+        Plain data.
+    """
     entry: dict[str, Any] = {"name": name, "sha256": digest, "weight": strength.weight}
     if strength.text_encoder is not None:
         entry["text_encoder"] = strength.text_encoder

@@ -111,7 +111,7 @@ def _finding(details: list[Any], loc: Keys, data: Any, kind: Any, path: Keys, do
             return ConfigError(
                 f"{what} (got {shown(name)})",
                 where=place,
-                hint="names have letters, digits, - and _, and begin with a letter or a digit",
+                hint="names have up to 100 letters, digits, - and _, and begin with a letter or a digit",
             )
     details = [detail for detail in details if is_bound(detail)] or details
     wanted = dict.fromkeys(expected(finding) or message(finding) for finding in details)

@@ -12,9 +12,11 @@ from pydantic import Discriminator, Field, Tag
 from draft.diffusion.control.schedules import AdapterSchedule, Constant
 from draft.marks import Also, Holds
 
-LABEL = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-"""Names of pipelines, adapters, rewards and curves: they become folder, file and metric names."""
-STAGE = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+LABEL = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
+"""Names of pipelines, adapters, rewards and curves: they become folder, file and metric names.
+
+File systems take 255 bytes, and `-rehearsal` and `.partial` come behind a name."""
+STAGE = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
 """Names of stages: no dot, because ``${out:stage.output}`` splits there."""
 
 Label: TypeAlias = Annotated[str, Field(pattern=LABEL)]

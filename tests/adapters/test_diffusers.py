@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import warnings
 from pathlib import Path
 
@@ -170,6 +171,10 @@ def embedded() -> StableDiffusionPipeline:
     return pipeline
 
 
+@pytest.mark.skipif(
+    int(importlib.metadata.version("transformers").partition(".")[0]) < 5,
+    reason="version 5 of transformers wrote the embedded model; of version 4, Draft can read it, diffusers cannot",
+)
 def test_on_the_embedded_model_the_mixed_file_draws_what_set_adapters_draws(tmp_path: Path) -> None:
     both, mixed = embedded(), embedded()
     for seed, (name, rank) in enumerate((("one", 4), ("two", 7))):

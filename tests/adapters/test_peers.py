@@ -7,6 +7,7 @@ Wanted is dW = sum_i w_i (alpha_i / r_i) B_i A_i. The formulas are those of kohy
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
@@ -223,6 +225,8 @@ def test_pefts_svd_loses_by_default_what_a_larger_rank_would_keep() -> None:
 
 @pytest.mark.parametrize("kind", ["cat", "svd"])
 def test_pefts_mix_of_rank_stabilised_adapters_is_several_times_too_strong(kind: str) -> None:
+    if kind == "svd" and Version(importlib.metadata.version("peft")) < Version("0.21"):
+        pytest.skip("before peft 0.21 the factor is another one, 4 here")
     rank, alpha = 8, 4.0
     lora = draw(0, rank=rank, alpha=alpha)
     # rsLoRA: alpha / sqrt(r) instead of alpha / r. In our reader that is the scale.

@@ -30,6 +30,8 @@ Commands:
   run        Run a pipeline file.
   check      Check a pipeline file without running it.
   mix        Mix adapters, each with a weight, into one.
+  merge      Merge adapters into a model's weights.
+  extract    Extract an adapter from two models.
   inspect    Show what an adapter file holds: family, ranks, norms, metadata.
   diff       Compare two adapters module by module.
   convert    Write an adapter in another format or dtype.

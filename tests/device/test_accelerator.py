@@ -148,6 +148,10 @@ def test_libraries_load_onto_the_device(accelerator: Counts, tmp_path: Path) -> 
     save_file({"x": x, "y": x.clone()}, tmp_path / "x.safetensors")
     assert load_file(tmp_path / "x.safetensors", device="cuda:0")["x"].device == DEVICE
     assert load_file(tmp_path / "x.safetensors")["y"].tolist() == [0, 1, 2]
+    # As safetensors before 0.8 does it.
+    stored = torch.asarray(torch.ones(2).untyped_storage(), dtype=torch.uint8, device="cuda:0")
+    assert stored.device == DEVICE and stored.view(torch.float32).tolist() == [1, 1]
+    assert torch.asarray(x, copy=True).equal(x) and torch.asarray([1.0, 2.0]).device.type == "cpu"
     pinned = torch.empty(3, pin_memory=True).copy_(x.cpu()).pin_memory()
     assert pinned.to(DEVICE, non_blocking=True).equal(x)
     clip = AutoModel.from_pretrained(str(model_path("emoji/clip")), device_map="cuda:0")

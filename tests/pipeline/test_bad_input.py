@@ -97,12 +97,17 @@ CASES = {
     "a bad label": (
         ("jpeg: {quality: 50}", "a/b: {use: jpeg, quality: 50}"),
         "demo.yaml:13: stages.train.rewards.a/b is not a usable name (got 'a/b')\n"
-        "  hint: names have letters, digits, - and _, and begin with a letter or a digit",
+        "  hint: names have up to 100 letters, digits, - and _, and begin with a letter or a digit",
     ),
     "a bad name": (
         ("name: demo", "name: ../demo"),
         "demo.yaml:1: name is not a usable name (got '../demo')\n"
-        "  hint: names have letters, digits, - and _, and begin with a letter or a digit",
+        "  hint: names have up to 100 letters, digits, - and _, and begin with a letter or a digit",
+    ),
+    "a name too long for a folder": (
+        ("name: demo", f"name: {'x' * 101}"),
+        f"demo.yaml:1: name is not a usable name (got '{'x' * 56}...)\n"
+        "  hint: names have up to 100 letters, digits, - and _, and begin with a letter or a digit",
     ),
     "empty prompts": (
         ("prompts: [a cat, a dog]", "prompts: []"),

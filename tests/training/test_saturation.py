@@ -66,7 +66,7 @@ def test_only_straight_through_learns_from_pixels_that_are_clipped(
             first_update(settings, tiny_model, tmp_path / f"{name}{index}", monkeypatch, shift)
             for index, settings in enumerate((SETTINGS, straight))
         )
-        assert clipped["saturated"] == passed["saturated"] == pytest.approx(share, abs=0.01)
+        assert clipped["saturated"] == passed["saturated"] == pytest.approx(share, abs=0.05)
         assert clipped["brightness"] == passed["brightness"], "the images are the same"
         assert passed["grad_norm"] > 0
         assert clipped["grad_norm"] == (0 if share else pytest.approx(passed["grad_norm"], rel=0.1))

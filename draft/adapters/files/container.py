@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from draft.adapters.files.header import TensorInfo, read_header, shown
+from draft.adapters.files.header import Header, TensorInfo, read_header, shown
 from draft.errors import ResourceError, StageError, system_error
 from draft.files import weights_file
 from draft.outputs import publish
@@ -28,19 +28,20 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()} | {
 }
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, header: Header | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read every tensor and the metadata of a safetensors file, each byte once, into memory of their own.
 
     Args:
         path: The file, or a peft folder.
+        header: Its header, where that has been read.
 
     Returns:
-        Tensors by name, on the CPU, and the header's metadata.
+        Tensors by name, on the CPU, float8 as float16, which holds all its numbers; and the header's metadata.
 
     Raises:
         StageError: There is no such file, or it is not an intact safetensors file.
     """
-    header, path = read_header(path), weights_file(path)
+    header, path = header or read_header(path), weights_file(path)
     for name, info in header.tensors.items():
         if info.dtype not in _DTYPES:
             raise StageError(
@@ -157,4 +158,4 @@ def _read(file: BinaryIO, info: TensorInfo) -> Tensor:
         room = tensor.reshape(-1).view(torch.uint8).numpy().data
         if file.readinto(room) != len(room):  # type: ignore[attr-defined]
             raise EOFError("it became shorter while it was read")
-    return tensor
+    return tensor.half() if info.dtype.startswith("F8_") else tensor

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from draft.adapters.factors import Factors
 from draft.adapters.files.names.sites import Plan
 from draft.adapters.files.names.text import is_t5
 from draft.adapters.files.names.transformers import PLANS, member_of
 from draft.diffusion.families import FAMILIES, families
 from draft.errors import StageError
 from draft.family import Family
+
+if TYPE_CHECKING:
+    from draft.adapters.factors import Factors
 
 # Up to this width a transformer is a toy of its family's architecture; above it, only published widths are known.
 _TOY = 1024

@@ -15,11 +15,13 @@ from draft.adapters.files.config import CONFIG, adapter_config, config_file, is_
 from draft.adapters.files.container import cannot_write, read_tensors, write_bytes, write_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import put_together, taken_apart
+from draft.adapters.files.grouping import modules_of, without_magnitudes
+from draft.adapters.files.header import read_header
 from draft.adapters.files.keys import kohya_name
 from draft.adapters.files.lycoris import nearest
 from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
 from draft.adapters.files.names.transformers import PLANS
-from draft.adapters.files.reading import grouped_tensors, is_magnitude, module_change, with_kernels
+from draft.adapters.files.reading import module_change, with_kernels
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
@@ -74,14 +76,17 @@ def read_changes(path: Path, *, dora: bool = False) -> Changes:
         StageError: As from `read_adapter`, but for LoHa and LoKr.
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
-    config = read_config(config_file(path))
     where = str(path)
-    alphas = read_alphas(config, metadata, where=where, dora=dora)
-    if dora:
-        tensors = {name: tensor for name, tensor in tensors.items() if not is_magnitude(name)}
-    grouped = grouped_tensors(tensors, metadata, where=where)
-    fused = {name: module_change(name, parts, alphas, where=where) for name, parts in sorted(grouped.items())}
+    header = read_header(path)
+    metadata = dict(header.metadata)
+    grouped = modules_of(without_magnitudes(header) if dora else header, where=where)
+    alphas = read_alphas(read_config(config_file(path)), metadata, where=where, dora=dora)
+    # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
+    tensors, _ = read_tensors(path, header)
+    fused = {
+        name: module_change(name, {role: tensors[info.name] for role, info in parts.items()}, alphas, where=where)
+        for name, parts in sorted(grouped.items())
+    }
     modules = taken_apart(fused, where=where)
     architecture = metadata.get("modelspec.architecture", "")
     shapes = {name: _shape(change) for name, change in modules.items()}

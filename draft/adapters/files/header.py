@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from draft.errors import StageError
-from draft.files import WEIGHTS, weights_file
+from draft.files import WEIGHTS, kind_of, weights_file
 
 BITS = {
     "BOOL": 8,
@@ -55,12 +54,19 @@ class TensorInfo:
         shape: Its shape.
         start: Its first byte, counted from the end of the header.
         stop: The byte after its last.
+        name: What it is called.
     """
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     stop: int
+    name: str = ""
+
+    @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return len(self.shape)
 
 
 @dataclass(frozen=True)
@@ -129,11 +135,10 @@ def _regular_size(path: Path) -> int:
         raise StageError("no such adapter file", where=str(path)) from error
     except OSError as error:
         raise StageError(f"cannot read the file ({error.strerror or error})", where=str(path)) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise StageError("a folder, not a safetensors file", where=str(path))
     # Opening a pipe would wait for its other end, and a device has no end.
-    if not stat.S_ISREG(status.st_mode):
-        raise StageError("a pipe or device, not a safetensors file", where=str(path))
+    if (kind := kind_of(path)) != "a file":
+        kind = "a pipe or device" if kind in ("a pipe", "a device") else kind
+        raise StageError(f"{kind}, not a safetensors file", where=str(path))
     return status.st_size
 
 
@@ -205,7 +210,7 @@ def _info(name: str, entry: Any) -> TensorInfo:
         raise ValueError(
             f"{shown(name)} has {offsets[1] - offsets[0]} bytes, its shape {tuple(shape)} in {dtype} needs {bits // 8}"
         )
-    return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
+    return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1], name)
 
 
 def _counts(value: Any) -> bool:

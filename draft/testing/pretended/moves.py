@@ -157,6 +157,13 @@ def moving(pretence: Pretence, calls: Calls) -> Iterator[None]:
         source = data if isinstance(data, Tensor) else torch.as_tensor(_numbers(data))
         return move(source, Target(None if device is None else torch.device(device), dtype, {}), pretence)
 
+    def asarray(
+        data: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None, requires_grad: bool = False
+    ) -> Tensor:
+        source = data if isinstance(data, Tensor) else torch.asarray(_numbers(data), dtype=dtype, copy=copy)
+        target = Target(None if device is None else torch.device(device), dtype, {"copy": bool(copy)})
+        return move(source, target, pretence).requires_grad_(requires_grad)
+
     def load(f: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
         to_device = isinstance(map_location, str | int | torch.device) and on_device(map_location)
         place: Any = CPU if to_device else map_location
@@ -181,7 +188,7 @@ def moving(pretence: Pretence, calls: Calls) -> Iterator[None]:
         for function in (to, cpu, cuda, type_as, new_tensor, pin_memory):
             stack.enter_context(replaced(Tensor, function.__name__, function))
         stack.enter_context(replaced(torch.autograd, "_engine_run_backward", calls.autograd(_engine())))
-        calls.instead |= {torch.tensor: tensor, torch.as_tensor: as_tensor}
+        calls.instead |= {torch.tensor: tensor, torch.as_tensor: as_tensor, torch.asarray: asarray}
         yield
 
 

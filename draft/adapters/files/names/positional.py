@@ -12,8 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor
-
+from draft.adapters.files.header import TensorInfo
 from draft.errors import StageError
 
 _NUMBERED = re.compile(r"(unet|text_encoder):(\d+):(up|down)")
@@ -25,14 +24,14 @@ Slot = tuple[str, int, int]
 """A module's path, its inputs and its outputs."""
 
 
-def is_positional(names: Mapping[str, Tensor]) -> bool:
+def is_positional(names: Mapping[str, TensorInfo]) -> bool:
     """Whether a file's tensors are numbered instead of named."""
     return any(_NUMBERED.fullmatch(name) for name in names)
 
 
 def positional_modules(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, where: str
-) -> dict[str, dict[str, Tensor]]:
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], *, where: str
+) -> dict[str, dict[str, TensorInfo]]:
     """Give numbered tensors the modules they belong to.
 
     Args:
@@ -46,7 +45,7 @@ def positional_modules(
     Raises:
         StageError: Embeddings are bundled, or number, classes or shapes are not those of Stable Diffusion 1 or 2.
     """
-    by_part: dict[str, dict[int, dict[str, Tensor]]] = {}
+    by_part: dict[str, dict[int, dict[str, TensorInfo]]] = {}
     for name, tensor in tensors.items():
         match = _NUMBERED.fullmatch(name)
         if match is None:
@@ -56,7 +55,7 @@ def positional_modules(
                 hint="save the LoRA without its embeddings; without them its words would mean nothing",
             )
         by_part.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = tensor
-    grouped: dict[str, dict[str, Tensor]] = {}
+    grouped: dict[str, dict[str, TensorInfo]] = {}
     for part, numbered in by_part.items():
         classes = _classes(part, metadata, where=where)
         shapes = [_shape(part, numbered.get(i, {}), i, where=where) for i in range(len(numbered))]
@@ -84,7 +83,7 @@ def _classes(part: str, metadata: Mapping[str, str], *, where: str) -> list[str]
     return sorted(classes)
 
 
-def _shape(part: str, tensors: Mapping[str, Tensor], number: int, *, where: str) -> tuple[int, int]:
+def _shape(part: str, tensors: Mapping[str, TensorInfo], number: int, *, where: str) -> tuple[int, int]:
     if set(tensors) != {"up", "down"} or any(tensor.ndim < 2 for tensor in tensors.values()):
         raise StageError(f"{part}:{number} lacks its up or its down factor", where=where)
     return tensors["down"].shape[1], tensors["up"].shape[0]
