@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from draft.errors import ConfigError, StageError
-from draft.files import ASIDE, is_temporary, kind_of, put, refuse_irregular, remove, temporary_name, usable
+from draft.files import usable
+from draft.writing import ASIDE, is_temporary, kind_of, put, refuse_irregular, remove, temporary_name
 
 _LOCK = ".partial.lock"
 _OTHER = "add --force to overwrite it, or -o OTHER"

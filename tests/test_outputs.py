@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from draft.errors import ConfigError, DraftError, StageError
-from draft.files import put
 from draft.outputs import check_output, publish
+from draft.writing import put
 from draft_cli.app import app
 
 NAME = "lora_unet_mid_block_attentions_0_proj_in"

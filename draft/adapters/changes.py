@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from draft.adapters.factors import Factors
+from draft.adapters.skipped import Skipped
 from draft.adapters.structured import Structured
 
 
@@ -50,11 +51,13 @@ class Changes:
         modules: Changes by module path, as in `Adapter`.
         family: As in `Adapter`.
         metadata: As in `Adapter`.
+        skipped: Tensors of the file that were left out.
     """
 
     modules: Mapping[str, Change]
     family: str = "sd"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    skipped: Sequence[Skipped] = ()
 
     @property
     def ranks(self) -> dict[int | str, int]:
@@ -74,6 +77,11 @@ def inputs_of(change: Change) -> tuple[int, ...]:
 def outputs_of(change: Change) -> int:
     """How many outputs a module has."""
     return change.up.shape[0] if isinstance(change, Factors) else change.outputs
+
+
+def scale_of(change: Change) -> float:
+    """The factor that a change's own structure is multiplied by; 1 for a dense one."""
+    return 1.0 if isinstance(change, Whole) else change.scale
 
 
 def dtype_of(change: Change) -> torch.dtype:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from draft.adapters.files.config import config_file, read_config
-from draft.adapters.files.grouping import check_adapter
+from draft.adapters.files.grouping import modules_of
+from draft.adapters.files.header import read_header
+from draft.adapters.files.skipping import without_unreadable
 from draft.errors import StageError
 from draft.files import sha256, weights_file
 
@@ -18,7 +20,7 @@ from draft.files import sha256, weights_file
 _DECISIVE = ("alpha_pattern", "lora_alpha", "r", "rank_pattern", "use_rslora")
 
 
-def adapter_digest(path: Path, *, weights: str = "") -> str:
+def adapter_digest(path: Path, *, weights: str = "", skip: Sequence[str] = ()) -> str:
     """Digest everything that decides an adapter's change: its file with the header, and peft's settings beside it.
 
     Of a file alone this is its sha256. The same tensors under another `lora_alpha` are another adapter.
@@ -26,6 +28,7 @@ def adapter_digest(path: Path, *, weights: str = "") -> str:
     Args:
         path: A `.safetensors` file, or a peft folder; a folder and the file of weights in it are one.
         weights: The sha256 of the file with the numbers, where it is known already.
+        skip: Patterns of tensors that need not be readable, as in `without_unreadable`.
 
     Returns:
         64 hexadecimal digits.
@@ -33,18 +36,34 @@ def adapter_digest(path: Path, *, weights: str = "") -> str:
     Raises:
         StageError: It is no adapter by its header, which is seen before more of it is read, or it cannot be read.
     """
-    file = weights_file(path)
     if not weights:
-        check_adapter(path)
-        try:
-            weights = sha256(file)
-        except OSError as error:
-            raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error
+        header, _ = without_unreadable(read_header(path), skip, where=str(path))
+        modules_of(header, where=str(path))
+        weights = file_digest(path)
     config = read_config(config_file(path))
     decisive = {} if config is None else _decisive(config)
     if not decisive:
         return weights
     return hashlib.sha256(f"{weights}\0{json.dumps(decisive, sort_keys=True)}".encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Digest the file with an adapter's numbers.
+
+    Args:
+        path: A `.safetensors` file, or a peft folder.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        StageError: It cannot be read.
+    """
+    file = weights_file(path)
+    try:
+        return sha256(file)
+    except OSError as error:
+        raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

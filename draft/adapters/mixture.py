@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,12 +29,14 @@ from draft.adapters.files.config import is_folder
 from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.header import TensorInfo, read_header
 from draft.adapters.files.layout import lay_out
-from draft.adapters.identity import adapter_digest, writes_over
+from draft.adapters.files.skipping import refuse_idle, with_skip
+from draft.adapters.identity import adapter_digest, file_digest, writes_over
 from draft.adapters.parallel import each
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
+from draft.adapters.skipped import Skipped
 from draft.adapters.strength import Strength, added, check_strength, normalized, weights_by_module
 from draft.errors import DraftWarning, StageError
 
@@ -59,6 +62,7 @@ class MixReport:
         predicted: The relative error over all modules that a smaller rank costs, known before writing; None where the
             mix is exact. Of `ties`, `dare` and `magnitude` it is against their dense result.
         dropped: Modules of the inputs that were left out by a factor of 0.
+        skipped: Tensors of the inputs that could not be read and were left out, with the path of the input.
         error: The largest relative error of a module in the file that was written, its rounding included, against the
             exact sum of the inputs as they are; of `ties`, `dare` and `magnitude` against their dense result. None in a
             dry run.
@@ -76,6 +80,7 @@ class MixReport:
     file_size: int
     predicted: float | None
     dropped: tuple[str, ...]
+    skipped: tuple[tuple[Path, Skipped], ...] = ()
     error: float | None = None
     worst: str = ""
     total: float | None = None
@@ -141,7 +146,10 @@ def mix_files(
         for (path, each), digest, (adapter, _) in zip(files, digests, terms, strict=True)
         for strength in each
     ]
-    entries = [(path.stem or path.name, digest, strength, a.metadata) for path, strength, digest, a in strengths]
+    entries = [
+        (path.stem or path.name, digest, strength, a.metadata, [each.tensor for each in a.skipped])
+        for path, strength, digest, a in strengths
+    ]
     header = recipe_header(entries, settings, seed=seed, error=mixed.error) | dict(metadata or {})
     report = MixReport(
         modules=len(mixed.adapter.modules),
@@ -153,6 +161,7 @@ def mix_files(
         file_size=0,
         predicted=mixed.error,
         dropped=tuple(name for name in names if name not in nonzero),
+        skipped=skipped_of(files, terms),
     )
     if dry_run:
         table, size = _rehearse(mixed.adapter, output, settings.format, header)
@@ -223,11 +232,21 @@ def read_inputs(
     strengths = [weight if isinstance(weight, Strength) else Strength(weight) for _, weight in inputs]
     for (path, _), strength in zip(inputs, strengths, strict=True):
         check_strength(strength, str(path))
-    digests = each(adapter_digest, [path for path, _ in inputs])
-    for (path, _), strength, digest in zip(inputs, strengths, digests, strict=True):
+
+    def opened(path: Path) -> tuple[str, Changes]:
+        with _skip_in_hint():
+            changes = read_changes(path, skip=settings.skip, mapped=True)
+            return adapter_digest(path, weights=file_digest(path)), changes
+
+    contents: dict[str, Changes] = {}
+    for (path, _), strength, (digest, changes) in zip(
+        inputs, strengths, each(opened, [path for path, _ in inputs]), strict=True
+    ):
         by_digest.setdefault(digest, (path, []))[1].append(strength)
+        contents.setdefault(digest, changes)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
-    adapters = list(each(lambda file: read_changes(file[0], mapped=True), files))
+    adapters = list(contents.values())
+    refuse_idle(settings.skip, [skipped for adapter in adapters for skipped in adapter.skipped])
     if not structured:
         for (path, _), changes in zip(files, adapters, strict=True):
             refuse_structured(changes, path)
@@ -246,6 +265,22 @@ def read_inputs(
             stacklevel=2,
         )
     return files, terms, list(by_digest)
+
+
+def skipped_of(
+    files: Sequence[tuple[Path, Sequence[Strength]]], terms: Sequence[tuple[Changes, Weight]]
+) -> tuple[tuple[Path, Skipped], ...]:
+    """What was left out of which input because it cannot be read."""
+    return tuple((path, each) for (path, _), (adapter, _) in zip(files, terms, strict=True) for each in adapter.skipped)
+
+
+@contextmanager
+def _skip_in_hint() -> Iterator[None]:
+    try:
+        yield
+    except StageError as error:
+        with_skip(error)
+        raise
 
 
 def left_out(name: str, terms: Sequence[tuple[Changes, Weight]]) -> bool:

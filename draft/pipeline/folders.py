@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from draft.files import sync
+from draft.writing import sync
 
 OLD = ".old"
 """The name of a result while the new one takes its place."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +15,12 @@ from draft.adapters.files.config import CONFIG, config_file, is_folder, read_alp
 from draft.adapters.files.container import cannot_write, map_tensors, read_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import taken_apart
-from draft.adapters.files.grouping import modules_of
+from draft.adapters.files.grouping import modules_of, without_magnitudes
 from draft.adapters.files.header import read_header
 from draft.adapters.files.layout import TITLES, lay_out, write_layout
 from draft.adapters.files.lycoris import nearest
-from draft.adapters.files.reading import module_change, with_kernels
+from draft.adapters.files.reading import readable_changes, with_kernels
+from draft.adapters.files.skipping import without_unreadable
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
@@ -59,11 +60,13 @@ def read_adapter(path: Path, *, dense_rank: int | None = None, mapped: bool = Fa
     return Adapter(modules, changes.family, changes.metadata)
 
 
-def read_changes(path: Path, *, mapped: bool = False) -> Changes:
+def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, mapped: bool = False) -> Changes:
     """Read a LoRA file or a peft folder as it is: LoHa and LoKr stay what they are, nothing is cut or rounded.
 
     Args:
         path: As in `read_adapter`.
+        skip: Patterns of tensors that are left out if they cannot be read, as in `without_unreadable`.
+        dora: Whether DoRA is read without its magnitudes, for whoever only looks, instead of being refused.
         mapped: Whether tensors may be views of the file, for as long as nobody else writes to it: they need no memory
             of their own, and a file that is shortened meanwhile ends the process.
 
@@ -75,16 +78,13 @@ def read_changes(path: Path, *, mapped: bool = False) -> Changes:
     """
     path = Path(path)
     where = str(path)
-    header = read_header(path)
+    header, skipped = without_unreadable(read_header(path), skip, where=where)
     metadata = dict(header.metadata)
-    grouped = modules_of(header, where=where)
-    alphas = read_alphas(read_config(config_file(path)), metadata, where=where)
+    grouped = modules_of(without_magnitudes(header) if dora else header, where=where)
+    alphas = read_alphas(read_config(config_file(path)), metadata, where=where, dora=dora)
     # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
     tensors = map_tensors(path, header) if mapped else read_tensors(path, header)[0]
-    fused = {
-        name: module_change(name, {role: tensors[info.name] for role, info in parts.items()}, alphas, where=where)
-        for name, parts in sorted(grouped.items())
-    }
+    fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
     modules = taken_apart(fused, where=where)
     architecture = metadata.get("modelspec.architecture", "")
     shapes = {name: _shape(change) for name, change in modules.items()}
@@ -93,7 +93,7 @@ def read_changes(path: Path, *, mapped: bool = False) -> Changes:
     if len(encoders) == 2 and any(name.startswith("text_encoder_3.") for name in modules):
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
         modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
-    return Changes(with_kernels(modules, family), family, metadata)
+    return Changes(with_kernels(modules, family), family, metadata, (*skipped, *broken))
 
 
 def refuse_structured(changes: Changes, path: Path) -> None:

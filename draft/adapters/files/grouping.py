@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import replace
 
 from draft.adapters.files.family import header_family
-from draft.adapters.files.header import Header, TensorInfo, read_header, shown
+from draft.adapters.files.header import Header, TensorInfo, shown
 from draft.adapters.files.keys import parse_key
 from draft.adapters.files.names.positional import is_positional, positional_modules
 from draft.errors import StageError
@@ -56,18 +56,6 @@ _DENOISERS = (
 )
 
 
-def check_adapter(path: Path) -> None:
-    """Refuse by its header alone what is no adapter, however large it is.
-
-    Args:
-        path: The file, or a peft folder.
-
-    Raises:
-        StageError: As from `read_header` and `modules_of`.
-    """
-    modules_of(read_header(path), where=str(path))
-
-
 def modules_of(header: Header, *, where: str) -> dict[str, dict[str, TensorInfo]]:
     """Sort a file's tensors into modules and roles, and see that each module's can be factors.
 
@@ -84,15 +72,22 @@ def modules_of(header: Header, *, where: str) -> dict[str, dict[str, TensorInfo]
     """
     grouped = _grouped(header.tensors, header.metadata, where)
     for name, parts in sorted(grouped.items()):
-        _check_module(name, parts, where)
+        check_module(name, parts, where)
     return grouped
+
+
+def without_magnitudes(header: Header) -> Header:
+    """A header without DoRA's magnitudes, for whoever only looks at the factors."""
+    marks = [mark for mark, kind in _OTHERS.items() if kind == "DoRA"]
+    tensors = {name: info for name, info in header.tensors.items() if not any(mark in name for mark in marks)}
+    return replace(header, tensors=tensors)
 
 
 def _grouped(
     tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], where: str
 ) -> dict[str, dict[str, TensorInfo]]:
     for name in tensors:
-        _refuse(name, where)
+        refuse_tensor(name, where)
     if is_positional(tensors):
         return positional_modules(tensors, metadata, where=where)
     grouped: dict[str, dict[str, TensorInfo]] = {}
@@ -110,7 +105,17 @@ def _grouped(
     return grouped
 
 
-def _check_module(name: str, parts: Mapping[str, TensorInfo], where: str) -> None:
+def check_module(name: str, parts: Mapping[str, TensorInfo], where: str) -> None:
+    """Refuse tensors that cannot be one module's factors.
+
+    Args:
+        name: The module.
+        parts: Its tensors by role.
+        where: The file, for errors.
+
+    Raises:
+        StageError: As from `modules_of`.
+    """
     for role, part in parts.items():
         if role == "alpha" and math.prod(part.shape) != 1:
             raise StageError(f"the alpha of {name} must be one finite number (got shape {part.shape})", where=where)
@@ -142,7 +147,16 @@ def _check_module(name: str, parts: Mapping[str, TensorInfo], where: str) -> Non
         )
 
 
-def _refuse(name: str, where: str) -> None:
+def refuse_tensor(name: str, where: str) -> None:
+    """Refuse a tensor whose name says that it is no part of a B A.
+
+    Args:
+        name: The tensor's name.
+        where: The file, for errors.
+
+    Raises:
+        StageError: What it is, and what can be done.
+    """
     for mark, kind in _OTHERS.items():
         if mark in name:
             raise StageError(

@@ -14,7 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from draft.errors import StageError
-from draft.files import WEIGHTS, kind_of, weights_file
+from draft.files import WEIGHTS, weights_file
+from draft.writing import kind_of
 
 BITS = {
     "BOOL": 8,

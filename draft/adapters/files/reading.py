@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -13,9 +13,53 @@ from torch import Tensor
 from draft.adapters.changes import inputs_of
 from draft.adapters.factors import Factors, all_finite, trim_rank
 from draft.adapters.files.config import Alphas
+from draft.adapters.files.header import TensorInfo
 from draft.adapters.files.lycoris import is_lycoris, lycoris_change, with_core
+from draft.adapters.files.skipping import named_by
+from draft.adapters.skipped import Skipped
 from draft.adapters.structured import Structured
 from draft.errors import StageError
+
+
+def readable_changes(
+    grouped: Mapping[str, Mapping[str, TensorInfo]],
+    tensors: Mapping[str, Tensor],
+    alphas: Alphas,
+    patterns: Sequence[str],
+    *,
+    where: str,
+) -> tuple[dict[str, Factors | Structured], tuple[Skipped, ...]]:
+    """The changes of modules, without those whose numbers cannot be read and that a pattern names.
+
+    Args:
+        grouped: Tensors by module path and role, as the header has them.
+        tensors: By name.
+        alphas: What the file says about alpha elsewhere.
+        patterns: As in `without_unreadable`.
+        where: The file, for errors.
+
+    Returns:
+        Changes by module path, and what was left out.
+
+    Raises:
+        StageError: A module's numbers cannot be read, as in `module_change`, or no module is left.
+    """
+    changes: dict[str, Factors | Structured] = {}
+    skipped: list[Skipped] = []
+    for module, parts in sorted(grouped.items()):
+        names = [info.name for info in parts.values()]
+        try:
+            changes[module] = module_change(
+                module, {role: tensors[info.name] for role, info in parts.items()}, alphas, where=where
+            )
+        except StageError as error:
+            pattern = named_by((module, module.partition(".")[2], *names), patterns)
+            if pattern is None:
+                raise
+            skipped += [Skipped(name, error.what, pattern) for name in names]
+    if not changes:
+        raise StageError(f"nothing is left of the file: all {len(grouped)} modules are skipped", where=where)
+    return changes, tuple(skipped)
 
 
 def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, where: str) -> Factors | Structured:
@@ -50,7 +94,10 @@ def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, whe
 
 
 def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> dict[str, Factors | Structured]:
-    """Give a UNet's convolutions the shape of convolutions where a file has their weights flat, as LyCORIS' are.
+    """Give a UNet's convolutions the shape of convolutions where a file has them flat, and its linear layers theirs.
+
+    LyCORIS' convolutions are flat; some of kohya's files have 1x1 convolutions for the projections of Stable Diffusion
+    2 and XL, which are linear layers there.
 
     Args:
         modules: Changes by path.
@@ -64,9 +111,11 @@ def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> di
     for name, change in modules.items():
         last = name.rpartition(".")[2]
         size = {"conv1": 3, "conv2": 3, "conv": 3, "conv_in": 3, "conv_out": 3, "conv_shortcut": 1}.get(last, 0)
-        if last in ("proj_in", "proj_out") and family == "sd" and cross == 768:
-            size = 1
         columns, *kernel = inputs_of(change)
+        if last in ("proj_in", "proj_out"):
+            size = 1 if family == "sd" and cross == 768 else 0
+            if (family == "sdxl" or cross == 1024) and kernel == [1, 1] and name.startswith("unet."):
+                change, kernel = _flat(change), []
         if not kernel and size and name.startswith("unet.") and columns % size**2 == 0:
             inputs = (columns // size**2, size, size)
             if isinstance(change, Structured):
@@ -76,6 +125,13 @@ def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> di
                 change = replace(change, down=down, up=up)
         shaped[name] = change
     return shaped
+
+
+def _flat(change: Factors | Structured) -> Factors | Structured:
+    """A 1x1 convolution's change as a linear layer's, which Stable Diffusion 2 and XL have where 1 has convolutions."""
+    if isinstance(change, Structured):
+        return replace(change, inputs=change.inputs[:1])
+    return replace(change, down=change.down.flatten(1), up=change.up.flatten(1))
 
 
 def _alpha(name: str, parts: Mapping[str, Tensor], where: str) -> float | None:
