@@ -20,6 +20,7 @@ from draft.adapters.files.header import read_header
 from draft.adapters.files.layout import TITLES, lay_out, write_layout
 from draft.adapters.files.lycoris import nearest
 from draft.adapters.files.reading import readable_changes, with_kernels
+from draft.adapters.files.shapes import check_shapes
 from draft.adapters.files.skipping import without_unreadable
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
@@ -86,13 +87,13 @@ def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, ma
     tensors = map_tensors(path, header) if mapped else read_tensors(path, header)[0]
     fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
     modules = taken_apart(fused, where=where)
-    architecture = metadata.get("modelspec.architecture", "")
     shapes = {name: _shape(change) for name, change in modules.items()}
-    family = family_of(shapes, names=tensors, architecture=architecture, where=where)
+    family = family_of(shapes, header, where=where)
     encoders = family_named(family).encoders
     if len(encoders) == 2 and any(name.startswith("text_encoder_3.") for name in modules):
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
         modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
+    check_shapes({name: _shape(change) for name, change in modules.items()}, family, where=where)
     return Changes(with_kernels(modules, family), family, metadata, (*skipped, *broken))
 
 
