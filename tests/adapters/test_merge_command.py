@@ -195,6 +195,9 @@ def test_shards_keep_their_index_and_other_variants_are_not_copied(
     after = load_file(Path("out") / "unet" / table[name])[name]
     assert after.dtype == torch.float16
     torch.testing.assert_close(after.double(), tensors[name].double() + changes[Q], rtol=1e-3, atol=1e-3)
+    index.write_text("{")
+    with pytest.raises(StageError, match="the index of the shards is damaged"):
+        merge(str(model), ["a.safetensors"], output=Path("other"))
     untouched = load_file(Path("out") / "vae" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in untouched.values()} == {torch.float32}
 

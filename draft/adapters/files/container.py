@@ -73,21 +73,50 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mappin
     Raises:
         StageError: The file cannot be written; nothing is left behind.
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    chunks: list[bytes | memoryview] = []
+    plain = {name: tensors[name].detach().cpu() for name in sorted(tensors)}
+    chunks = [raw_bytes(tensor) for tensor in plain.values()]
+    write_bytes(path, [header_bytes(table_of(plain), metadata), *chunks])
+
+
+def table_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
+    """Where tensors go in a file that is written, which their shapes and dtypes decide.
+
+    Args:
+        tensors: By name; those on the device `meta` will do.
+
+    Returns:
+        A header's tensors, sorted by name.
+    """
+    table: dict[str, TensorInfo] = {}
     start = 0
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        # A view, no copy: an adapter is written without being in memory twice.
-        data = tensor.reshape(-1).view(torch.uint8).numpy().data
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, start + len(data)],
-        }
-        start += len(data)
-        chunks.append(data)
-    write_bytes(path, [_header(header), *chunks])
+    for name, tensor in sorted(tensors.items()):
+        stop = start + tensor.numel() * tensor.element_size()
+        table[name] = TensorInfo(_NAMES[tensor.dtype], tuple(tensor.shape), start, stop)
+        start = stop
+    return table
+
+
+def header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """A file's first bytes, all of them before the data.
+
+    Args:
+        tensors: By name, in the order in which they are to be listed.
+        metadata: The header's `__metadata__`, strings only.
+
+    Returns:
+        The length of the header and its text, padded to 8 bytes.
+    """
+    table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    for name, info in tensors.items():
+        table[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [info.start, info.stop]}
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=True).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes as they are in a file: a view, no copy, if it is contiguous."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def copy_tensors(source: Path, target: Path, *, metadata: Mapping[str, str]) -> None:
@@ -102,16 +131,12 @@ def copy_tensors(source: Path, target: Path, *, metadata: Mapping[str, str]) -> 
         StageError: There is no such file, it is not a safetensors file, or the copy cannot be written.
     """
     header = read_header(source)
-    table = {
-        name: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [info.start, info.stop]}
-        for name, info in header.tensors.items()
-    }
-    merged = dict(sorted({**header.metadata, **metadata}.items()))
+    head = header_bytes(header.tensors, {**header.metadata, **metadata})
     try:
         data = weights_file(source).read_bytes()[header.size :]
     except OSError as error:
         raise StageError(f"cannot read the file ({error.strerror or error})", where=str(source)) from error
-    write_bytes(target, [_header({"__metadata__": merged, **table}), data])
+    write_bytes(target, [head, data])
 
 
 def write_bytes(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
@@ -144,12 +169,6 @@ def cannot_write(error: OSError, path: Path) -> ResourceError:
     what = f"cannot write the file ({error.strerror or error})"
     refused = system_error(error, path)
     return ResourceError(what, needs=refused.needs if refused else "a disk that takes it", where=str(path))
-
-
-def _header(header: Mapping[str, object]) -> bytes:
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _read(file: BinaryIO, info: TensorInfo) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from draft.adapters.files.header import Header
 from draft.adapters.files.names.sites import Plan
 from draft.adapters.files.names.text import is_t5
 from draft.adapters.files.names.transformers import PLANS, member_of
+from draft.adapters.files.other_families import READ, covered, named_in, recognised
 from draft.diffusion.families import FAMILIES, families
 from draft.errors import StageError
 from draft.family import Family
@@ -23,8 +25,8 @@ _UNETS = ("sd", "sdxl")
 _SD_TEXT = (768, 1024)
 
 
-def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architecture: str, where: str) -> str:
-    """Tell an adapter's family.
+def family_of(modules: Mapping[str, Factors], header: Header, *, where: str) -> str:
+    """Tell an adapter's family by its modules' names and shapes and by its header, which must not contradict them.
 
     SDXL differs from its predecessors by its second text encoder, deeper transformers and wider text; where a file has
     none of these, or is a toy's, the header decides. The transformers differ by their layers, their number and their
@@ -33,16 +35,16 @@ def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architect
 
     Args:
         modules: Factors by diffusers' path.
-        names: The tensors' names in the file.
-        architecture: The header's `modelspec.architecture`, empty if it has none.
+        header: The file's header.
         where: The file, for errors.
 
     Returns:
         The family's name: `sd`, `sdxl`, `sd3`, `flux`, or of one without names of its own here what the header says.
 
     Raises:
-        StageError: The modules are of two kinds of models, or of none that is known.
+        StageError: The modules are of two kinds of models, or of none that is known, or the header names another.
     """
+    architecture = header.metadata.get("modelspec.architecture", "")
     if (row := header_family(architecture)) is not None and any(name.startswith(f"{row.part}.") for name in modules):
         return row.name
     transformer = {name: f for name, f in modules.items() if name.startswith("transformer.")}
@@ -51,8 +53,11 @@ def family_of(modules: Mapping[str, Factors], *, names: Iterable[str], architect
         raise StageError(
             f"the file mixes a UNet's modules ({unet}) with a transformer's ({next(iter(transformer))})", where=where
         )
+    if unet is None and (other := named_in(header.metadata)) is not None:
+        # Attention layers alone may have the same names and shapes in two families.
+        raise StageError(f"a LoRA of {other[0]}, which is not read (its header has {other[1]})", where=where, hint=READ)
     if transformer:
-        return _transformer(transformer, names=names, architecture=architecture, where=where)
+        return _transformer(transformer, header, where=where)
     if unet is None:
         third = any(name.startswith("text_encoder_3.") for name in modules)
         t5 = any(is_t5(name.partition(".")[2]) for name in modules)
@@ -91,15 +96,20 @@ def _is_cross(name: str) -> bool:
     return name.endswith(("attn2.to_k", "attn2.to_v"))
 
 
-def _transformer(modules: Mapping[str, Factors], *, names: Iterable[str], architecture: str, where: str) -> str:
+def _transformer(modules: Mapping[str, Factors], header: Header, *, where: str) -> str:
+    names, architecture = header.tensors, header.metadata.get("modelspec.architecture", "")
     faults = {family: _fault(modules, plan, family) for family, plan in PLANS.items()}
     spelled = {family for family, plan in PLANS.items() if any(_has(name, plan.native) for name in names)}
     marked = spelled or {f for f, plan in PLANS.items() if any(_has(name, plan.marks) for name in modules)}
     possible = sorted(f for f in PLANS if faults[f] is None and marked <= {f})
     if len(possible) > 1:
         possible = [f for f in possible if architecture.startswith(PLANS[f].architecture)]
-    if len(possible) == 1:
+    other = covered(names) if len(possible) == 1 else recognised(names)
+    if len(possible) == 1 and not other:
         return possible[0]
+    if other:
+        fault = next((fault for f in sorted(marked) or sorted(PLANS) if (fault := faults[f])), "it has all its blocks")
+        raise StageError(f"a LoRA of {other}, which is not read ({fault})", where=where, hint=READ)
     likely = sorted(marked) or sorted(PLANS)
     widths = "; ".join(f"{plan.title} is {' or '.join(map(str, plan.widths))} wide" for plan in PLANS.values())
     raise StageError(

@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from draft.adapters.changes import Change, Changes, Whole
-from draft.adapters.factors import Adapter, Factors, all_finite, fold, pad_ranks
-from draft.adapters.files.config import CONFIG, adapter_config, config_file, is_folder, read_alphas, read_config
-from draft.adapters.files.container import cannot_write, read_tensors, write_bytes, write_tensors
+from draft.adapters.factors import Adapter, Factors, fold
+from draft.adapters.files.config import CONFIG, config_file, is_folder, read_alphas, read_config
+from draft.adapters.files.container import cannot_write, read_tensors
 from draft.adapters.files.family import family_of
-from draft.adapters.files.fusion import put_together, taken_apart
+from draft.adapters.files.fusion import taken_apart
 from draft.adapters.files.grouping import modules_of, without_magnitudes
 from draft.adapters.files.header import read_header
-from draft.adapters.files.keys import kohya_name
+from draft.adapters.files.layout import TITLES, lay_out, write_layout
 from draft.adapters.files.lycoris import nearest
-from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
-from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.files.reading import readable_changes, with_kernels
+from draft.adapters.files.shapes import check_shapes
 from draft.adapters.files.skipping import without_unreadable
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
@@ -30,8 +29,6 @@ from draft.files import WEIGHTS
 from draft.outputs import publish
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
-
-_TITLES = {"unet": "UNet", "transformer": "transformer"}
 
 
 def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
@@ -87,13 +84,13 @@ def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False) ->
     tensors, _ = read_tensors(path, header)
     fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
     modules = taken_apart(fused, where=where)
-    architecture = metadata.get("modelspec.architecture", "")
     shapes = {name: _shape(change) for name, change in modules.items()}
-    family = family_of(shapes, names=tensors, architecture=architecture, where=where)
+    family = family_of(shapes, header, where=where)
     encoders = family_named(family).encoders
     if len(encoders) == 2 and any(name.startswith("text_encoder_3.") for name in modules):
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
         modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
+    check_shapes({name: _shape(change) for name, change in modules.items()}, family, where=where)
     return Changes(with_kernels(modules, family), family, metadata, (*skipped, *broken))
 
 
@@ -133,29 +130,12 @@ def write_adapter(
             or the disk refuses; nothing half-written is left.
     """
     path = Path(path)
-    if not adapter.modules:
-        raise StageError("an adapter without modules cannot be written", where=str(path))
-    folded = {name: fold(factors) for name, factors in sorted(adapter.modules.items())}
-    for name, factors in folded.items():
-        if not (all_finite(factors.down) and all_finite(factors.up)):
-            raise StageError(f"{name} has values that are not finite in {_dtype_name(factors.down)}", where=str(path))
     chosen = file_format(adapter.family, format)
-    merged = {**adapter.metadata, **(metadata or {})}
-    shapes = {name: (f.down.shape[1], f.up.shape[0]) for name, f in folded.items()}
-    if chosen == "kohya":
-        folded = put_together(folded, adapter.family) if adapter.family in PLANS else pad_ranks(folded)
-    tensors = _named_tensors(folded, chosen, adapter.family, where=str(path))
-    ranks = {name: factors.rank for name, factors in folded.items()}
-    header = file_metadata(merged, family=adapter.family, shapes=shapes, rank=max(ranks.values()))
-    if chosen != "kohya":
-        header["lora_adapter_metadata"] = lora_metadata(ranks, prefixed=chosen == "diffusers")
-    if not is_folder(path, chosen):
-        write_tensors(tensors, path, metadata=header)
-        return
+    folder = is_folder(path, chosen)
+    layout = lay_out(adapter, format=chosen, folder=folder, metadata=metadata or {}, where=str(path))
     try:
-        with publish(path, folder=True, holds=(WEIGHTS, CONFIG)) as partial:
-            write_tensors(tensors, partial / WEIGHTS, metadata=header)
-            write_bytes(partial / CONFIG, [json_text(adapter_config(ranks)).encode()])
+        with publish(path, folder=folder, holds=(WEIGHTS, CONFIG)) as partial:
+            write_layout(layout, partial)
     except OSError as error:
         raise cannot_write(error, path) from error
 
@@ -187,7 +167,7 @@ def denoiser_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
     """
     factors = part_factors(adapter, "unet") or part_factors(adapter, "transformer")
     if not factors:
-        part = _TITLES[family_named(adapter.family).part]
+        part = TITLES[family_named(adapter.family).part]
         raise StageError(f"the adapter does not touch the {part} (it has text-encoder modules only)")
     return factors
 
@@ -231,35 +211,3 @@ def _no_sum(name: str, change: Structured | Whole, path: Path) -> StageError:
         where=str(path),
         hint="give --rank N to draft convert, draft resize or draft mix, and the nearest LoRA of rank N is written",
     )
-
-
-def _named_tensors(folded: Mapping[str, Factors], format: str, family: str, *, where: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    denoiser = family_named(family).part
-    for name, factors in folded.items():
-        if format == "kohya":
-            base = kohya_name(name, family=family)
-            if base is None:
-                raise StageError(
-                    f"kohya's format has no unambiguous name for {name}", where=where, hint="write format: diffusers"
-                )
-            tensors[f"{base}.lora_down.weight"] = factors.down
-            tensors[f"{base}.lora_up.weight"] = factors.up
-            tensors[f"{base}.alpha"] = torch.tensor(float(factors.rank), dtype=torch.float32)
-            continue
-        if format == "peft":
-            part, _, path = name.partition(".")
-            if part != denoiser:
-                raise StageError(
-                    f"a peft adapter belongs to one model, here the {_TITLES[denoiser]}; {name} is outside it",
-                    where=where,
-                    hint="write format: kohya or diffusers",
-                )
-            name = f"base_model.model.{path}"
-        tensors[f"{name}.lora_A.weight"] = factors.down
-        tensors[f"{name}.lora_B.weight"] = factors.up
-    return tensors
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

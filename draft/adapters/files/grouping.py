@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from draft.adapters.files.family import header_family
 from draft.adapters.files.header import Header, TensorInfo, shown
 from draft.adapters.files.keys import parse_key
 from draft.adapters.files.names.positional import is_positional, positional_modules
+from draft.adapters.files.other_families import READ, named_in, recognised
 from draft.errors import StageError
 
 # What is no sum of B A at any rank worth having, by a part of its tensors' names.
@@ -95,7 +96,7 @@ def _grouped(
     for name, tensor in tensors.items():
         key = parse_key(name, part=row.part if row else "")
         if key is None:
-            raise _not_understood(name, tensors, where)
+            raise _not_understood(name, tensors, metadata, where)
         parts = grouped.setdefault(key.module, {})
         if key.role in parts:
             raise StageError(f"{key.module} is there twice, under two names", where=where)
@@ -184,17 +185,26 @@ def refuse_tensor(name: str, where: str) -> None:
         )
 
 
-def _not_understood(name: str, tensors: Iterable[str], where: str) -> StageError:
-    if any("lora" in other.lower() for other in tensors):
-        if name.startswith(_DENOISERS):
-            return StageError(
-                f"a LoRA of a family that is not read (tensor {shown(name)})",
-                where=where,
-                hint="LoRA files of Stable Diffusion 1, 2, XL, 3, 3.5 and FLUX.1 are read",
-            )
-        return StageError(f"the name of tensor {shown(name)} is not understood", where=where)
-    return StageError(
-        f"not a LoRA: no lora_down/lora_up or lora_A/lora_B tensors (first tensor {shown(name)})",
-        where=where,
-        hint="a full checkpoint is a model, give it as `model`",
-    )
+def _not_understood(
+    name: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], where: str
+) -> StageError:
+    if not any(mark in other.lower() for other in tensors for mark in ("lora", "lokr_", "hada_")):
+        return StageError(
+            f"not a LoRA: no lora_down/lora_up or lora_A/lora_B tensors (first tensor {shown(name)})",
+            where=where,
+            hint="a full checkpoint is a model, give it as `model`",
+        )
+    header = named_in(metadata)
+    if title := header[0] if header else recognised(tensors):
+        return StageError(
+            f"a LoRA of {title}, a family that is not read (tensor {shown(name)})", where=where, hint=READ
+        )
+    if name.startswith(_DENOISERS):
+        return StageError(f"a LoRA of a family that is not read (tensor {shown(name)})", where=where, hint=READ)
+    if name.startswith(("unet.", "text_encoder")):
+        return StageError(
+            f"a module that no model here has (tensor {shown(name)})",
+            where=where,
+            hint="behind `unet.` and `text_encoder.` stand the paths of diffusers and transformers",
+        )
+    return StageError(f"the name of tensor {shown(name)} is not understood", where=where)

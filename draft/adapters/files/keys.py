@@ -94,16 +94,30 @@ def parse_key(name: str, *, part: str = "") -> Key | None:
     match = _XLABS.fullmatch(name)
     if match is not None:
         return _xlabs(match)
+    match, key = _SUFFIX.fullmatch(name), split_name(name)
+    if match is None or key is None:
+        return None
+    plain = part and key.module.startswith(f"{part}.")
+    module = key.module if plain else _module_path(key.module, compact=match["old"] == "_lora")
+    return None if module is None else Key(module, key.role)
+
+
+def split_name(name: str) -> Key | None:
+    """A tensor's name taken apart, whatever model it is of: the module's path is as the file writes it.
+
+    Args:
+        name: As in the file.
+
+    Returns:
+        Path and role, or None if it does not end as a LoRA's tensors do.
+    """
     match = _SUFFIX.fullmatch(name)
     if match is None:
         return None
-    plain = part and match["module"].startswith(f"{part}.")
-    module = match["module"] if plain else _module_path(match["module"], compact=match["old"] == "_lora")
-    if module is None:
-        return None
     if match["other"]:
-        return Key(module, match["other"])
-    return Key(module, {"A": "down", "B": "up"}[match["peft"]] if match["peft"] else match["kohya"] or match["side"])
+        return Key(match["module"], match["other"])
+    role = {"A": "down", "B": "up"}[match["peft"]] if match["peft"] else match["kohya"] or match["side"]
+    return Key(match["module"], role)
 
 
 def kohya_name(module: str, *, family: str = "sd") -> str | None:
@@ -169,14 +183,15 @@ def _denoiser(path: str, part: str, *, compact: bool) -> str | None:
     if module is not None:
         return f"transformer.{module}"
     if part == "unet" or (part == "" and path.startswith(_UNET_TOPS)):
-        return f"unet.{path}" if path else None
+        return f"unet.{path}" if unet_path(path.replace(".", "_")) == path else None
     if part == "" and path.startswith(_LDM_TOPS):
         module = unet_path(path.replace(".", "_"))
     return None if module is None else f"unet.{module}"
 
 
 def _text(path: str, part: str, *, compact: bool) -> str | None:
-    return f"{part}.{canonical_text(path, compact=compact)}" if path else None
+    path = canonical_text(path, compact=compact)
+    return f"{part}.{path}" if text_path(path.replace(".", "_")) == path else None
 
 
 def _xlabs(match: re.Match[str]) -> Key | None:
