@@ -142,7 +142,7 @@ def older_verdicts(verdicts: Sequence[Verdict], base: BaseModel, contents: Conte
                 listed[-1] = replace(verdict, version=f"{first} to {last}")
             else:
                 listed.append(verdict)
-        for beside, listed in spans.items():
+        for beside, listed in sorted(spans.items()):
             ending = f" with {beside}" if beside else ""
             differing += [replace(verdict, version=f"{verdict.version}{ending}") for verdict in listed]
     return tuple(differing)
