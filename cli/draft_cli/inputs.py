@@ -125,4 +125,5 @@ def parse_input(text: str, *, command: str = "draft mix") -> tuple[Path, Strengt
             what = f"an input has at most two weights, of its denoiser and of its text encoders (got {tail}, "
             raise ConfigError(f"{what}{', '.join(numbers)})", where=where)
         raise ConfigError(f"a weight must be a number (got {tail!r})", where=where)
-    return local_path(path), Strength(*map(float, numbers))
+    strength = Strength(float(numbers[0])) if numbers else Strength()
+    return local_path(path), replace(strength, text_encoder=float(numbers[1])) if len(numbers) == 2 else strength

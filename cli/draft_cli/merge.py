@@ -13,7 +13,8 @@ from draft.errors import ConfigError
 from draft.files import usable
 from draft.outputs import check_output
 from draft_cli.inputs import parse_blocks, parse_factors, parse_input
-from draft_cli.mix import Dtype, mix_settings
+from draft_cli.mix import Dtype, Skip, mix_settings
+from draft_cli.mix_report import skipped_json, skipped_lines
 
 if TYPE_CHECKING:
     from draft.adapters.model.merging import MergeReport
@@ -40,6 +41,7 @@ def merge(
         list[str] | None,
         typer.Option("--block", metavar="[INPUT:]PATTERN=FACTOR", help="Weigh modules, as for `draft mix`."),
     ] = None,
+    skip: Skip = None,
     dtype: Dtype = "same",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would survive; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a model that is there.")] = False,
@@ -64,6 +66,7 @@ def merge(
         target,
         components=settings.components,
         blocks=blocks,
+        skip=skip or (),
         dtype=settings.dtype,
         dry_run=dry_run,
         overwrite=force,
@@ -144,6 +147,7 @@ def _lines(report: MergeReport, target: Path, *, written: bool) -> Iterator[str]
         of_text = "" if strength.text_encoder is None else f", text encoders {strength.text_encoder:+g}"
         blocks = "".join(f", {pattern} times {factor:g}" for pattern, factor in strength.blocks.items())
         yield f"{strength.weight:+g} x {path}  ({modules} module{'' if modules == 1 else 's'}{of_text}{blocks})"
+    yield from skipped_lines(report.skipped)
     if report.dropped:
         yield f"left out: {len(report.dropped)} module{'' if len(report.dropped) == 1 else 's'}"
     for name in report.unused:
@@ -181,6 +185,7 @@ def _as_json(report: MergeReport, source: Path, target: Path, *, written: bool) 
         ],
         "modules": report.modules,
         "left_out": list(report.dropped),
+        "skipped": skipped_json(report.skipped),
         "not_copied": list(report.unused),
         "dtypes": dict(report.dtypes),
         "bytes": report.size,

@@ -29,6 +29,11 @@ _WHERE = "draft mix"
 Format = Annotated[str, typer.Option("--format", metavar="FORMAT", help="Keys: auto, kohya, diffusers or peft.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Factors: same, fp32, fp16 or bf16.")]
 
+Skip = Annotated[
+    list[str] | None,
+    typer.Option("--skip", metavar="PATTERN", help="Leave out tensors or modules that cannot be read; each is named."),
+]
+
 
 def mix(
     inputs: Annotated[
@@ -76,6 +81,7 @@ def mix(
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the method dare.")] = 0,
     dtype: Dtype = "same",
     format: Format = "auto",
+    skip: Skip = None,
     verify: Annotated[
         str, typer.Option("--verify", metavar="HOW", help="Read back: factors, or full (by diffusers' reader too).")
     ] = "factors",
@@ -105,6 +111,7 @@ def mix(
         density=density,
         dtype=dtype,
         format=format,
+        skip=skip or [],
         verify=verify,
     )
     if not 0 <= seed < 2**63:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from draft.errors import presentable
+
 if TYPE_CHECKING:
     from draft.adapters.mixture import MixReport
+    from draft.adapters.skipped import Skipped
 
 
 def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Iterator[str]:
@@ -27,6 +30,7 @@ def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Ite
         of_text = "" if strength.text_encoder is None else f", text encoders {strength.text_encoder:+g}"
         blocks = "".join(f", {pattern} times {factor:g}" for pattern, factor in strength.blocks.items())
         yield f"{weight:+g} x {path}  ({_count(modules)}, {_ranks(ranks)}{of_text}{blocks})"
+    yield from skipped_lines(report.skipped)
     if report.dropped:
         parts = Counter(name.partition(".")[0] for name in report.dropped)
         listed = ", ".join(f"{count} of {part}" for part, count in sorted(parts.items()))
@@ -43,6 +47,17 @@ def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Ite
             yield f"read back: relative error {report.total:.3g} over all modules"
     if report.peer_error is not None:
         yield f"read by diffusers: largest relative error {report.peer_error:.2e}"
+
+
+def skipped_lines(skipped: Sequence[tuple[Path, Skipped]]) -> Iterator[str]:
+    """Name every tensor that was left out because it cannot be read."""
+    for path, each in skipped:
+        yield presentable(f"skipped: {each.tensor} of {path}  ({each.reason})")
+
+
+def skipped_json(skipped: Sequence[tuple[Path, Skipped]]) -> list[dict[str, str]]:
+    """The same for a program."""
+    return [{"path": str(path), "tensor": each.tensor, "reason": each.reason} for path, each in skipped]
 
 
 def _files(path: Path) -> list[Path]:
@@ -99,6 +114,7 @@ def as_json(report: MixReport, target: Path, *, dry_run: bool) -> dict[str, Any]
         ],
         "modules": report.modules,
         "left_out": list(report.dropped),
+        "skipped": skipped_json(report.skipped),
         "ranks": report.ranks,
         "dtype": report.dtype,
         "bytes_of_factors": report.size,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from draft.adapters.factors import Factors
+from draft.adapters.skipped import Skipped
 from draft.adapters.structured import Structured
 
 
@@ -50,11 +51,13 @@ class Changes:
         modules: Changes by module path, as in `Adapter`.
         family: As in `Adapter`.
         metadata: As in `Adapter`.
+        skipped: Tensors of the file that were left out.
     """
 
     modules: Mapping[str, Change]
     family: str = "sd"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    skipped: Sequence[Skipped] = ()
 
     @property
     def ranks(self) -> dict[int | str, int]:

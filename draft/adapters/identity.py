@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from draft.adapters.files.config import config_file, read_config
-from draft.adapters.files.grouping import check_adapter
+from draft.adapters.files.grouping import modules_of
+from draft.adapters.files.header import read_header
+from draft.adapters.files.skipping import without_unreadable
 from draft.errors import StageError
 from draft.files import sha256, weights_file
 
@@ -18,7 +20,7 @@ from draft.files import sha256, weights_file
 _DECISIVE = ("alpha_pattern", "lora_alpha", "r", "rank_pattern", "use_rslora")
 
 
-def adapter_digest(path: Path, *, weights: str = "") -> str:
+def adapter_digest(path: Path, *, weights: str = "", skip: Sequence[str] = ()) -> str:
     """Digest everything that decides an adapter's change: its file with the header, and peft's settings beside it.
 
     Of a file alone this is its sha256. The same tensors under another `lora_alpha` are another adapter.
@@ -26,6 +28,7 @@ def adapter_digest(path: Path, *, weights: str = "") -> str:
     Args:
         path: A `.safetensors` file, or a peft folder; a folder and the file of weights in it are one.
         weights: The sha256 of the file with the numbers, where it is known already.
+        skip: Patterns of tensors that need not be readable, as in `without_unreadable`.
 
     Returns:
         64 hexadecimal digits.
@@ -35,7 +38,8 @@ def adapter_digest(path: Path, *, weights: str = "") -> str:
     """
     file = weights_file(path)
     if not weights:
-        check_adapter(path)
+        header, _ = without_unreadable(read_header(path), skip, where=str(path))
+        modules_of(header, where=str(path))
         try:
             weights = sha256(file)
         except OSError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from draft.adapters.factors import Adapter, Factors, pad_ranks
 from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.fusion import put_together
 from draft.adapters.files.names.transformers import PLANS
+from draft.adapters.files.skipping import refuse_idle, with_skip
 from draft.adapters.identity import adapter_digest, writes_over
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings, check_settings
+from draft.adapters.skipped import Skipped
 from draft.adapters.strength import Strength, added, check_strength, normalized, weights_by_module
 from draft.errors import DraftWarning, StageError
 
@@ -48,6 +51,7 @@ class MixReport:
         predicted: The relative error over all modules that a smaller rank costs, known before writing; None where the
             mix is exact. Of `ties`, `dare` and `magnitude` it is against their dense result.
         dropped: Modules of the inputs that were left out by a factor of 0.
+        skipped: Tensors of the inputs that could not be read and were left out, with the path of the input.
         error: The largest relative error of a module in the file that was written, its rounding included, against the
             exact sum of the inputs as they are; of `ties`, `dare` and `magnitude` against their dense result. None in a
             dry run.
@@ -64,6 +68,7 @@ class MixReport:
     size: int
     predicted: float | None
     dropped: tuple[str, ...]
+    skipped: tuple[tuple[Path, Skipped], ...] = ()
     error: float | None = None
     worst: str = ""
     total: float | None = None
@@ -129,7 +134,10 @@ def mix_files(
         for (path, each), digest, (adapter, _) in zip(files, digests, terms, strict=True)
         for strength in each
     ]
-    entries = [(path.stem or path.name, digest, strength, a.metadata) for path, strength, digest, a in strengths]
+    entries = [
+        (path.stem or path.name, digest, strength, a.metadata, [each.tensor for each in a.skipped])
+        for path, strength, digest, a in strengths
+    ]
     header = recipe_header(entries, settings, seed=seed, error=mixed.error) | dict(metadata or {})
     report = MixReport(
         modules=len(mixed.adapter.modules),
@@ -140,6 +148,7 @@ def mix_files(
         size=_size(mixed.adapter, settings.format),
         predicted=mixed.error,
         dropped=tuple(name for name in names if name not in nonzero),
+        skipped=skipped_of(files, terms),
     )
     if dry_run:
         return report
@@ -193,9 +202,12 @@ def read_inputs(
     for path, weight in inputs:
         strength = weight if isinstance(weight, Strength) else Strength(weight)
         check_strength(strength, str(path))
-        by_digest.setdefault(adapter_digest(path), (path, []))[1].append(strength)
+        with _skip_in_hint():
+            by_digest.setdefault(adapter_digest(path, skip=settings.skip), (path, []))[1].append(strength)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
-    adapters = [read_changes(path) for path, _ in files]
+    with _skip_in_hint():
+        adapters = [read_changes(path, skip=settings.skip) for path, _ in files]
+    refuse_idle(settings.skip, [each for adapter in adapters for each in adapter.skipped])
     if not structured:
         for (path, _), changes in zip(files, adapters, strict=True):
             refuse_structured(changes, path)
@@ -214,6 +226,22 @@ def read_inputs(
             stacklevel=2,
         )
     return files, terms, list(by_digest)
+
+
+def skipped_of(
+    files: Sequence[tuple[Path, Sequence[Strength]]], terms: Sequence[tuple[Changes, Weight]]
+) -> tuple[tuple[Path, Skipped], ...]:
+    """What was left out of which input because it cannot be read."""
+    return tuple((path, each) for (path, _), (adapter, _) in zip(files, terms, strict=True) for each in adapter.skipped)
+
+
+@contextmanager
+def _skip_in_hint() -> Iterator[None]:
+    try:
+        yield
+    except StageError as error:
+        with_skip(error)
+        raise
 
 
 def left_out(name: str, terms: Sequence[tuple[Changes, Weight]]) -> bool:

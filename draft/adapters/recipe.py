@@ -15,7 +15,7 @@ _UNIONS = ("modelspec.license", "modelspec.trigger_phrase", "modelspec.tags")
 
 
 def recipe_header(
-    inputs: Sequence[tuple[str, str, Strength, Mapping[str, str]]],
+    inputs: Sequence[tuple[str, str, Strength, Mapping[str, str], Sequence[str]]],
     settings: MixSettings,
     *,
     seed: int,
@@ -24,7 +24,8 @@ def recipe_header(
     """The header entries of a mixed file: `draft.recipe` and what other programs show.
 
     Args:
-        inputs: For every input its name (a file's stem), its sha256, its strength and its header.
+        inputs: For every input its name (a file's stem), its sha256, its strength, its header and the tensors that were
+            skipped.
         settings: How they were mixed.
         seed: Of `dare`.
         error: The predicted error of a smaller rank; None where there is none.
@@ -44,6 +45,7 @@ def recipe_header(
         "seed": seed if settings.method == "dare" else None,
         "dtype": settings.dtype,
         "format": settings.format,
+        **({"skip": list(settings.skip)} if settings.skip else {}),
     }
     recipe = {
         "kind": "mix",
@@ -55,17 +57,19 @@ def recipe_header(
     }
     header = {
         "draft.recipe": json.dumps(recipe, sort_keys=True),
-        "modelspec.title": " + ".join(f"{strength} {name}" for name, _, strength, _ in inputs),
-        "modelspec.merged_from": ", ".join(_title(name, metadata) for name, _, _, metadata in inputs),
+        "modelspec.title": " + ".join(f"{strength} {name}" for name, _, strength, _, _ in inputs),
+        "modelspec.merged_from": ", ".join(_title(name, metadata) for name, _, _, metadata, _ in inputs),
     }
     for key in _UNIONS:
-        values = list(dict.fromkeys(metadata[key] for _, _, _, metadata in inputs if metadata.get(key)))
+        values = list(dict.fromkeys(metadata[key] for _, _, _, metadata, _ in inputs if metadata.get(key)))
         if values:
             header[key] = ", ".join(values)
     return header
 
 
-def input_entry(name: str, digest: str, strength: Strength, metadata: Mapping[str, str]) -> dict[str, Any]:
+def input_entry(
+    name: str, digest: str, strength: Strength, metadata: Mapping[str, str], skipped: Sequence[str]
+) -> dict[str, Any]:
     """One input in a recipe, with its own recipe and pipeline inside.
 
     Args:
@@ -73,6 +77,7 @@ def input_entry(name: str, digest: str, strength: Strength, metadata: Mapping[st
         digest: Its sha256.
         strength: How strongly it takes part.
         metadata: Its header.
+        skipped: Its tensors that were left out because they cannot be read.
 
     Returns:
         Plain data.
@@ -82,6 +87,8 @@ def input_entry(name: str, digest: str, strength: Strength, metadata: Mapping[st
         entry["text_encoder"] = strength.text_encoder
     if strength.blocks:
         entry["blocks"] = dict(strength.blocks)
+    if skipped:
+        entry["skipped"] = list(skipped)
     for key in ("recipe", "pipeline"):
         if text := metadata.get(f"draft.{key}"):
             entry[key] = _parsed(text)

@@ -26,6 +26,8 @@ class MixSettings:
         density: Share of the entries of a change that `ties`, `dare` and `magnitude` keep.
         dtype: Dtype of the written factors; `same` is the widest of the inputs.
         format: The written file's key format; `auto` is what most programs read for this model family.
+        skip: Patterns of tensors or modules that are left out if they cannot be read (a DoRA's magnitude, a norm).
+            Each that is left out is reported.
         verify: `factors`: the written file is read back and compared with the sum; `full`: by diffusers' reader too.
     """
 
@@ -40,6 +42,7 @@ class MixSettings:
     density: Annotated[float, Gt(0), Le(1)] | None = None
     dtype: Literal["same", "fp32", "fp16", "bf16"] = "same"
     format: Literal["auto", "kohya", "diffusers", "peft"] = "auto"
+    skip: tuple[str, ...] = ()
     verify: Literal["factors", "full"] = "factors"
 
 

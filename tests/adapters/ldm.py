@@ -20,7 +20,10 @@ def unet(*, levels: int = 2, depth: int = 1) -> dict[str, Tensor]:
 
 def clip(prefix: str, *, layers: int = 2) -> dict[str, Tensor]:
     """A CLIP text encoder under transformers' names."""
-    shapes = {"embeddings.token_embedding.weight": (20, TEXT), "embeddings.position_embedding.weight": (16, TEXT)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.token_embedding.weight": (20, TEXT),
+        "embeddings.position_embedding.weight": (16, TEXT),
+    }
     for end in ("weight", "bias"):
         tail = (TEXT,) if end == "weight" else ()
         shapes[f"final_layer_norm.{end}"] = (TEXT,)

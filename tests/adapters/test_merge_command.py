@@ -131,7 +131,7 @@ def test_the_printed_figures_are_those_of_a_dense_computation(
 
 
 def test_a_merged_model_draws_what_the_model_with_the_adapter_draws(model: Path) -> None:
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     save_adapter(model, "a.safetensors", size=0.2)
     merge(str(model), ["a.safetensors:0.7"], output=Path("out"))

@@ -44,7 +44,7 @@ def test_the_story_holds_prompts_rewards_and_settings_whole(workshop) -> None:
     assert train["rewards"] == {"jpeg": {"use": "jpeg", "quality": 50}}
     assert train["settings"]["learning_rate"] == 1e-4 and train["settings"]["lora"]["rank"] == 8
     assert train["model"]["name"] == "model" and len(train["model"]["sha256"]) == 64
-    assert told["mix"]["settings"]["adapters"] == {"a": {"weight": 0.7}}
+    assert told["mix"]["settings"]["adapters"] == {"a": {"weight": 0.7, "text_encoder": None, "blocks": {}}}
     assert str(workshop.folder) not in json.dumps(told)
     header = {job.stage.name: job.metadata for job in workshop.jobs}
     assert json.loads(header["train"]["draft.pipeline"]) == train and "draft.pipeline" not in header["evaluate"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +21,9 @@ from draft.adapters.files.keys import kohya_name
 from draft.adapters.files.lycoris import nearest
 from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
 from draft.adapters.files.names.transformers import PLANS
-from draft.adapters.files.reading import module_change, with_kernels
+from draft.adapters.files.reading import readable_changes, with_kernels
 from draft.adapters.files.shapes import check_shapes
+from draft.adapters.files.skipping import without_unreadable
 from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
@@ -63,11 +64,12 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     return Adapter(modules, changes.family, changes.metadata)
 
 
-def read_changes(path: Path) -> Changes:
+def read_changes(path: Path, *, skip: Sequence[str] = ()) -> Changes:
     """Read a LoRA file or a peft folder as it is: LoHa and LoKr stay what they are, nothing is cut or rounded.
 
     Args:
         path: As in `read_adapter`.
+        skip: Patterns of tensors that are left out if they cannot be read, as in `without_unreadable`.
 
     Returns:
         Every module's change.
@@ -77,16 +79,13 @@ def read_changes(path: Path) -> Changes:
     """
     path = Path(path)
     where = str(path)
-    header = read_header(path)
+    header, skipped = without_unreadable(read_header(path), skip, where=where)
     metadata = dict(header.metadata)
     grouped = modules_of(header, where=where)
     alphas = read_alphas(read_config(config_file(path)), metadata, where=where)
     # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
     tensors, _ = read_tensors(path, header)
-    fused = {
-        name: module_change(name, {role: tensors[info.name] for role, info in parts.items()}, alphas, where=where)
-        for name, parts in sorted(grouped.items())
-    }
+    fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
     modules = taken_apart(fused, where=where)
     shapes = {name: _shape(change) for name, change in modules.items()}
     family = family_of(shapes, header, where=where)
@@ -95,7 +94,7 @@ def read_changes(path: Path) -> Changes:
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
         modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
     check_shapes({name: _shape(change) for name, change in modules.items()}, family, where=where)
-    return Changes(with_kernels(modules, family), family, metadata)
+    return Changes(with_kernels(modules, family), family, metadata, (*skipped, *broken))
 
 
 def refuse_structured(changes: Changes, path: Path) -> None:

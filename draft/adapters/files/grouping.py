@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 from draft.adapters.files.family import header_family
-from draft.adapters.files.header import Header, TensorInfo, read_header, shown
+from draft.adapters.files.header import Header, TensorInfo, shown
 from draft.adapters.files.keys import parse_key
 from draft.adapters.files.names.positional import is_positional, positional_modules
 from draft.adapters.files.other_families import READ, named_in, recognised
@@ -31,8 +30,7 @@ _HINTS = {
     "DoRA": "its change depends on the weights of the base model, which the file does not hold; resave it as a plain "
     "LoRA with the tool that trained it"
 }
-# Numbers that count times others: scaled float8 of ComfyUI, int8 and 4 bits of bitsandbytes.
-_SCALES = (
+SCALES = (
     "scaled_fp8",
     ".scale_weight",
     ".weight_scale",
@@ -44,6 +42,8 @@ _SCALES = (
     ".quant_map",
     ".SCB",
 )
+"""Ends of names of numbers that others count times: scaled float8 of ComfyUI, int8 and 4 bits of bitsandbytes."""
+
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _INTEGERS = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
 _FULL = (".diff", ".diff.weight", ".set_weight", ".w_norm", ".b_norm")
@@ -55,18 +55,6 @@ _DENOISERS = (
     "lora_unet_",
     "lycoris_",
 )
-
-
-def check_adapter(path: Path) -> None:
-    """Refuse by its header alone what is no adapter, however large it is.
-
-    Args:
-        path: The file, or a peft folder.
-
-    Raises:
-        StageError: As from `read_header` and `modules_of`.
-    """
-    modules_of(read_header(path), where=str(path))
 
 
 def modules_of(header: Header, *, where: str) -> dict[str, dict[str, TensorInfo]]:
@@ -85,7 +73,7 @@ def modules_of(header: Header, *, where: str) -> dict[str, dict[str, TensorInfo]
     """
     grouped = _grouped(header.tensors, header.metadata, where)
     for name, parts in sorted(grouped.items()):
-        _check_module(name, parts, where)
+        check_module(name, parts, where)
     return grouped
 
 
@@ -93,7 +81,7 @@ def _grouped(
     tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], where: str
 ) -> dict[str, dict[str, TensorInfo]]:
     for name in tensors:
-        _refuse(name, where)
+        refuse_tensor(name, where)
     if is_positional(tensors):
         return positional_modules(tensors, metadata, where=where)
     grouped: dict[str, dict[str, TensorInfo]] = {}
@@ -111,7 +99,17 @@ def _grouped(
     return grouped
 
 
-def _check_module(name: str, parts: Mapping[str, TensorInfo], where: str) -> None:
+def check_module(name: str, parts: Mapping[str, TensorInfo], where: str) -> None:
+    """Refuse tensors that cannot be one module's factors.
+
+    Args:
+        name: The module.
+        parts: Its tensors by role.
+        where: The file, for errors.
+
+    Raises:
+        StageError: As from `modules_of`.
+    """
     for role, part in parts.items():
         if role == "alpha" and math.prod(part.shape) != 1:
             raise StageError(f"the alpha of {name} must be one finite number (got shape {part.shape})", where=where)
@@ -143,7 +141,16 @@ def _check_module(name: str, parts: Mapping[str, TensorInfo], where: str) -> Non
         )
 
 
-def _refuse(name: str, where: str) -> None:
+def refuse_tensor(name: str, where: str) -> None:
+    """Refuse a tensor whose name says that it is no part of a B A.
+
+    Args:
+        name: The tensor's name.
+        where: The file, for errors.
+
+    Raises:
+        StageError: What it is, and what can be done.
+    """
     for mark, kind in _OTHERS.items():
         if mark in name:
             raise StageError(
@@ -151,7 +158,7 @@ def _refuse(name: str, where: str) -> None:
                 where=where,
                 hint=_HINTS.get(kind, "resave it as a plain LoRA with the tool that trained it"),
             )
-    if name.endswith(_SCALES):
+    if name.endswith(SCALES):
         raise StageError(
             f"its numbers are quantised and count times scales of their own (tensor {shown(name)})",
             where=where,

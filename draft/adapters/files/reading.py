@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -13,9 +13,53 @@ from torch import Tensor
 from draft.adapters.changes import inputs_of
 from draft.adapters.factors import Factors, all_finite, trim_rank
 from draft.adapters.files.config import Alphas
+from draft.adapters.files.header import TensorInfo
 from draft.adapters.files.lycoris import is_lycoris, lycoris_change, with_core
+from draft.adapters.files.skipping import named_by
+from draft.adapters.skipped import Skipped
 from draft.adapters.structured import Structured
 from draft.errors import StageError
+
+
+def readable_changes(
+    grouped: Mapping[str, Mapping[str, TensorInfo]],
+    tensors: Mapping[str, Tensor],
+    alphas: Alphas,
+    patterns: Sequence[str],
+    *,
+    where: str,
+) -> tuple[dict[str, Factors | Structured], tuple[Skipped, ...]]:
+    """The changes of modules, without those whose numbers cannot be read and that a pattern names.
+
+    Args:
+        grouped: Tensors by module path and role, as the header has them.
+        tensors: By name.
+        alphas: What the file says about alpha elsewhere.
+        patterns: As in `without_unreadable`.
+        where: The file, for errors.
+
+    Returns:
+        Changes by module path, and what was left out.
+
+    Raises:
+        StageError: A module's numbers cannot be read, as in `module_change`, or no module is left.
+    """
+    changes: dict[str, Factors | Structured] = {}
+    skipped: list[Skipped] = []
+    for module, parts in sorted(grouped.items()):
+        names = [info.name for info in parts.values()]
+        try:
+            changes[module] = module_change(
+                module, {role: tensors[info.name] for role, info in parts.items()}, alphas, where=where
+            )
+        except StageError as error:
+            pattern = named_by((module, module.partition(".")[2], *names), patterns)
+            if pattern is None:
+                raise
+            skipped += [Skipped(name, error.what, pattern) for name in names]
+    if not changes:
+        raise StageError(f"nothing is left of the file: all {len(grouped)} modules are skipped", where=where)
+    return changes, tuple(skipped)
 
 
 def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, where: str) -> Factors | Structured:

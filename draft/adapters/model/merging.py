@@ -15,7 +15,7 @@ from torch import Tensor
 from draft.adapters.algebra.mix import ExactSum, Weight, module_names
 from draft.adapters.changes import Changes, dense_sum, inputs_of, outputs_of
 from draft.adapters.files.metadata import draft_version
-from draft.adapters.mixture import left_out, read_inputs
+from draft.adapters.mixture import left_out, read_inputs, skipped_of
 from draft.adapters.model.adding import Tally, add_rounded
 from draft.adapters.model.checkpoint import Checkpoint, WeightsFile, open_checkpoint
 from draft.adapters.model.tensors import check_dtype, oriented, read_rows
@@ -23,6 +23,7 @@ from draft.adapters.model.writing import Cast, stale, write_model
 from draft.adapters.recipe import input_entry
 from draft.adapters.selection import module_weights
 from draft.adapters.settings import MixSettings
+from draft.adapters.skipped import Skipped
 from draft.adapters.strength import Strength
 from draft.errors import DraftWarning, StageError
 from draft.files import weights_digest
@@ -44,6 +45,7 @@ class MergeReport:
         total: Over all modules together.
         by_module: Of each; those whose change is 0 are not among them.
         dropped: Modules of the inputs that were left out by a factor of 0.
+        skipped: Tensors of the inputs that could not be read and were left out, with the path of the input.
         unused: Files of the model with the same weights (other variants, pickles) that are not in the output.
         size: Bytes of the files with weights that were changed.
     """
@@ -54,6 +56,7 @@ class MergeReport:
     total: Tally
     by_module: Mapping[str, Tally]
     dropped: tuple[str, ...]
+    skipped: tuple[tuple[Path, Skipped], ...]
     unused: tuple[str, ...]
     size: int
 
@@ -80,6 +83,7 @@ def merge_files(
     *,
     components: Mapping[str, float] | None = None,
     blocks: Mapping[str, float] | None = None,
+    skip: Sequence[str] = (),
     dtype: str = "same",
     dry_run: bool = False,
     overwrite: bool = True,
@@ -94,6 +98,7 @@ def merge_files(
         output: The folder or the file to write, as the model is one; it appears once it is complete.
         components: As in `MixSettings`.
         blocks: As in `MixSettings`.
+        skip: As in `MixSettings`.
         dtype: Of the floats in every file that is changed: `same` as they are, `fp32`, `fp16` or `bf16`.
         dry_run: Compute everything, write nothing.
         overwrite: Whether a model that is there may be replaced.
@@ -106,7 +111,7 @@ def merge_files(
             would not be finite, or the output is one of the inputs or cannot be written; nothing is left behind.
     """
     checkpoint = open_checkpoint(model)
-    settings = MixSettings(components=dict(components or {}), blocks=dict(blocks or {}))
+    settings = MixSettings(components=dict(components or {}), blocks=dict(blocks or {}), skip=tuple(skip))
     files, terms, digests = read_inputs(inputs, settings, structured=True)
     names = module_names(terms)
     factors = module_weights(names, components=settings.components, blocks=settings.blocks)
@@ -121,7 +126,7 @@ def merge_files(
     # In another dtype all shards of a part are written, so that it has one.
     changed = [file for file in checkpoint.files if file.path in paths or (dtype != "same" and file.component in parts)]
     entries = [
-        input_entry(path.stem or path.name, digest, strength, adapter.metadata)
+        input_entry(path.stem or path.name, digest, strength, adapter.metadata, [s.tensor for s in adapter.skipped])
         for (path, strengths), digest, (adapter, _) in zip(files, digests, terms, strict=True)
         for strength in strengths
     ]
@@ -132,6 +137,7 @@ def merge_files(
         "inputs": entries,
         "components": settings.components,
         "blocks": settings.blocks,
+        **({"skip": list(skip)} if skip else {}),
         "dtype": dtype,
     }
     notes = {"draft.recipe": json.dumps(recipe, sort_keys=True), "draft.version": draft_version()}
@@ -157,6 +163,7 @@ def merge_files(
         total=total,
         by_module={name: tally for name, tally in sorted(work.by_module.items()) if tally.size > 0},
         dropped=tuple(name for name in names if name not in chosen),
+        skipped=skipped_of(files, terms),
         unused=tuple(
             str(path.relative_to(model))
             for path in checkpoint.unused

@@ -18,8 +18,8 @@ from draft.adapters.files.header import Header, TensorInfo
 from draft.adapters.model.checkpoint import INDEX, Checkpoint, Location, WeightsFile
 from draft.adapters.model.tensors import DTYPES, read_rows
 from draft.errors import StageError
-from draft.files import sync
 from draft.outputs import publish
+from draft.writing import sync
 
 _STALE = ("sshs_", "modelspec.hash", "modelspec.date", "draft.")
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".h5", ".xml")

@@ -20,7 +20,19 @@ from draft.pipeline.inputs import AdapterInput, Label, Seed
 from draft.pipeline.kinds.kind import Candidate, Job, Kind, Recipe
 
 _DEFAULTS = {"method": "exact", "normalize": False, "dtype": "same", "format": "auto"}
-_MIXING = ("method", "rank", "energy", "max_error", "components", "blocks", "normalize", "density", "dtype", "format")
+_MIXING = (
+    "method",
+    "rank",
+    "energy",
+    "max_error",
+    "components",
+    "blocks",
+    "normalize",
+    "density",
+    "dtype",
+    "format",
+    "skip",
+)
 _SCHEDULE = Elsewhere(
     "schedule",
     why="has no place in a mix, whose result is one adapter for all steps",
@@ -115,7 +127,7 @@ def stage_of(recipe: Mapping[str, Any], provenance: Mapping[str, Any]) -> tuple[
         settings = {key: recipe[key] for key in _MIXING if recipe.get(key) not in (None, {}, _DEFAULTS.get(key))}
     seed = provenance.get("seed", recipe.get("seed")) if settings.get("method") == "dare" else None
     adapters = {
-        label: {key: entry[key] for key in ("weight", "text_encoder", "blocks") if key in entry}
+        label: {"weight": entry["weight"], **{key: entry[key] for key in ("text_encoder", "blocks") if key in entry}}
         for label, entry in zip(labels, inputs, strict=True)
     }
     stage = {"kind": "mix", "adapters": adapters, **settings, **({} if seed is None else {"seed": seed})}

@@ -26,7 +26,12 @@ Slot = tuple[str, int, int]
 
 def is_positional(names: Mapping[str, TensorInfo]) -> bool:
     """Whether a file's tensors are numbered instead of named."""
-    return any(_NUMBERED.fullmatch(name) for name in names)
+    return any(is_numbered(name) for name in names)
+
+
+def is_numbered(name: str) -> bool:
+    """Whether one tensor is."""
+    return _NUMBERED.fullmatch(name) is not None
 
 
 def positional_modules(
