@@ -38,8 +38,7 @@ def lines(report: MixReport, target: Path, *, method: str, dry_run: bool) -> Ite
     if report.predicted is not None:
         against = "the exact sum" if method == "exact" else f"the dense {method} result"
         yield f"smaller rank: relative error {report.predicted:.3g} over all modules, against {against}"
-    size = _size(report.size) if dry_run else _size(sum(file.stat().st_size for file in _files(target)))
-    verb = "would write" if dry_run else "wrote"
+    verb, size = "would write" if dry_run else "wrote", _size(report.file_size)
     yield f"{verb} {target}  ({_count(report.modules)}, {_ranks(report.ranks)}, {report.dtype}, {size})"
     if report.error is not None:
         yield f"read back: largest relative error {report.error:.2e}"
@@ -58,10 +57,6 @@ def skipped_lines(skipped: Sequence[tuple[Path, Skipped]]) -> Iterator[str]:
 def skipped_json(skipped: Sequence[tuple[Path, Skipped]]) -> list[dict[str, str]]:
     """The same for a program."""
     return [{"path": str(path), "tensor": each.tensor, "reason": each.reason} for path, each in skipped]
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else list(path.iterdir())
 
 
 def _count(modules: int) -> str:
@@ -117,6 +112,7 @@ def as_json(report: MixReport, target: Path, *, dry_run: bool) -> dict[str, Any]
         "skipped": skipped_json(report.skipped),
         "ranks": report.ranks,
         "dtype": report.dtype,
+        "bytes": report.file_size,
         "bytes_of_factors": report.size,
         "predicted_relative_error": report.predicted,
         "relative_error": report.total,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,14 @@ class Factors:
         return self.down.shape[0]
 
 
+class LazyFactors(Mapping[str, Factors]):
+    """Factors by module path that are computed whenever they are asked for, by any thread."""
+
+    @abstractmethod
+    def shape(self, name: str) -> Factors:
+        """A module's factors on the device `meta`: their shapes and dtypes, known without computing them."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA: the change of every module it touches.
@@ -52,7 +61,21 @@ class Adapter:
     @property
     def ranks(self) -> dict[int, int]:
         """How many modules have which rank, by rank."""
-        return dict(sorted(Counter(factors.rank for factors in self.modules.values()).items()))
+        return dict(sorted(Counter(factors.rank for factors in shapes_of(self.modules).values()).items()))
+
+
+def shapes_of(modules: Mapping[str, Factors]) -> dict[str, Factors]:
+    """The shapes and dtypes of factors; what is computed on demand is not computed for them.
+
+    Args:
+        modules: Factors by module path.
+
+    Returns:
+        Factors on the device `meta`, scale 1.
+    """
+    if isinstance(modules, LazyFactors):
+        return {name: modules.shape(name) for name in modules}
+    return {name: Factors(factors.down.to("meta"), factors.up.to("meta")) for name, factors in modules.items()}
 
 
 def fold(factors: Factors) -> Factors:
@@ -88,16 +111,25 @@ def pad_ranks(modules: Mapping[str, Factors]) -> dict[str, Factors]:
     for name, factors in modules.items():
         part = name.partition(".")[0]
         largest[part] = max(largest.get(part, 0), factors.rank)
-    padded = {}
-    for name, factors in modules.items():
-        more = largest[name.partition(".")[0]] - factors.rank
-        if not more:
-            padded[name] = factors
-            continue
-        down = torch.cat([factors.down, factors.down.new_zeros(more, *factors.down.shape[1:])], 0)
-        up = torch.cat([factors.up, factors.up.new_zeros(factors.up.shape[0], more, *factors.up.shape[2:])], 1)
-        padded[name] = Factors(down, up, factors.scale)
-    return padded
+    return {name: padded(factors, largest[name.partition(".")[0]]) for name, factors in modules.items()}
+
+
+def padded(factors: Factors, rank: int) -> Factors:
+    """The same change at a larger rank, by zero rows and columns.
+
+    Args:
+        factors: Any factors.
+        rank: The new rank, at least the old one.
+
+    Returns:
+        Factors of this rank.
+    """
+    more = rank - factors.rank
+    if not more:
+        return factors
+    down = torch.cat([factors.down, factors.down.new_zeros(more, *factors.down.shape[1:])], 0)
+    up = torch.cat([factors.up, factors.up.new_zeros(factors.up.shape[0], more, *factors.up.shape[2:])], 1)
+    return Factors(down, up, factors.scale)
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -14,14 +14,24 @@ from torch import Tensor
 
 from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.merging import cut, merge
-from draft.adapters.algebra.mix import ExactSum, Weight, check_inputs, mix, module_names, shared_header, weight_in
+from draft.adapters.algebra.mix import (
+    ExactSum,
+    RoundedSum,
+    Weight,
+    check_inputs,
+    module_names,
+    shared_header,
+    weight_in,
+)
 from draft.adapters.changes import Changes, Terms, Whole
-from draft.adapters.factors import Adapter, Factors, pad_ranks
+from draft.adapters.factors import Adapter, Factors, shapes_of
+from draft.adapters.files.config import is_folder
 from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
-from draft.adapters.files.fusion import put_together
-from draft.adapters.files.names.transformers import PLANS
+from draft.adapters.files.header import TensorInfo, read_header
+from draft.adapters.files.layout import lay_out
 from draft.adapters.files.skipping import refuse_idle, with_skip
-from draft.adapters.identity import adapter_digest, writes_over
+from draft.adapters.identity import adapter_digest, file_digest, writes_over
+from draft.adapters.parallel import each
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
 from draft.adapters.selection import module_weights
@@ -48,6 +58,7 @@ class MixReport:
         ranks: How many modules of the mix have which rank.
         dtype: Of the written factors, e.g. `float32`.
         size: Bytes of the factors in the file.
+        file_size: Bytes of the file, or of all that is in a folder; of a dry run those that there would be.
         predicted: The relative error over all modules that a smaller rank costs, known before writing; None where the
             mix is exact. Of `ties`, `dare` and `magnitude` it is against their dense result.
         dropped: Modules of the inputs that were left out by a factor of 0.
@@ -66,6 +77,7 @@ class MixReport:
     ranks: dict[int, int]
     dtype: str
     size: int
+    file_size: int
     predicted: float | None
     dropped: tuple[str, ...]
     skipped: tuple[tuple[Path, Skipped], ...] = ()
@@ -145,35 +157,53 @@ def mix_files(
         strengths=tuple(strength for _, strength, _, _ in strengths),
         ranks=mixed.adapter.ranks,
         dtype=str(_coarsest(mixed.adapter)).removeprefix("torch."),
-        size=_size(mixed.adapter, settings.format),
+        size=0,
+        file_size=0,
         predicted=mixed.error,
         dropped=tuple(name for name in names if name not in nonzero),
         skipped=skipped_of(files, terms),
     )
     if dry_run:
-        return report
+        table, size = _rehearse(mixed.adapter, output, settings.format, header)
+        return replace(report, size=_factor_bytes(table), file_size=size)
 
-    def check(path: Path) -> tuple[ReadBack, ReadBack | None]:
+    def check(path: Path) -> tuple[MixReport, ReadBack, ReadBack | None]:
+        table = read_header(path).tensors
+        size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+        written = replace(report, size=_factor_bytes(table), file_size=size)
+
         def against(written: Mapping[str, Factors], who: str) -> ReadBack:
             dtype = _coarsest(mixed.adapter)
             return compare(written, mixed.wanted, mixed.errors, dtype=dtype, where=str(output), reader=who)
 
-        readback = against(read_adapter(path).modules, "Draft")
+        readback = against(read_adapter(path, mapped=True).modules, "Draft")
         if reader is None or settings.verify != "full":
-            return readback, None
+            return written, readback, None
         theirs = reader(path, mixed.adapter.family)
-        return readback, against({name: Factors(*pair) for name, pair in theirs.items()}, "diffusers")
+        return written, readback, against({name: Factors(*pair) for name, pair in theirs.items()}, "diffusers")
 
-    readback, peer = write_checked(
+    written, readback, peer = write_checked(
         mixed.adapter, output, format=settings.format, metadata=header, check=check, overwrite=overwrite
     )
     return replace(
-        report,
+        written,
         error=readback.error,
         worst=readback.worst,
         total=readback.total,
         peer_error=None if peer is None else peer.error,
     )
+
+
+def _rehearse(
+    adapter: Adapter, output: Path, format: Format, metadata: Mapping[str, str]
+) -> tuple[Mapping[str, TensorInfo], int]:
+    """Compute everything that would be written, for what may be wrong with it, and its size."""
+    chosen = file_format(adapter.family, format)
+    folder = is_folder(output, chosen)
+    layout = lay_out(adapter, format=chosen, folder=folder, metadata=metadata, where=str(output))
+    for _ in each(layout.factors, layout.names):
+        pass
+    return layout.table, layout.size
 
 
 def _refuse_overwriting(inputs: Sequence[tuple[Path, float | Strength]], output: Path) -> None:
@@ -199,15 +229,24 @@ def read_inputs(
         StageError: As in `mix_files`.
     """
     by_digest: dict[str, tuple[Path, list[Strength]]] = {}
-    for path, weight in inputs:
-        strength = weight if isinstance(weight, Strength) else Strength(weight)
+    strengths = [weight if isinstance(weight, Strength) else Strength(weight) for _, weight in inputs]
+    for (path, _), strength in zip(inputs, strengths, strict=True):
         check_strength(strength, str(path))
+
+    def opened(path: Path) -> tuple[str, Changes]:
         with _skip_in_hint():
-            by_digest.setdefault(adapter_digest(path, skip=settings.skip), (path, []))[1].append(strength)
+            changes = read_changes(path, skip=settings.skip, mapped=True)
+            return adapter_digest(path, weights=file_digest(path)), changes
+
+    contents: dict[str, Changes] = {}
+    for (path, _), strength, (digest, changes) in zip(
+        inputs, strengths, each(opened, [path for path, _ in inputs]), strict=True
+    ):
+        by_digest.setdefault(digest, (path, []))[1].append(strength)
+        contents.setdefault(digest, changes)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
-    with _skip_in_hint():
-        adapters = [read_changes(path, skip=settings.skip) for path, _ in files]
-    refuse_idle(settings.skip, [each for adapter in adapters for each in adapter.skipped])
+    adapters = list(contents.values())
+    refuse_idle(settings.skip, [skipped for adapter in adapters for skipped in adapter.skipped])
     if not structured:
         for (path, _), changes in zip(files, adapters, strict=True):
             refuse_structured(changes, path)
@@ -258,13 +297,14 @@ def _make(
     seed: int,
 ) -> _Mix:
     exact = ExactSum(terms, factors)
+    header = shared_header([adapter.metadata for adapter, _ in terms])
     dtypes = {name: _DTYPES.get(settings.dtype) or exact.dtype(name) for name in exact}
     if settings.method != "exact":
         return _merged(terms, digests, factors, dtypes, settings, seed)
     bounds = {"rank": settings.rank, "energy": settings.energy, "max_error": settings.max_error}
     if all(value is None for value in bounds.values()):
-        return _Mix(mix(terms, factors=factors, dtypes=dtypes), exact.terms, dict.fromkeys(exact, 0.0), None)
-    header = shared_header([adapter.metadata for adapter, _ in terms])
+        adapter = Adapter(RoundedSum(exact, dtypes), terms[0][0].family, header)
+        return _Mix(adapter, exact.terms, dict.fromkeys(exact, 0.0), None)
     compressed = compress(Changes(exact, terms[0][0].family, header), **bounds, dtypes=dtypes)
     return _Mix(compressed.adapter, exact.terms, compressed.errors, compressed.error)
 
@@ -305,16 +345,9 @@ def _merged(
 
 def _coarsest(adapter: Adapter) -> torch.dtype:
     """The coarsest dtype of the factors; it bounds the error."""
-    dtypes = {tensor.dtype for factors in adapter.modules.values() for tensor in (factors.down, factors.up)}
+    dtypes = {tensor.dtype for factors in shapes_of(adapter.modules).values() for tensor in (factors.down, factors.up)}
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def _size(adapter: Adapter, format: Format) -> int:
-    """Bytes of the factors as they are written."""
-    modules = adapter.modules
-    if file_format(adapter.family, format) == "kohya":
-        if adapter.family in PLANS:
-            modules = put_together(modules, adapter.family)
-        else:  # shapes are enough to count
-            modules = pad_ranks({n: Factors(f.down.to("meta"), f.up.to("meta")) for n, f in modules.items()})
-    return sum(t.numel() * t.element_size() for f in modules.values() for t in (f.down, f.up))
+def _factor_bytes(table: Mapping[str, TensorInfo]) -> int:
+    return sum(info.stop - info.start for name, info in table.items() if not name.endswith(".alpha"))

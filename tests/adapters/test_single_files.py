@@ -14,9 +14,10 @@ from torch import Tensor
 
 from draft.adapters.files.formats import Adapter, Factors, write_adapter
 from draft.adapters.model.checkpoint import open_checkpoint
-from draft.adapters.model.layout import is_layer
+from draft.adapters.model.layout import is_layer, single_file_pieces
 from draft.adapters.model.merging import merge_files
 from draft.adapters.model.tensors import read_piece
+from draft.adapters.verification.models import BaseModel, base_models
 from draft.errors import StageError
 
 _SPEC = importlib.util.spec_from_file_location("ldm", Path(__file__).with_name("ldm.py"))
@@ -160,6 +161,14 @@ def test_every_layer_of_a_single_file_is_where_diffusers_finds_it(tmp_path: Path
             assert torch.equal(read_piece(location), converted[name]), name
     if layout.startswith("sd ") or layout == "sdxl":
         assert set(converted) <= set(checkpoint.tensors), "norms, biases and embeddings have diffusers' names, too"
+
+
+@pytest.mark.parametrize("base", base_models(), ids=lambda base: base.key)
+def test_every_module_of_the_base_models_is_a_layer_and_known_under_its_original_name(base: BaseModel) -> None:
+    assert [name for name in base.modules if not is_layer(name)] == []
+    for name, original in base.original.items():
+        pieces = single_file_pieces(f"model.diffusion_model.{original}.weight")
+        assert name in {piece.module for piece in pieces}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,8 +9,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from draft.adapters.algebra.concatenation import concatenated, concatenated_shape, rounded
 from draft.adapters.changes import Change, Changes, Whole, dense_sum, dtype_of, inputs_of, outputs_of, scaled
-from draft.adapters.factors import Adapter, Factors
+from draft.adapters.factors import Adapter, Factors, LazyFactors
 from draft.adapters.structured import Structured
 from draft.errors import StageError
 
@@ -47,21 +48,9 @@ def mix(
     Example:
         >>> mix([(compress, 0.7), (align, 0.3)])  # doctest: +SKIP
     """
-    exact = ExactSum(inputs, factors)
-    modules: dict[str, Factors] = {}
-    for name in exact:
-        dtype = dtypes[name] if dtypes else exact.dtype(name)
-        summed = exact[name]
-        if not isinstance(summed, Factors):
-            raise StageError(f"the change of {name} is not a sum of B A", hint="give a rank, and it is cut to it")
-        down, up = summed.down.to(dtype), summed.up.to(dtype)
-        modules[name] = Factors(down, up)
-        if (not down.any() and summed.down.any()) or (not up.any() and summed.up.any()):
-            raise StageError(
-                f"the change of {name} is too small for {str(dtype).removeprefix('torch.')}, where all of it becomes 0",
-                hint="a larger weight, or dtype: fp32",
-            )
-    return Adapter(modules, inputs[0][0].family, shared_header([adapter.metadata for adapter, _ in inputs]))
+    modules = RoundedSum(ExactSum(inputs, factors), dtypes)
+    header = shared_header([adapter.metadata for adapter, _ in inputs])
+    return Adapter({name: modules[name] for name in modules}, inputs[0][0].family, header)
 
 
 class ExactSum(Mapping[str, Change]):
@@ -107,6 +96,58 @@ class ExactSum(Mapping[str, Change]):
     def dtype(self, name: str) -> torch.dtype:
         """The widest dtype of a module in the inputs."""
         return reduce(torch.promote_types, [dtype_of(change) for change, _ in self.terms(name)])
+
+
+class RoundedSum(LazyFactors):
+    """The modules of a mix as they are written, each computed when it is asked for.
+
+    Args:
+        exact: The sum.
+        dtypes: As in `mix`.
+
+    Raises:
+        StageError: On access, where a sum is no product B A, or its dtype is too coarse for it.
+    """
+
+    def __init__(self, exact: ExactSum, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
+        self._exact = exact
+        self._dtypes = {name: exact.dtype(name) for name in exact} if dtypes is None else dtypes
+        self._shapes: dict[str, Factors] = {}
+
+    def __getitem__(self, name: str) -> Factors:
+        """The factors of one module, computed in float64 and rounded once."""
+        terms, dtype = self._terms(name), self._dtypes[name]
+        mixed = rounded(terms, dtype)
+        if not (_any(mixed.down) and _any(mixed.up)):
+            exact = concatenated(terms)
+            if (exact.down.any() and not mixed.down.any()) or (exact.up.any() and not mixed.up.any()):
+                kind = str(dtype).removeprefix("torch.")
+                raise StageError(
+                    f"the change of {name} is too small for {kind}, where all of it becomes 0",
+                    hint="a larger weight, or dtype: fp32",
+                )
+        return mixed
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of modules, sorted."""
+        return iter(self._exact)
+
+    def __len__(self) -> int:
+        """How many modules there are."""
+        return len(self._exact)
+
+    def shape(self, name: str) -> Factors:
+        """The shapes of one module's factors, on the device `meta`."""
+        if name not in self._shapes:
+            self._shapes[name] = concatenated_shape(self._terms(name), self._dtypes[name])
+        return self._shapes[name]
+
+    def _terms(self, name: str) -> list[tuple[Factors, float]]:
+        terms = self._exact.terms(name)
+        factors = [(change, weight) for change, weight in terms if isinstance(change, Factors)]
+        if len(factors) < len(terms):
+            raise StageError(f"the change of {name} is not a sum of B A", hint="give a rank, and it is cut to it")
+        return factors
 
 
 def check_inputs(inputs: Sequence[tuple[Adapter | Changes, Weight]]) -> None:
@@ -176,7 +217,7 @@ def shared_header(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 def _summed(terms: Sequence[tuple[Change, float]]) -> Change:
     if all(isinstance(change, Factors) for change, _ in terms):
-        return _concatenated([(change, weight) for change, weight in terms if isinstance(change, Factors)])
+        return concatenated([(change, weight) for change, weight in terms if isinstance(change, Factors)])
     if len(terms) == 1:
         return scaled(*terms[0])
     low = [(change.low_rank() if isinstance(change, Structured) else change, weight) for change, weight in terms]
@@ -184,44 +225,10 @@ def _summed(terms: Sequence[tuple[Change, float]]) -> Change:
     first = terms[0][0]
     side = min(outputs_of(first), math.prod(inputs_of(first)))
     if len(factors) == len(terms) and 2 * sum(change.rank for change, _ in factors) <= side:
-        return _concatenated(factors)
+        return concatenated(factors)
     return Whole(dense_sum(terms), inputs_of(first))
 
 
-def _concatenated(terms: Sequence[tuple[Factors, float]]) -> Factors:
-    """The factors of one module's sum in float64."""
-    groups: list[list[tuple[Factors, float]]] = []
-    for factors, weight in terms:
-        for group in groups:
-            if _same(group[0][0].down, factors.down):
-                group.append((factors, weight))
-                break
-        else:
-            groups.append([(factors, weight)])
-    # A group whose coefficients are all 0 adds nothing.
-    groups = [group for group in groups if any(weight * factors.scale for factors, weight in group)]
-    first = terms[0][0]
-    if not groups:
-        # Every weight is 0: the module stays, as the zero it has become.
-        return Factors(first.down.double(), torch.zeros_like(first.up, dtype=torch.float64))
-    rank = sum(group[0][0].rank for group in groups)
-    # Filled in place: at the sizes of SDXL every further copy is felt.
-    down = torch.empty(rank, *first.down.shape[1:], dtype=torch.float64)
-    up = torch.empty(first.up.shape[0], rank, *first.up.shape[2:], dtype=torch.float64)
-    start = 0
-    for group in groups:
-        coefficients = [weight * factors.scale for factors, weight in group]
-        root = math.sqrt(max(abs(c) for c in coefficients))
-        rows = slice(start, start := start + group[0][0].rank)
-        down[rows].copy_(group[0][0].down).mul_(root)
-        up[:, rows].copy_(group[0][0].up).mul_(coefficients[0] / root)
-        for (factors, _), coefficient in zip(group[1:], coefficients[1:], strict=True):
-            up[:, rows].add_(factors.up.double(), alpha=coefficient / root)
-    return Factors(down, up)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    # Different factors differ in their first row already, which spares comparing, and converting, the rest.
-    return one.shape == other.shape and all(
-        torch.equal(a.double(), b.double()) for a, b in ((one[:1], other[:1]), (one, other))
-    )
+def _any(tensor: Tensor) -> bool:
+    """Whether a number is not zero; the first one is, mostly."""
+    return bool(tensor.flatten()[:1].any() or tensor.any())

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from draft.adapters.changes import Change, Changes, Whole
-from draft.adapters.factors import Adapter, Factors, all_finite, fold, pad_ranks
-from draft.adapters.files.config import CONFIG, adapter_config, config_file, is_folder, read_alphas, read_config
-from draft.adapters.files.container import cannot_write, read_tensors, write_bytes, write_tensors
+from draft.adapters.factors import Adapter, Factors, fold
+from draft.adapters.files.config import CONFIG, config_file, is_folder, read_alphas, read_config
+from draft.adapters.files.container import cannot_write, map_tensors, read_tensors
 from draft.adapters.files.family import family_of
-from draft.adapters.files.fusion import put_together, taken_apart
-from draft.adapters.files.grouping import modules_of
+from draft.adapters.files.fusion import taken_apart
+from draft.adapters.files.grouping import modules_of, without_magnitudes
 from draft.adapters.files.header import read_header
-from draft.adapters.files.keys import kohya_name
+from draft.adapters.files.layout import TITLES, lay_out, write_layout
 from draft.adapters.files.lycoris import nearest
-from draft.adapters.files.metadata import file_metadata, json_text, lora_metadata
-from draft.adapters.files.names.transformers import PLANS
 from draft.adapters.files.other_families import READ, recognised
 from draft.adapters.files.reading import readable_changes, with_kernels
 from draft.adapters.files.shapes import check_shapes
@@ -33,10 +31,8 @@ from draft.outputs import publish
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
 
-_TITLES = {"unet": "UNet", "transformer": "transformer"}
 
-
-def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
+def read_adapter(path: Path, *, dense_rank: int | None = None, mapped: bool = False) -> Adapter:
     """Read a LoRA file or a peft adapter folder, whichever known format it has.
 
     Alpha is taken from the `.alpha` tensors, else from peft's configuration (`adapter_config.json` in the folder, also
@@ -47,6 +43,7 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
         path: A `.safetensors` file, or a folder with `adapter_model.safetensors`.
         dense_rank: The largest rank, at least 1, at which modules that are no B A (LoHa, LoKr) are read, each as the
             nearest B A of that rank; without it they are refused. Other modules keep their own.
+        mapped: As in `read_changes`.
 
     Returns:
         The adapter, factors in the file's dtype, alpha in `Factors.scale`.
@@ -60,17 +57,20 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     """
     if dense_rank is not None and dense_rank < 1:
         raise StageError(f"the rank must be at least 1 (got {dense_rank})")
-    changes = read_changes(path)
+    changes = read_changes(path, mapped=mapped)
     modules = {name: _low_rank(name, change, dense_rank, Path(path)) for name, change in changes.modules.items()}
     return Adapter(modules, changes.family, changes.metadata)
 
 
-def read_changes(path: Path, *, skip: Sequence[str] = ()) -> Changes:
+def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, mapped: bool = False) -> Changes:
     """Read a LoRA file or a peft folder as it is: LoHa and LoKr stay what they are, nothing is cut or rounded.
 
     Args:
         path: As in `read_adapter`.
         skip: Patterns of tensors that are left out if they cannot be read, as in `without_unreadable`.
+        dora: Whether DoRA is read without its magnitudes, for whoever only looks, instead of being refused.
+        mapped: Whether tensors may be views of the file, for as long as nobody else writes to it: they need no memory
+            of their own, and a file that is shortened meanwhile ends the process.
 
     Returns:
         Every module's change.
@@ -82,10 +82,10 @@ def read_changes(path: Path, *, skip: Sequence[str] = ()) -> Changes:
     where = str(path)
     header, skipped = without_unreadable(read_header(path), skip, where=where)
     metadata = dict(header.metadata)
-    grouped = modules_of(header, where=where)
-    alphas = read_alphas(read_config(config_file(path)), metadata, where=where)
+    grouped = modules_of(without_magnitudes(header) if dora else header, where=where)
+    alphas = read_alphas(read_config(config_file(path)), metadata, where=where, dora=dora)
     # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
-    tensors, _ = read_tensors(path, header)
+    tensors = map_tensors(path, header) if mapped else read_tensors(path, header)[0]
     fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
     try:
         modules = taken_apart(fused, where=where)
@@ -139,29 +139,12 @@ def write_adapter(
             or the disk refuses; nothing half-written is left.
     """
     path = Path(path)
-    if not adapter.modules:
-        raise StageError("an adapter without modules cannot be written", where=str(path))
-    folded = {name: fold(factors) for name, factors in sorted(adapter.modules.items())}
-    for name, factors in folded.items():
-        if not (all_finite(factors.down) and all_finite(factors.up)):
-            raise StageError(f"{name} has values that are not finite in {_dtype_name(factors.down)}", where=str(path))
     chosen = file_format(adapter.family, format)
-    merged = {**adapter.metadata, **(metadata or {})}
-    shapes = {name: (f.down.shape[1], f.up.shape[0]) for name, f in folded.items()}
-    if chosen == "kohya":
-        folded = put_together(folded, adapter.family) if adapter.family in PLANS else pad_ranks(folded)
-    tensors = _named_tensors(folded, chosen, adapter.family, where=str(path))
-    ranks = {name: factors.rank for name, factors in folded.items()}
-    header = file_metadata(merged, family=adapter.family, shapes=shapes, rank=max(ranks.values()))
-    if chosen != "kohya":
-        header["lora_adapter_metadata"] = lora_metadata(ranks, prefixed=chosen == "diffusers")
-    if not is_folder(path, chosen):
-        write_tensors(tensors, path, metadata=header)
-        return
+    folder = is_folder(path, chosen)
+    layout = lay_out(adapter, format=chosen, folder=folder, metadata=metadata or {}, where=str(path))
     try:
-        with publish(path, folder=True, holds=(WEIGHTS, CONFIG)) as partial:
-            write_tensors(tensors, partial / WEIGHTS, metadata=header)
-            write_bytes(partial / CONFIG, [json_text(adapter_config(ranks)).encode()])
+        with publish(path, folder=folder, holds=(WEIGHTS, CONFIG)) as partial:
+            write_layout(layout, partial)
     except OSError as error:
         raise cannot_write(error, path) from error
 
@@ -193,7 +176,7 @@ def denoiser_factors(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
     """
     factors = part_factors(adapter, "unet") or part_factors(adapter, "transformer")
     if not factors:
-        part = _TITLES[family_named(adapter.family).part]
+        part = TITLES[family_named(adapter.family).part]
         raise StageError(f"the adapter does not touch the {part} (it has text-encoder modules only)")
     return factors
 
@@ -237,35 +220,3 @@ def _no_sum(name: str, change: Structured | Whole, path: Path) -> StageError:
         where=str(path),
         hint="give --rank N to draft convert, draft resize or draft mix, and the nearest LoRA of rank N is written",
     )
-
-
-def _named_tensors(folded: Mapping[str, Factors], format: str, family: str, *, where: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    denoiser = family_named(family).part
-    for name, factors in folded.items():
-        if format == "kohya":
-            base = kohya_name(name, family=family)
-            if base is None:
-                raise StageError(
-                    f"kohya's format has no unambiguous name for {name}", where=where, hint="write format: diffusers"
-                )
-            tensors[f"{base}.lora_down.weight"] = factors.down
-            tensors[f"{base}.lora_up.weight"] = factors.up
-            tensors[f"{base}.alpha"] = torch.tensor(float(factors.rank), dtype=torch.float32)
-            continue
-        if format == "peft":
-            part, _, path = name.partition(".")
-            if part != denoiser:
-                raise StageError(
-                    f"a peft adapter belongs to one model, here the {_TITLES[denoiser]}; {name} is outside it",
-                    where=where,
-                    hint="write format: kohya or diffusers",
-                )
-            name = f"base_model.model.{path}"
-        tensors[f"{name}.lora_A.weight"] = factors.down
-        tensors[f"{name}.lora_B.weight"] = factors.up
-    return tensors
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

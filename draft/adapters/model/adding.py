@@ -11,7 +11,7 @@ from torch import Tensor
 from draft.errors import StageError
 
 # Numbers of a tensor that are taken at once, so that float64 costs little memory.
-_CHUNK = 2**22
+_CHUNK = 2**18
 
 
 @dataclass

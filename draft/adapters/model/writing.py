@@ -137,9 +137,17 @@ def _write_folder(
 
 def _write_index(source: Path, target: Path, changed: Sequence[WeightsFile], cast: Cast) -> None:
     """The index of shards, with the bytes that they have now."""
-    index = json.loads(source.read_text(encoding="utf-8"))
+    try:
+        index = json.loads(source.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"the index of the shards is damaged ({error})", where=str(source)) from error
     shards = [file for file in changed if file.path.parent == source.parent]
-    if cast.name and isinstance(index.get("metadata"), dict) and "total_size" in index["metadata"]:
+    if (
+        cast.name
+        and isinstance(index, dict)
+        and isinstance(index.get("metadata"), dict)
+        and "total_size" in index["metadata"]
+    ):
         index["metadata"]["total_size"] = sum(
             _bytes(info, cast) for file in shards for info in file.header.tensors.values()
         )
