@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from draft.adapters.files.container import read_tensors
 from draft.adapters.files.formats import Adapter, Factors, read_adapter, read_changes, write_adapter
 from draft.adapters.model.merging import merge_files
-from draft.errors import DraftError, StageError
+from draft.errors import DraftError, DraftWarning, StageError
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.reproduce import reproduce
 from draft.pipeline.run import run_pipeline
@@ -134,7 +134,9 @@ def test_numbered_tensors_stay_in_their_order_when_an_embedding_beside_them_is_s
 def test_a_stage_skips_by_its_key_and_a_reproduction_does_again(folder: Path) -> None:
     stage: dict[str, Any] = {"kind": "mix", "adapters": {"odd": {"from": "odd.safetensors"}}, "skip": ["*"]}
     Path("mix.yaml").write_text(json.dumps({"name": "mix", "stages": {"both": stage}}))
-    run_pipeline(Path("mix.yaml"), runs_dir=Path("runs"))
+    with pytest.warns(DraftWarning, match="skipped, since they cannot be read: ") as caught:
+        run_pipeline(Path("mix.yaml"), runs_dir=Path("runs"))
+    assert all(f"{name} of odd" in str(caught[0].message) for name in ODD)
     path = Path("runs/mix/both/adapter.safetensors")
     assert_same(str(path), NAMES[1:])
     again = reproduce(read_changes(path).metadata, name="again")
