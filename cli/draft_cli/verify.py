@@ -37,6 +37,8 @@ def _text(report: Verification) -> str:
     counted = _count(report.modules)
     lines = [f"{report.path}  ({report.base.name if report.base else 'unknown model'}, {counted})"]
     facts = [("intact", "finite, factors agree, no module twice"), ("sha256", report.digest)]
+    if set(report.kinds) - {"LoRA"}:
+        facts.append(("kinds", ", ".join(f"{kind} {count}" for kind, count in report.kinds.items())))
     facts += [
         (name, "is that of the tensors" if ok else "is NOT that of the tensors") for name, ok in report.hashes.items()
     ]
@@ -67,7 +69,10 @@ def _hint(report: Verification) -> list[str]:
     if len(report.formats[best]) <= now:
         return ["hint: no format that draft convert writes loads in more of them"]
     listed = ", ".join(report.formats[best])
-    return [f"hint: draft convert {report.path} -o OUT --format {best} loads whole and at its strength in {listed}"]
+    rank = " --rank N" if set(report.kinds) & {"LoHa", "LoKr"} else ""
+    return [
+        f"hint: draft convert {report.path} -o OUT --format {best}{rank} loads whole and at its strength in {listed}"
+    ]
 
 
 def sentence(verdict: Verdict) -> str:
@@ -88,7 +93,11 @@ def sentence(verdict: Verdict) -> str:
     else:
         loaded = "none" if verdict.status == "none" else str(verdict.loaded)
         text = f"loads {loaded} of {_count(verdict.modules)}; drops {_some(verdict.dropped)}"
-    if verdict.status == "none" or all(abs(ratio - 1) < 1e-3 for ratio in verdict.ratios):
+    if verdict.status == "none":
+        return text
+    if verdict.ignored:
+        text = f"{text}; without {', '.join(verdict.ignored)}, so that the change is another"
+    if all(abs(ratio - 1) < 1e-3 for ratio in verdict.ratios):
         return text
     low, high = verdict.ratios[0], verdict.ratios[-1]
     return f"{text}; at {low:.3g}{'' if low == high else f' to {high:.3g}'} times its strength"
@@ -121,6 +130,7 @@ def _as_json(report: Verification) -> dict[str, Any]:
         "family": report.family,
         "model": report.base.name if report.base else None,
         "modules": report.modules,
+        "kinds": dict(report.kinds),
         "strange": list(report.strange),
         "hashes": dict(report.hashes),
         "recipe": report.recipe,
@@ -141,5 +151,6 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "dropped": list(verdict.dropped),
         "reason": verdict.reason,
         "strengths": list(verdict.ratios),
+        "ignored": list(verdict.ignored),
         "right": verdict.right,
     }

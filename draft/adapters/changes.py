@@ -79,6 +79,11 @@ def outputs_of(change: Change) -> int:
     return change.up.shape[0] if isinstance(change, Factors) else change.outputs
 
 
+def scale_of(change: Change) -> float:
+    """The factor that a change's own structure is multiplied by; 1 for a dense one."""
+    return 1.0 if isinstance(change, Whole) else change.scale
+
+
 def dtype_of(change: Change) -> torch.dtype:
     """The widest dtype in which a change is held; of factors with more digits than their file has, the file's."""
     if isinstance(change, Factors):

@@ -36,19 +36,34 @@ def adapter_digest(path: Path, *, weights: str = "", skip: Sequence[str] = ()) -
     Raises:
         StageError: It is no adapter by its header, which is seen before more of it is read, or it cannot be read.
     """
-    file = weights_file(path)
     if not weights:
         header, _ = without_unreadable(read_header(path), skip, where=str(path))
         modules_of(header, where=str(path))
-        try:
-            weights = sha256(file)
-        except OSError as error:
-            raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error
+        weights = file_digest(path)
     config = read_config(config_file(path))
     decisive = {} if config is None else _decisive(config)
     if not decisive:
         return weights
     return hashlib.sha256(f"{weights}\0{json.dumps(decisive, sort_keys=True)}".encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Digest the file with an adapter's numbers.
+
+    Args:
+        path: A `.safetensors` file, or a peft folder.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        StageError: It cannot be read.
+    """
+    file = weights_file(path)
+    try:
+        return sha256(file)
+    except OSError as error:
+        raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

@@ -30,7 +30,7 @@ from draft.adapters.files.formats import Format, file_format, read_adapter, read
 from draft.adapters.files.header import TensorInfo, read_header
 from draft.adapters.files.layout import lay_out
 from draft.adapters.files.skipping import refuse_idle, with_skip
-from draft.adapters.identity import adapter_digest, writes_over
+from draft.adapters.identity import adapter_digest, file_digest, writes_over
 from draft.adapters.parallel import each
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
@@ -176,7 +176,7 @@ def mix_files(
             dtype = _coarsest(mixed.adapter)
             return compare(written, mixed.wanted, mixed.errors, dtype=dtype, where=str(output), reader=who)
 
-        readback = against(read_adapter(path).modules, "Draft")
+        readback = against(read_adapter(path, mapped=True).modules, "Draft")
         if reader is None or settings.verify != "full":
             return written, readback, None
         theirs = reader(path, mixed.adapter.family)
@@ -229,15 +229,24 @@ def read_inputs(
         StageError: As in `mix_files`.
     """
     by_digest: dict[str, tuple[Path, list[Strength]]] = {}
-    for path, weight in inputs:
-        strength = weight if isinstance(weight, Strength) else Strength(weight)
+    strengths = [weight if isinstance(weight, Strength) else Strength(weight) for _, weight in inputs]
+    for (path, _), strength in zip(inputs, strengths, strict=True):
         check_strength(strength, str(path))
+
+    def opened(path: Path) -> tuple[str, Changes]:
         with _skip_in_hint():
-            by_digest.setdefault(adapter_digest(path, skip=settings.skip), (path, []))[1].append(strength)
+            changes = read_changes(path, skip=settings.skip, mapped=True)
+            return adapter_digest(path, weights=file_digest(path)), changes
+
+    contents: dict[str, Changes] = {}
+    for (path, _), strength, (digest, changes) in zip(
+        inputs, strengths, each(opened, [path for path, _ in inputs]), strict=True
+    ):
+        by_digest.setdefault(digest, (path, []))[1].append(strength)
+        contents.setdefault(digest, changes)
     files = [(path, added(strengths)) for path, strengths in by_digest.values()]
-    with _skip_in_hint():
-        adapters = [read_changes(path, skip=settings.skip) for path, _ in files]
-    refuse_idle(settings.skip, [each for adapter in adapters for each in adapter.skipped])
+    adapters = list(contents.values())
+    refuse_idle(settings.skip, [skipped for adapter in adapters for skipped in adapter.skipped])
     if not structured:
         for (path, _), changes in zip(files, adapters, strict=True):
             refuse_structured(changes, path)

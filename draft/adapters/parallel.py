@@ -18,8 +18,8 @@ R = TypeVar("R")
 def each(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Do the same to many things, on as many cores as torch may use.
 
-    A module's tensors are so small that torch's own threads mostly wait for each other; these do not. Each of them
-    computes with one thread, so that the numbers do not depend on how many there are.
+    A module's tensors are so small that torch's own threads mostly wait for each other; these, each of which computes
+    with one thread, do not.
 
     Args:
         work: What to do; it is called from several threads at once.
@@ -28,8 +28,12 @@ def each(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     Yields:
         The results in the order of the items; the first error ends it, and what has not begun is not done.
     """
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(min(threads, _MOST), initializer=torch.set_num_threads, initargs=(1,))
+    items, threads = list(items), torch.get_num_threads()
+    workers = min(threads, _MOST, len(items))
+    if workers < 2:
+        yield from map(work, items)
+        return
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         torch.set_num_threads(1)
         yield from pool.map(work, items)

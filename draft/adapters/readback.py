@@ -16,6 +16,7 @@ from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.config import CONFIG, is_folder
 from draft.adapters.files.container import cannot_write
 from draft.adapters.files.formats import Format, write_adapter
+from draft.adapters.parallel import each
 from draft.errors import ResourceError, StageError
 from draft.files import WEIGHTS
 from draft.outputs import publish
@@ -76,8 +77,8 @@ def compare(
             more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
             raise StageError(f"the written file, read by {reader}, {what} {modules[0]}{more}", where=where, hint=hint)
     error, worst, missed, size = -1.0, "", 0.0, 0.0
-    for name in predicted:
-        off = deviation(written[name], wanted(name))
+    deviations = each(lambda name: deviation(written[name], wanted(name)), predicted)
+    for name, off in zip(predicted, deviations, strict=True):
         missed, size = missed + off.missed**2, size + off.size**2
         # Nothing of its rank comes nearer than predicted, so only too large an error can be wrong.
         if not off.relative <= predicted[name] + TOLERANCE[dtype]:

@@ -15,7 +15,7 @@ from draft.errors import DraftError
 from draft_cli.mix import mix
 
 BLOCK = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
-UNET = {f"{BLOCK}.attn1.to_q": (24, 20), f"{BLOCK}.attn2.to_k": (768, 20), f"{BLOCK}.ff.net.2": (80, 20)}
+UNET = {f"{BLOCK}.attn1.to_q": (24, 20), f"{BLOCK}.attn2.to_k": (24, 20), f"{BLOCK}.ff.net.2": (80, 20)}
 CONV = "unet.mid_block.resnets.0.conv1"
 TEXT = {"text_encoder.text_model.encoder.layers.3.mlp.fc1": (16, 32)}
 FLUX = {

@@ -323,11 +323,14 @@ def test_a1111_knows_of_sd3_the_image_s_half_of_attention() -> None:
     ].reason == ("has no LoRA for Stable Diffusion 3.5 large")
 
 
-def test_diffusers_refuses_a_text_encoder_of_queries_alone_under_kohya_names() -> None:
+def test_diffusers_cannot_tell_a_text_encoder_s_layout_from_queries_alone_under_kohya_names() -> None:
+    out = TE.replace("q_proj", "out_proj")
     alone = contents("sd1", {kohya(name): (name,) for name in (Q, TE)})
     mixed = contents("sd1", {kohya(name): (name,) for name in (Q, TE, MLP)})
+    whole = contents("sd1", {kohya(name): (name,) for name in (Q, TE, out, MLP)})
     assert statuses("sd1", alone)["diffusers"] == "refuses"
-    assert statuses("sd1", mixed)["diffusers"] == "all"
+    assert verdicts("sd1", mixed)["diffusers"].dropped == (kohya(TE),)
+    assert statuses("sd1", whole)["diffusers"] == "all"
 
 
 def test_modules_that_the_base_model_does_not_have_are_named(tmp_path: Path) -> None:

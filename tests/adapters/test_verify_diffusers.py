@@ -19,8 +19,10 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 
 from draft.adapters.files.config import Alphas
 from draft.adapters.verification.contents import Contents
+from draft.adapters.verification.keymap import key_map
+from draft.adapters.verification.layouts import Layout, Spelling
 from draft.adapters.verification.models import BaseModel, base_models
-from draft.adapters.verification.tools import Layout, Spelling, as_of, key_map, tools
+from draft.adapters.verification.tools import as_of, tools
 from draft.adapters.verification.verdict import judge
 
 BASES = {base.key: base for base in base_models()}
@@ -96,7 +98,7 @@ def test_the_key_map_of_diffusers_holds_the_modules_that_its_converters_find(
     state = tensors(model, names, up, down)
     if layout == "OneTrainer":
         state |= {f"{name}.alpha": torch.tensor(1.0) for name in names}
-    refused = {name for name in names if any(rule[0].fullmatch(f"{name}{down}") for rule in kind.refusals)}
+    refused = {name for name in names if any(rule.name.fullmatch(f"{name}{down}") for rule in kind.refusals)}
     if refused:
         with pytest.raises(ValueError, match="unpack|int|not supported"):
             loaded_by_diffusers(model, state)

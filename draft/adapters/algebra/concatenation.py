@@ -104,9 +104,11 @@ def _groups(terms: Sequence[Weighted]) -> list[list[Weighted]]:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     # Different factors differ in their first row already, which spares comparing, and converting, the rest.
-    return one.shape == other.shape and all(
-        torch.equal(a.double(), b.double()) for a, b in ((one[:1], other[:1]), (one, other))
-    )
+    return one.shape == other.shape and all(_equal(a, b) for a, b in ((one[:1], other[:1]), (one, other)))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) if one.dtype == other.dtype else torch.equal(one.double(), other.double())
 
 
 def _scale(source: Tensor, factor: float, target: Tensor) -> None:
@@ -115,7 +117,8 @@ def _scale(source: Tensor, factor: float, target: Tensor) -> None:
     for part, place in zip(source.split(rows), target.split(rows), strict=True):
         if source.dtype in _HALVES:
             # A half has 65536 values, so that looking the products up is quicker than computing them.
-            _numbers(place)[...] = _products(source.dtype, factor, target.dtype)[_numbers(part)]
+            products = _products(source.dtype, factor, target.dtype)
+            _numbers(place)[...] = products.take(_numbers(part), mode="wrap")
         else:
             place.copy_(part.double() * factor)
 

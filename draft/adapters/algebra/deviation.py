@@ -81,7 +81,7 @@ def _of_factors(got: Factors | None, terms: Sequence[tuple[Factors, float]]) -> 
     if got is not None and got.rank == sum(ranks):
         # float32 is a thousand times finer than the rounding of half precision, and half the bytes to move.
         fine = torch.float32 if {got.down.dtype, got.up.dtype} <= _HALVES else torch.float64
-        if quick := _of_rounding(*_stacked(terms, fine), *_stacked([(got, 1.0)], fine)):
+        if quick := _of_rounding(got, terms, fine):
             return quick
     down, up = _stacked(terms, torch.float64)
     stacked = None if got is None else _stacked([(got, 1.0)], torch.float64)
@@ -95,7 +95,7 @@ def _of_factors(got: Factors | None, terms: Sequence[tuple[Factors, float]]) -> 
     return Deviation(_norm(torch.cat([stacked[0], down]), torch.cat([stacked[1], -up], 1)), size)
 
 
-def _of_rounding(down: Tensor, up: Tensor, down_got: Tensor, up_got: Tensor) -> Deviation | None:
+def _of_rounding(got: Factors, terms: Sequence[tuple[Factors, float]], dtype: torch.dtype) -> Deviation | None:
     """The deviation of factors that differ by rounding, row by row; None where they differ by more.
 
     With A' = A_got / t and B' = t B_got, t by row so that A' fits A best, and the small A' - A = a, B' - B = b,
@@ -105,22 +105,25 @@ def _of_rounding(down: Tensor, up: Tensor, down_got: Tensor, up_got: Tensor) -> 
     Both terms are small, nothing cancels, and of rounding nobody needs more digits than float32's products give, which
     take a third of the time.
     """
-    fit = (down_got * down).sum(1) / down.square().sum(1)
+    rank = got.rank
+    downs, ups = _stacked([*terms, (got, 1.0)], dtype)
+    (down, small_down), (up, small_up) = downs.split(rank), ups.split(rank, 1)
+    fit = (small_down * down).sum(1) / down.square().sum(1)
     if not (torch.isfinite(fit) & (fit != 0)).all():
         return None
-    rank = len(down)
-    small_down = torch.addcdiv(-down, down_got, fit[:, None])
-    small_up = torch.addcmul(-up, up_got, fit)
-    downs, ups = torch.cat([down, small_down]).float(), torch.cat([up, small_up], 1).float()
-    of_down, of_up = downs @ downs.T, ups.T @ ups
-    (aa, as_), (_, ss) = (half.split(rank, 1) for half in of_down.split(rank))
-    (bb, bt), (_, tt) = (half.split(rank, 1) for half in of_up.split(rank))
+    small_down.div_(fit[:, None]).sub_(down)
+    small_up.mul_(fit).sub_(up)
+    exact = not (small_down.any() or small_up.any())
+    downs, ups = downs.float(), ups.float()
+    aa, as_ = (downs[:rank] @ downs.T).split(rank, 1)
+    bb, bt = (ups[:, :rank].T @ ups).split(rank, 1)
+    ss, tt = downs[rank:] @ downs[rank:].T, ups[:, rank:].T @ ups[:, rank:]
     if ss.trace() > 1e-4 * aa.trace() or tt.trace() > 1e-4 * bb.trace():
         return None
     size = _trusted_root(aa * bb)
-    missed = _trusted_root(torch.stack([tt * (aa + as_ + as_.T + ss), 2 * bt.T * (as_ + ss), bb * ss]))
-    if not (small_down.any() or small_up.any()):
-        missed = 0.0
+    missed = 0.0
+    if not exact:
+        missed = _trusted_root(torch.stack([tt * (aa + as_ + as_.T + ss), 2 * bt.T * (as_ + ss), bb * ss]))
     return None if size is None or missed is None else Deviation(missed, size)
 
 
@@ -133,7 +136,9 @@ def _stacked(terms: Sequence[tuple[Factors, float]], dtype: torch.dtype) -> tupl
     for factors, weight in terms:
         rows = slice(start, start := start + factors.rank)
         down[rows].copy_(factors.down.flatten(1))
-        up[:, rows].copy_(factors.up.flatten(1)).mul_(weight * factors.scale)
+        place, coefficient = up[:, rows].copy_(factors.up.flatten(1)), weight * factors.scale
+        if coefficient != 1.0:
+            place.mul_(coefficient)
     return down, up
 
 

@@ -112,6 +112,7 @@ class RoundedSum(LazyFactors):
     def __init__(self, exact: ExactSum, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
         self._exact = exact
         self._dtypes = {name: exact.dtype(name) for name in exact} if dtypes is None else dtypes
+        self._shapes: dict[str, Factors] = {}
 
     def __getitem__(self, name: str) -> Factors:
         """The factors of one module, computed in float64 and rounded once."""
@@ -137,7 +138,9 @@ class RoundedSum(LazyFactors):
 
     def shape(self, name: str) -> Factors:
         """The shapes of one module's factors, on the device `meta`."""
-        return concatenated_shape(self._terms(name), self._dtypes[name])
+        if name not in self._shapes:
+            self._shapes[name] = concatenated_shape(self._terms(name), self._dtypes[name])
+        return self._shapes[name]
 
     def _terms(self, name: str) -> list[tuple[Factors, float]]:
         terms = self._exact.terms(name)

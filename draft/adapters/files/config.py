@@ -149,13 +149,16 @@ def read_config(path: Path | None) -> dict[str, Any] | None:
         raise StageError(f"not a JSON object ({cause})", where=str(path)) from error
 
 
-def read_alphas(config: Mapping[str, Any] | None, metadata: Mapping[str, str], *, where: str) -> Alphas:
+def read_alphas(
+    config: Mapping[str, Any] | None, metadata: Mapping[str, str], *, where: str, dora: bool = False
+) -> Alphas:
     """Collect what a file says about alpha besides its tensors.
 
     Args:
         config: A peft folder's configuration, if there is one.
         metadata: The safetensors header; diffusers puts `lora_adapter_metadata` there, keys prefixed by the part.
         where: The file, for errors.
+        dora: Whether DoRA is taken as a plain LoRA instead of being refused.
 
     Returns:
         The configurations by part.
@@ -179,7 +182,7 @@ def read_alphas(config: Mapping[str, Any] | None, metadata: Mapping[str, str], *
             for other in PARTS:
                 configs.setdefault(other, {}).setdefault(key, value)
     for options in configs.values():
-        _check(options, where)
+        _check({name: value for name, value in options.items() if not (dora and name == "use_dora")}, where)
     return Alphas(configs, where)
 
 

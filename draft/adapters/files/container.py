@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -42,11 +44,7 @@ def read_tensors(path: Path, header: Header | None = None) -> tuple[dict[str, Te
         StageError: There is no such file, or it is not an intact safetensors file.
     """
     header, path = header or read_header(path), weights_file(path)
-    for name, info in header.tensors.items():
-        if info.dtype not in _DTYPES:
-            raise StageError(
-                f"tensor {shown(name)} has a dtype that no adapter has (got {info.dtype})", where=str(path)
-            )
+    _check_dtypes(header, path)
     tensors: dict[str, Tensor] = {}
     try:
         with path.open("rb") as file:
@@ -57,6 +55,30 @@ def read_tensors(path: Path, header: Header | None = None) -> tuple[dict[str, Te
         cause = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise StageError(f"cannot read the file ({cause})", where=str(path)) from error
     return dict(sorted(tensors.items())), dict(header.metadata)
+
+
+def map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+    """Map every tensor of a safetensors file: its bytes are read when they are needed, and take no memory of their own.
+
+    Args:
+        path: The file, or a peft folder. Nobody may shorten it as long as one of the tensors is there.
+        header: Its header.
+
+    Returns:
+        As `read_tensors`, from where they are read on a disk that maps no files.
+
+    Raises:
+        StageError: As from `read_tensors`.
+    """
+    file = weights_file(path)
+    _check_dtypes(header, file)
+    try:
+        with file.open("rb") as stream:
+            # Writable, which torch wants, but a page that is written to becomes this process' own.
+            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError):
+        return read_tensors(path, header)[0]
+    return {name: _mapped(pages, header.size, info) for name, info in sorted(header.tensors.items())}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str]) -> None:
@@ -171,10 +193,34 @@ def cannot_write(error: OSError, path: Path) -> ResourceError:
     return ResourceError(what, needs=refused.needs if refused else "a disk that takes it", where=str(path))
 
 
+def _check_dtypes(header: Header, path: Path) -> None:
+    for name, info in header.tensors.items():
+        if info.dtype not in _DTYPES:
+            raise StageError(
+                f"tensor {shown(name)} has a dtype that no adapter has (got {info.dtype})", where=str(path)
+            )
+
+
+def _mapped(pages: mmap.mmap, start: int, info: TensorInfo) -> Tensor:
+    dtype, count = _DTYPES[info.dtype], math.prod(info.shape)
+    if not count:
+        return torch.empty(info.shape, dtype=dtype)
+    if (start + info.start) % dtype.itemsize:  # no type may begin there
+        tensor = torch.frombuffer(bytearray(pages[start + info.start : start + info.stop]), dtype=dtype)
+    else:
+        tensor = torch.frombuffer(pages, dtype=dtype, count=count, offset=start + info.start)
+    return _halved(tensor.reshape(info.shape), info)
+
+
+def _halved(tensor: Tensor, info: TensorInfo) -> Tensor:
+    """Float8 as float16, which holds all its numbers."""
+    return tensor.half() if info.dtype.startswith("F8_") else tensor
+
+
 def _read(file: BinaryIO, info: TensorInfo) -> Tensor:
     tensor = torch.empty(info.shape, dtype=_DTYPES[info.dtype])
     if tensor.numel():
         room = tensor.reshape(-1).view(torch.uint8).numpy().data
         if file.readinto(room) != len(room):  # type: ignore[attr-defined]
             raise EOFError("it became shorter while it was read")
-    return tensor.half() if info.dtype.startswith("F8_") else tensor
+    return _halved(tensor, info)

@@ -12,10 +12,10 @@ from torch import Tensor
 from draft.adapters.changes import Change, Changes, Whole
 from draft.adapters.factors import Adapter, Factors, fold
 from draft.adapters.files.config import CONFIG, config_file, is_folder, read_alphas, read_config
-from draft.adapters.files.container import cannot_write, read_tensors
+from draft.adapters.files.container import cannot_write, map_tensors, read_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import taken_apart
-from draft.adapters.files.grouping import modules_of
+from draft.adapters.files.grouping import modules_of, without_magnitudes
 from draft.adapters.files.header import read_header
 from draft.adapters.files.layout import TITLES, lay_out, write_layout
 from draft.adapters.files.lycoris import nearest
@@ -31,7 +31,7 @@ from draft.outputs import publish
 Format = Literal["auto", "kohya", "diffusers", "peft"]
 
 
-def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
+def read_adapter(path: Path, *, dense_rank: int | None = None, mapped: bool = False) -> Adapter:
     """Read a LoRA file or a peft adapter folder, whichever known format it has.
 
     Alpha is taken from the `.alpha` tensors, else from peft's configuration (`adapter_config.json` in the folder, also
@@ -42,6 +42,7 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
         path: A `.safetensors` file, or a folder with `adapter_model.safetensors`.
         dense_rank: The largest rank, at least 1, at which modules that are no B A (LoHa, LoKr) are read, each as the
             nearest B A of that rank; without it they are refused. Other modules keep their own.
+        mapped: As in `read_changes`.
 
     Returns:
         The adapter, factors in the file's dtype, alpha in `Factors.scale`.
@@ -55,17 +56,20 @@ def read_adapter(path: Path, *, dense_rank: int | None = None) -> Adapter:
     """
     if dense_rank is not None and dense_rank < 1:
         raise StageError(f"the rank must be at least 1 (got {dense_rank})")
-    changes = read_changes(path)
+    changes = read_changes(path, mapped=mapped)
     modules = {name: _low_rank(name, change, dense_rank, Path(path)) for name, change in changes.modules.items()}
     return Adapter(modules, changes.family, changes.metadata)
 
 
-def read_changes(path: Path, *, skip: Sequence[str] = ()) -> Changes:
+def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, mapped: bool = False) -> Changes:
     """Read a LoRA file or a peft folder as it is: LoHa and LoKr stay what they are, nothing is cut or rounded.
 
     Args:
         path: As in `read_adapter`.
         skip: Patterns of tensors that are left out if they cannot be read, as in `without_unreadable`.
+        dora: Whether DoRA is read without its magnitudes, for whoever only looks, instead of being refused.
+        mapped: Whether tensors may be views of the file, for as long as nobody else writes to it: they need no memory
+            of their own, and a file that is shortened meanwhile ends the process.
 
     Returns:
         Every module's change.
@@ -77,10 +81,10 @@ def read_changes(path: Path, *, skip: Sequence[str] = ()) -> Changes:
     where = str(path)
     header, skipped = without_unreadable(read_header(path), skip, where=where)
     metadata = dict(header.metadata)
-    grouped = modules_of(header, where=where)
-    alphas = read_alphas(read_config(config_file(path)), metadata, where=where)
+    grouped = modules_of(without_magnitudes(header) if dora else header, where=where)
+    alphas = read_alphas(read_config(config_file(path)), metadata, where=where, dora=dora)
     # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
-    tensors, _ = read_tensors(path, header)
+    tensors = map_tensors(path, header) if mapped else read_tensors(path, header)[0]
     fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
     modules = taken_apart(fused, where=where)
     shapes = {name: _shape(change) for name, change in modules.items()}

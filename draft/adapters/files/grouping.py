@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from draft.adapters.files.family import header_family
 from draft.adapters.files.header import Header, TensorInfo, shown
@@ -74,6 +75,13 @@ def modules_of(header: Header, *, where: str) -> dict[str, dict[str, TensorInfo]
     for name, parts in sorted(grouped.items()):
         check_module(name, parts, where)
     return grouped
+
+
+def without_magnitudes(header: Header) -> Header:
+    """A header without DoRA's magnitudes, for whoever only looks at the factors."""
+    marks = [mark for mark, kind in _OTHERS.items() if kind == "DoRA"]
+    tensors = {name: info for name, info in header.tensors.items() if not any(mark in name for mark in marks)}
+    return replace(header, tensors=tensors)
 
 
 def _grouped(

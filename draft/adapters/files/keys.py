@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from draft.adapters.files.names.text import canonical_text, is_t5, text_path
@@ -147,6 +148,7 @@ def kohya_name(module: str, *, family: str = "sd") -> str | None:
     return name if text_path(flat) == path else None
 
 
+@lru_cache(maxsize=2**14)  # of one module there are three tensors, and two files of one tool have the same names
 def _module_path(name: str, *, compact: bool = False) -> str | None:
     for prefix, part in _FLAT.items():
         if name.startswith(prefix):

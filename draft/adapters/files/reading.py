@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -93,8 +94,15 @@ def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, whe
     return Factors(*trim_rank(down, up), scale, stored)
 
 
+# Modules whose inputs are as wide as the text that the UNet attends to.
+_OF_TEXT = re.compile(r"unet\..*\.attn2\.to_[kv]|text_encoder\..*\.self_attn\.(?:q|k|v|out)_proj")
+
+
 def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> dict[str, Factors | Structured]:
-    """Give a UNet's convolutions the shape of convolutions where a file has their weights flat, as LyCORIS' are.
+    """Give a UNet's convolutions the shape of convolutions where a file has them flat, and its linear layers theirs.
+
+    LyCORIS' convolutions are flat; some of kohya's files have 1x1 convolutions for the projections of Stable Diffusion
+    2 and XL, which are linear layers there.
 
     Args:
         modules: Changes by path.
@@ -103,14 +111,16 @@ def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> di
     Returns:
         The same changes, the factors of a convolution as (r, in, k, k) and (out, r, 1, 1).
     """
-    cross = max((inputs_of(change)[0] for name, change in modules.items() if name.endswith("attn2.to_k")), default=0)
+    cross = max((inputs_of(change)[0] for name, change in modules.items() if _OF_TEXT.fullmatch(name)), default=0)
     shaped: dict[str, Factors | Structured] = {}
     for name, change in modules.items():
         last = name.rpartition(".")[2]
         size = {"conv1": 3, "conv2": 3, "conv": 3, "conv_in": 3, "conv_out": 3, "conv_shortcut": 1}.get(last, 0)
-        if last in ("proj_in", "proj_out") and family == "sd" and cross == 768:
-            size = 1
         columns, *kernel = inputs_of(change)
+        if last in ("proj_in", "proj_out"):
+            size = 1 if family == "sd" and cross == 768 else 0
+            if (family == "sdxl" or cross == 1024) and kernel == [1, 1] and name.startswith("unet."):
+                change, kernel = _flat(change), []
         if not kernel and size and name.startswith("unet.") and columns % size**2 == 0:
             inputs = (columns // size**2, size, size)
             if isinstance(change, Structured):
@@ -120,6 +130,13 @@ def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> di
                 change = replace(change, down=down, up=up)
         shaped[name] = change
     return shaped
+
+
+def _flat(change: Factors | Structured) -> Factors | Structured:
+    """A 1x1 convolution's change as a linear layer's, which Stable Diffusion 2 and XL have where 1 has convolutions."""
+    if isinstance(change, Structured):
+        return replace(change, inputs=change.inputs[:1])
+    return replace(change, down=change.down.flatten(1), up=change.up.flatten(1))
 
 
 def _alpha(name: str, parts: Mapping[str, Tensor], where: str) -> float | None:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from draft.adapters.changes import Changes, scale_of
 from draft.adapters.factors import Adapter
 from draft.adapters.files.config import Alphas, read_alphas
 from draft.adapters.files.container import read_tensors
 from draft.adapters.files.header import read_header
+
+_KINDS = {
+    "DoRA": re.compile(r"(.+)\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)*)"),
+    "LoHa": re.compile(r"(.+)\.hada_w1_a"),
+    "LoKr": re.compile(r"(.+)\.lokr_w1(?:_a)?"),
+    "LoCon": re.compile(r"(.+)\.lora_mid\.weight"),
+    "LoRA": re.compile(
+        r"(.+?)(?:\.lora_down|\.lora_A(?:\.\w+)?|[._]lora\.down|\.lora_linear_layer\.down|:down|(?<=_lora\d)\.down|"
+        r"(?<=_lora)\.down)(?:\.weight)?"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +37,8 @@ class Contents:
         header: What the header says of alpha.
         in_header: Whether it says anything.
         strengths: By module path the factor of B A that the file means.
+        targets: By part of the pipeline the modules that the header lists, as peft's `target_modules`; None where it
+            says nothing of any.
     """
 
     shapes: Mapping[str, Sequence[int]]
@@ -29,14 +46,15 @@ class Contents:
     header: Alphas
     in_header: bool
     strengths: Mapping[str, float]
+    targets: Mapping[str, str | Sequence[str]] | None = None
 
 
-def contents_of(file: Path, adapter: Adapter) -> Contents:
+def contents_of(file: Path, adapter: Adapter | Changes) -> Contents:
     """What of a file decides where it loads.
 
     Args:
         file: The safetensors file.
-        adapter: What `read_adapter` made of it.
+        adapter: What was read from it.
 
     Returns:
         Names, shapes and alphas as they are in the file, and the strengths it means.
@@ -51,7 +69,33 @@ def contents_of(file: Path, adapter: Adapter) -> Contents:
     return Contents(
         shapes={name: info.shape for name, info in ordered},
         alphas=alphas,
-        header=read_alphas(None, header.metadata, where=str(file)),
+        header=read_alphas(None, header.metadata, where=str(file), dora=True),
         in_header="lora_adapter_metadata" in header.metadata,
-        strengths={name: factors.scale for name, factors in adapter.modules.items()},
+        strengths={name: scale_of(change) for name, change in adapter.modules.items()},
+        targets=_targets(header.metadata),
     )
+
+
+def kinds_of(names: Iterable[str]) -> dict[str, int]:
+    """In which ways a file's modules are changed.
+
+    Args:
+        names: The tensors' names.
+
+    Returns:
+        How many modules, as the file counts them, are a `LoRA`, a `LoCon` with a core, a `LoHa`, `LoKr` or `DoRA`.
+    """
+    kinds: dict[str, str] = {}
+    for name in names:
+        for kind, pattern in _KINDS.items():
+            match = pattern.fullmatch(name)
+            if match and kinds.get(match[1]) in (None, "LoRA"):
+                kinds[match[1]] = kind
+    return dict(sorted(Counter(kinds.values()).items()))
+
+
+def _targets(metadata: Mapping[str, str]) -> dict[str, str | Sequence[str]] | None:
+    if "lora_adapter_metadata" not in metadata:
+        return None
+    entries = [(key.split("."), value) for key, value in json.loads(metadata["lora_adapter_metadata"]).items()]
+    return {key[0]: value for key, value in entries if len(key) == 2 and key[1] == "target_modules" and value}

@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from draft.adapters.factors import Factors
+from draft.adapters.changes import Change, inputs_of, outputs_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,12 @@ class BaseModel:
     modules: Mapping[str, tuple[int, ...]]
     original: Mapping[str, str]
 
-    def fits(self, module: str, factors: Factors) -> bool:
-        """Whether the model has the module, and its weight's shape is the one that the factors change.
+    def fits(self, module: str, change: Change) -> bool:
+        """Whether the model has the module, and its weight's shape is the one that the change has.
 
         Args:
             module: The module's path.
-            factors: Its factors.
+            change: Its change.
 
         Returns:
             True if both agree; a linear layer and a 1x1 convolution count as the same.
@@ -46,13 +46,8 @@ class BaseModel:
         shape = self.modules.get(module)
         if shape is None:
             return False
-        flat = (shape[0], *(size for size in shape[1:2]), *(size for size in shape[2:] if size != 1))
-        factors_shape = (
-            factors.up.shape[0],
-            factors.down.shape[1],
-            *(size for size in factors.down.shape[2:] if size != 1),
-        )
-        return flat == factors_shape
+        columns, *kernel = inputs_of(change)
+        return _flat(shape) == _flat((outputs_of(change), columns, *kernel))
 
 
 @cache
@@ -103,6 +98,10 @@ def _expanded(patterns: Mapping[str, str]) -> Iterator[tuple[str, tuple[int, ...
         sizes = tuple(int(size) for size in shape.split("x"))
         for chosen in itertools.product(*options):
             yield ".".join(chosen), sizes
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:2], *(size for size in shape[2:] if size != 1))
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from draft.adapters.changes import Change, Changes, inputs_of, outputs_of
 from draft.adapters.factors import Adapter, Factors
 from draft.adapters.files.formats import Format, read_adapter, write_adapter
 from draft.adapters.verification.contents import contents_of
@@ -18,7 +19,7 @@ from draft.errors import StageError
 FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "peft")
 
 
-def tools_by_format(adapter: Adapter, base: BaseModel) -> dict[Format, tuple[str, ...]]:
+def tools_by_format(adapter: Adapter | Changes, base: BaseModel) -> dict[Format, tuple[str, ...]]:
     """In which tools an adapter would load whole and right, by the format it is written in.
 
     A stand-in of the same modules at rank 1 is written in every format and judged.
@@ -30,7 +31,7 @@ def tools_by_format(adapter: Adapter, base: BaseModel) -> dict[Format, tuple[str
     Returns:
         Tools by format; formats that have no name for one of the modules are left out.
     """
-    stand_in = Adapter({name: _thin(factors) for name, factors in adapter.modules.items()}, adapter.family)
+    stand_in = Adapter({name: _thin(change) for name, change in adapter.modules.items()}, adapter.family)
     by_format: dict[Format, tuple[str, ...]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for format in FORMATS:
@@ -45,9 +46,10 @@ def tools_by_format(adapter: Adapter, base: BaseModel) -> dict[Format, tuple[str
     return by_format
 
 
-def _thin(factors: Factors) -> Factors:
+def _thin(change: Change) -> Factors:
     """Factors of rank 1 in the same shapes."""
+    inputs = inputs_of(change)
     return Factors(
-        torch.ones(1, *factors.down.shape[1:], dtype=torch.bfloat16),
-        torch.ones(factors.up.shape[0], 1, *factors.up.shape[2:], dtype=torch.bfloat16),
+        torch.ones(1, *inputs, dtype=torch.bfloat16),
+        torch.ones(outputs_of(change), 1, *[1] * (len(inputs) - 1), dtype=torch.bfloat16),
     )

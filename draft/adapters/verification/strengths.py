@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from draft.adapters.verification.contents import Contents
-from draft.adapters.verification.tools import Layout
+from draft.adapters.verification.layouts import Alpha, Layout
+
+# In the order of transformers' modules.
+_CLIP_ORDER = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
 def ratios_of(
@@ -26,31 +30,62 @@ def ratios_of(
     alphas = {
         name: contents.alphas[f"{name}.alpha"]
         for name in ranks
-        if layout.alpha_tensor and f"{name}.alpha" in contents.alphas
+        if layout.alpha.tensor and f"{name}.alpha" in contents.alphas
     }
     ratios: set[float] = set()
     for members in _by_part(ranks, names_of).values():
-        listed = Counter(alphas[name] for name in members if name in alphas)
-        common = listed.most_common(1)[0][0] if listed else None
-        first = ranks[members[0]]
+        given = {name: alphas[name] for name in members if name in alphas}
+        taken = _as_patterns(given, members, names_of, layout.alpha) if layout.alpha.pattern and given else given
         for name in members:
-            rank, alpha = ranks[name], alphas.get(name)
-            # peft takes one alpha per adapter and a pattern of exceptions; names that the pattern misses get the one.
-            if (
-                layout.alpha_uneven
-                and common is not None
-                and (alpha is None or layout.alpha_uneven.fullmatch(names_of[name][0]))
-            ):
-                alpha = common
             for module in names_of[name]:
-                strength = 1.0 if alpha is None else alpha / rank
-                if layout.alpha_metadata and (alpha is None or layout.alpha_folded) and contents.in_header:
-                    strength *= contents.header.scale(module, rank)
-                elif layout.alpha_first and (common is None or layout.alpha_folded):
-                    strength *= first / rank
+                strength = 1.0 if name not in taken or not ranks[name] else taken[name] / ranks[name]
+                if layout.alpha.metadata and contents.in_header and (layout.alpha.folded or not given):
+                    strength *= contents.header.scale(module, ranks[name])
+                elif layout.alpha.first and (layout.alpha.folded or not given):
+                    strength *= ranks[_first(members, names_of)] / ranks[name]
                 meant = contents.strengths.get(module, 1.0)
                 ratios.add(round(strength / meant, 6) if meant else float(strength != 0))
     return tuple(sorted(ratios))
+
+
+def rank_of(shapes: Mapping[str, Sequence[int]], name: str, down: str) -> int:
+    """The rank that a module's alpha is divided by.
+
+    Args:
+        shapes: Shapes by tensor name.
+        name: The module's name.
+        down: The ending of its second factor.
+
+    Returns:
+        The rank, 0 where alpha is not used: in a Kronecker product of two whole matrices.
+    """
+    if not down.startswith(".lokr_"):
+        return shapes[f"{name}{down}"][0]
+    return next((shapes[key][0] for number in "21" if (key := f"{name}.lokr_w{number}_b") in shapes), 0)
+
+
+def _first(members: Sequence[str], names_of: Mapping[str, Sequence[str]]) -> str:
+    """The module whose rank counts: the first of the file, of a text encoder the first that the encoder has."""
+    if not names_of[members[0]][0].startswith("text_encoder"):
+        return members[0]
+    placed = {name: re.search(r"\.layers\.(\d+)\..*?(\w+)$", names_of[name][0]) for name in members}
+    return min(
+        members, key=lambda name: (int(place[1]), _CLIP_ORDER.index(place[2])) if (place := placed[name]) else (-1, 0)
+    )
+
+
+def _as_patterns(
+    given: Mapping[str, float], members: Sequence[str], names_of: Mapping[str, Sequence[str]], rule: Alpha
+) -> dict[str, float]:
+    """What peft makes of alphas: one for all, and exceptions whose pattern fits every path that ends with it."""
+    common = Counter(given.values()).most_common(1)[0][0]
+    paths = {name: names_of[name][0].partition(".")[2] for name in members}
+    lost = [name for name in given if rule.uneven and rule.uneven.fullmatch(names_of[name][0])]
+    exceptions = {paths[name]: alpha for name, alpha in given.items() if alpha != common and name not in lost}
+    return {
+        name: next((alpha for end, alpha in exceptions.items() if path == end or path.endswith(f".{end}")), common)
+        for name, path in paths.items()
+    }
 
 
 def _by_part(ranks: Mapping[str, int], names_of: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from draft.adapters.verification.contents import Contents
+from draft.adapters.verification.keymap import key_map
+from draft.adapters.verification.layouts import Layout
+from draft.adapters.verification.misfit import is_target, misfit
 from draft.adapters.verification.models import BaseModel
-from draft.adapters.verification.strengths import ratios_of
-from draft.adapters.verification.tools import Layout, Recognition, Tool, key_map
+from draft.adapters.verification.strengths import rank_of, ratios_of
+from draft.adapters.verification.tools import Recognition, Tool
 
 Status = Literal["all", "some", "none", "refuses", "unknown"]
 
 # A tensor's name without the module: every ending that some tool knows.
 _ENDING = re.compile(
-    r"(?P<name>.+?)(?:(?:\.lora|_lora|\.lora_linear_layer)\.(?:down|up)\.weight|\.lora_(?:down|up)\.weight"
-    r"|\.lora_[AB](?:\.\w+)?\.weight|\.alpha|:(?:up|down|alpha))"
+    r"(?P<xlabs>.+\.processor\.(?:qkv|proj)_lora\d?)\.(?:down|up)\.weight"
+    r"|(?P<name>.+?)(?:(?:\.lora|_lora|\.lora_linear_layer)\.(?:down|up)\.weight|\.lora_(?:down|mid|up)\.weight"
+    r"|\.lora_[AB](?:\.\w+)?\.weight|\.lora_magnitude_vector(?:\.\w+)*"
+    r"|\.(?:alpha|dora_scale|hada_\w+|lokr_\w+)|:(?:up|down|alpha))"
 )
 
 
@@ -35,6 +41,7 @@ class Verdict:
         dropped: Names of those it leaves out without an error.
         reason: Why it refuses, or what it says of the family.
         ratios: The strengths at which it applies what it loads, relative to what the file means; (1.0,) is right.
+        ignored: What it leaves out of the modules that it loads.
     """
 
     tool: str
@@ -45,11 +52,13 @@ class Verdict:
     dropped: tuple[str, ...] = ()
     reason: str = ""
     ratios: tuple[float, ...] = (1.0,)
+    ignored: tuple[str, ...] = ()
 
     @property
     def right(self) -> bool:
         """Whether the tool loads everything at the strength that the file means."""
-        return self.status == "all" and all(abs(ratio - 1) < 1e-3 for ratio in self.ratios)
+        exact = not self.ignored and all(abs(ratio - 1) < 1e-3 for ratio in self.ratios)
+        return self.status == "all" and exact
 
 
 def judge(tool: Tool, base: BaseModel, contents: Contents) -> Verdict:
@@ -63,7 +72,8 @@ def judge(tool: Tool, base: BaseModel, contents: Contents) -> Verdict:
     Returns:
         The verdict.
     """
-    names = tuple(dict.fromkeys(match["name"] for name in contents.shapes if (match := _ENDING.fullmatch(name))))
+    endings = [match for name in contents.shapes if (match := _ENDING.fullmatch(name))]
+    names = tuple(dict.fromkeys(match["xlabs"] or match["name"] for match in endings))
     verdict = _Verdicts(tool, len(names))
     if base.family in tool.unknown:
         return verdict.of("unknown", reason=tool.unknown[base.family])
@@ -92,20 +102,22 @@ class _Verdicts:
         dropped: tuple[str, ...] = (),
         reason: str = "",
         ratios: tuple[float, ...] = (1.0,),
+        ignored: tuple[str, ...] = (),
     ) -> Verdict:
-        return Verdict(self.tool.name, self.tool.version, status, loaded, self.modules, dropped, reason, ratios)
+        tool = self.tool
+        return Verdict(tool.name, tool.version, status, loaded, self.modules, dropped, reason, ratios, ignored)
 
 
 def _mistaken(recognition: Recognition, base: BaseModel, contents: Contents) -> str:
     """Why the tool takes the file for another base model, or "" if it does not."""
     bases: tuple[str, ...] = ()
-    for name, shape in contents.shapes.items():
-        if any(pattern.fullmatch(name) for pattern in recognition.widths):
-            bases = recognition.bases.get(shape[1], ())
+    for name in contents.shapes:
+        if any(pattern.fullmatch(name) for pattern in recognition.widths) and (width := _width(name, contents)):
+            bases = recognition.bases.get(width, ())
             break
     else:
         widths = [
-            next((shape[1] for name, shape in contents.shapes.items() if pattern.fullmatch(name)), None)
+            next((_width(name, contents) for name in contents.shapes if pattern.fullmatch(name)), None)
             for pattern in recognition.sums
         ]
         if widths and None not in widths:
@@ -117,13 +129,22 @@ def _mistaken(recognition: Recognition, base: BaseModel, contents: Contents) -> 
     return "" if base.key in bases else f"it takes the file for another base model ({', '.join(bases)})"
 
 
+def _width(name: str, contents: Contents) -> int | None:
+    """How many inputs the module of a tensor has; None where a Kronecker product is not of two whole matrices."""
+    module, _, role = name.partition(".")
+    if not role.startswith("lokr_"):
+        return contents.shapes[name][1]
+    halves = [contents.shapes.get(f"{module}.lokr_w{number}") for number in "12"]
+    return math.prod(half[1] for half in halves if half) if all(halves) else None
+
+
 def _layout(tool: Tool, base: BaseModel, contents: Contents) -> Layout | None:
     """The first layout of the tool that the file is of."""
     for layout in tool.layouts:
         fits = (
             base.key in layout.bases
             and (layout.every is None or all(layout.every.fullmatch(name) for name in contents.shapes))
-            and (layout.some is None or any(layout.some.fullmatch(name) for name in contents.shapes))
+            and all(any(map(pattern.fullmatch, contents.shapes)) for pattern in layout.some)
             and (not layout.present or any(contents.shapes.keys() >= set(names) for names in layout.present))
         )
         if fits:
@@ -132,33 +153,89 @@ def _layout(tool: Tool, base: BaseModel, contents: Contents) -> Layout | None:
 
 
 def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Contents, names: Sequence[str]) -> Verdict:
-    for pattern, why, other in layout.refusals:
-        for name in contents.shapes:
-            if pattern.fullmatch(name) and (other is None or any(map(other.fullmatch, contents.shapes))):
-                return verdict.of("refuses", reason=f"{why} ({name})")
     names_of = key_map(layout, base)
+    ranks = _loaded(layout, contents, names, names_of)
+    why = _refused(layout, contents, names, names_of, ranks) or misfit(layout, base, contents, names_of, ranks)
+    dropped = tuple(name for name in names if name not in ranks)
+    if not why and dropped and layout.strict:
+        why = f"{layout.strict} ({dropped[0]})"
+    if not why and layout.alpha.conflict and contents.alphas and contents.in_header:
+        why = layout.alpha.conflict
+    if why:
+        return verdict.of("refuses", reason=why)
+    return verdict.of(
+        "all" if not dropped else "some" if ranks else "none",
+        loaded=len(ranks),
+        dropped=dropped,
+        ratios=ratios_of(layout, contents, names_of, ranks) or (1.0,),
+        ignored=tuple(what for pattern, what in layout.ignores if any(map(pattern.fullmatch, contents.shapes))),
+    )
+
+
+def _loaded(
+    layout: Layout, contents: Contents, names: Sequence[str], names_of: Mapping[str, Sequence[str]]
+) -> dict[str, int]:
+    """The names whose modules the tool loads, with their ranks."""
     ranks: dict[str, int] = {}
     for name in names:
         for up, down in layout.pairs:
             if name in names_of and f"{name}{up}" in contents.shapes and f"{name}{down}" in contents.shapes:
-                ranks.setdefault(name, contents.shapes[f"{name}{down}"][0])
+                ranks.setdefault(name, rank_of(contents.shapes, name, down))
+    for displaced, by in layout.displaced:
+        if any(map(by.fullmatch, names)):
+            ranks = {name: rank for name, rank in ranks.items() if not displaced.fullmatch(name)}
     modules = {module for name in ranks for module in names_of[name]}
-    for one, needed, why in layout.requires:
-        if any(map(one.fullmatch, modules)) and not any(map(needed.fullmatch, modules)):
-            return verdict.of("refuses", reason=why)
-    for together in layout.together:
-        for name in list(ranks):
-            match = together.modules.fullmatch(names_of[name][0])
-            if match and len(names_of[name]) == 1 and not {f"{match[1]}.{end}" for end in together.endings} <= modules:
-                if together.refused:
-                    listed = ", ".join(together.endings)
-                    return verdict.of("refuses", reason=f"it takes {listed} of a layer only together ({name})")
-                del ranks[name]
-    dropped = tuple(name for name in names if name not in ranks)
-    if dropped and layout.strict:
-        return verdict.of("refuses", reason=f"{layout.strict} ({dropped[0]})")
-    if layout.conflict and contents.alphas and contents.in_header:
-        return verdict.of("refuses", reason=layout.conflict)
-    status: Status = "all" if not dropped else "some" if ranks else "none"
-    ratios = ratios_of(layout, contents, names_of, ranks)
-    return verdict.of(status, loaded=len(ranks), dropped=dropped, ratios=ratios or (1.0,))
+    for rule in layout.requires:
+        if not rule.why and not any(map(rule.needed.fullmatch, modules)):
+            ranks = {name: rank for name, rank in ranks.items() if not rule.modules.fullmatch(names_of[name][0])}
+    for name in _apart(layout, names_of, ranks, refused=False):
+        del ranks[name]
+    if layout.alpha.targets and contents.targets is not None:
+        # peft makes a text encoder's layers where the header has them, a denoiser's where the file has them.
+        parts = {part for part in contents.targets if part.startswith("text_encoder")}
+        modules = {name: names_of[name][0] for name in ranks}
+        other = [n for n, m in modules.items() if m.partition(".")[0] in parts and not is_target(m, contents)]
+        ranks = {name: rank for name, rank in ranks.items() if name not in other}
+    return ranks
+
+
+def _refused(
+    layout: Layout,
+    contents: Contents,
+    names: Sequence[str],
+    names_of: Mapping[str, Sequence[str]],
+    ranks: Mapping[str, int],
+) -> str:
+    """Why the tool refuses the file for its names, "" if it does not."""
+    for refusal in layout.refusals:
+        for name in contents.shapes:
+            if refusal.name.fullmatch(name) and (
+                not refusal.beside or any(map(refusal.beside.fullmatch, contents.shapes))
+            ):
+                return f"{refusal.why} ({name})"
+    modules = {module for name in names for module in names_of.get(name, ())}
+    for rule in layout.requires:
+        if rule.why and any(map(rule.modules.fullmatch, modules)) and not any(map(rule.needed.fullmatch, modules)):
+            return rule.why
+    for name in _apart(layout, names_of, ranks, refused=True):
+        endings = next(group.endings for group in layout.together if group.modules.fullmatch(names_of[name][0]))
+        return f"it takes {', '.join(endings)} of a layer only together ({name})"
+    for pattern, why in layout.unmatched:
+        concerned = [name for name in names if pattern.fullmatch(name)]
+        if concerned and not any(name in ranks for name in concerned):
+            return f"{why} ({concerned[0]})"
+    return ""
+
+
+def _apart(
+    layout: Layout, names_of: Mapping[str, Sequence[str]], ranks: Mapping[str, int], *, refused: bool
+) -> list[str]:
+    """Names of modules that are taken only in a set, of sets with gaps."""
+    modules = {module for name in ranks for module in names_of[name]}
+    apart = []
+    for group in layout.together:
+        for name in ranks if group.refused == refused else ():
+            match = group.modules.fullmatch(names_of[name][0])
+            if match and len(names_of[name]) == 1 and not {f"{match[1]}.{end}" for end in group.endings} <= modules:
+                apart.append(name)
+    return apart

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from draft.adapters.changes import Changes
 from draft.adapters.factors import Adapter
-from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.formats import read_changes
 from draft.adapters.files.header import read_header
-from draft.adapters.verification.contents import Contents, contents_of
+from draft.adapters.verification.contents import Contents, contents_of, kinds_of
 from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.remedy import tools_by_format
-from draft.adapters.verification.tools import tools
+from draft.adapters.verification.tools import last_release, release, tools
 from draft.adapters.verification.verdict import Verdict, judge
 from draft.files import sha256, weights_file
 
@@ -32,6 +33,7 @@ class Verification:
         family: The family of the adapter.
         base: The base model whose modules it has; None if it is for none that is known.
         modules: How many modules it changes.
+        kinds: How many of them are changed as a `LoRA`, `LoCon` with a core, `LoHa`, `LoKr` or `DoRA`.
         strange: Modules that the base model does not have, or has in another shape.
         verdicts: What each tool makes of it; empty without a base model.
         older: What older releases of the tools make of it, where that is something else.
@@ -45,6 +47,7 @@ class Verification:
     family: str
     base: BaseModel | None
     modules: int
+    kinds: Mapping[str, int]
     strange: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     hashes: Mapping[str, bool]
@@ -84,14 +87,14 @@ def verify(path: Path) -> Verification:
         >>> verify(Path("pony.safetensors")).right  # doctest: +SKIP
         True
     """
-    adapter = read_adapter(path)
+    adapter = read_changes(path, dora=True)
     file = weights_file(path)
     base = base_model(adapter)
     strange: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     older: tuple[Verdict, ...] = ()
     if base is not None:
-        strange = tuple(name for name, factors in adapter.modules.items() if not base.fits(name, factors))
+        strange = tuple(name for name, change in adapter.modules.items() if not base.fits(name, change))
         contents = contents_of(file, adapter)
         verdicts = tuple(judge(tool, base, contents) for tool in tools())
         older = older_verdicts(verdicts, base, contents)
@@ -101,13 +104,14 @@ def verify(path: Path) -> Verification:
         family=adapter.family,
         base=base,
         modules=len(adapter.modules),
+        kinds=kinds_of(read_header(file).tensors),
         strange=strange,
         verdicts=verdicts,
         hashes=_hashes(file, adapter.metadata),
         recipe=_recipe(adapter.metadata),
         older=older,
     )
-    if base is None or verification.right:
+    if base is None or verification.right or "DoRA" in verification.kinds:
         return verification
     return replace(verification, formats=tools_by_format(adapter, base))
 
@@ -125,19 +129,36 @@ def older_verdicts(verdicts: Sequence[Verdict], base: BaseModel, contents: Conte
     """
     differing: list[Verdict] = []
     for tool, newest in zip(tools(), verdicts, strict=True):
-        spans: list[Verdict] = []
-        for release in tool.older:
-            verdict = judge(release, base, contents)
-            if spans and replace(spans[-1], version="") == replace(verdict, version=""):
-                first, last = verdict.version.partition(" to ")[0], spans[-1].version.rpartition(" to ")[2]
-                spans[-1] = replace(verdict, version=f"{first} to {last}")
+        usual: dict[str, Verdict] = {}
+        spans: dict[str, list[Verdict]] = {}
+        for entry in tool.older:
+            verdict = judge(entry, base, contents)
+            if _same(verdict, usual.setdefault(entry.version, newest if not entry.beside else verdict)):
+                continue
+            usual[entry.version] = verdict
+            listed = spans.setdefault(entry.beside, [])
+            if listed and _same(listed[-1], verdict) and _adjacent(verdict.version, listed[-1].version):
+                first, last = verdict.version.partition(" to ")[0], listed[-1].version.rpartition(" to ")[2]
+                listed[-1] = replace(verdict, version=f"{first} to {last}")
             else:
-                spans.append(verdict)
-        differing += [verdict for verdict in spans if replace(verdict, version=newest.version) != newest]
+                listed.append(verdict)
+        for beside, listed in spans.items():
+            ending = f" with {beside}" if beside else ""
+            differing += [replace(verdict, version=f"{verdict.version}{ending}") for verdict in listed]
     return tuple(differing)
 
 
-def base_model(adapter: Adapter) -> BaseModel | None:
+def _same(one: Verdict, other: Verdict) -> bool:
+    return replace(one, version="") == replace(other, version="")
+
+
+def _adjacent(earlier: str, later: str) -> bool:
+    """Whether a span of releases ends where another begins."""
+    major, minor = last_release(earlier)
+    return (major, minor + 1) == release(later.partition(" to ")[0])
+
+
+def base_model(adapter: Adapter | Changes) -> BaseModel | None:
     """The base model that has most of an adapter's modules in its shapes; of equals the first.
 
     Args:
@@ -149,7 +170,7 @@ def base_model(adapter: Adapter) -> BaseModel | None:
     best, most = None, 0
     for model in base_models():
         if model.family == adapter.family:
-            count = sum(model.fits(name, factors) for name, factors in adapter.modules.items())
+            count = sum(model.fits(name, change) for name, change in adapter.modules.items())
             if count > most:
                 best, most = model, count
     return best if 2 * most >= len(adapter.modules) else None
