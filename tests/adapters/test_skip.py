@@ -119,6 +119,20 @@ def test_what_can_be_read_is_never_skipped_and_an_idle_pattern_is_refused(folder
         mix(["odd.safetensors"], output=Path("out.safetensors"), skip=["*"])
 
 
+def test_biases_beside_a_lora_are_skipped_with_the_setting_for_them(folder: Path) -> None:
+    plain = read_adapter(Path("plain.safetensors"))
+    write_adapter(plain, Path("peft"), format="peft")
+    config = json.loads(Path("peft/adapter_config.json").read_text())
+    Path("peft/adapter_config.json").write_text(json.dumps(config | {"lora_bias": True}))
+    weights = load_file("peft/adapter_model.safetensors")
+    bias = f"base_model.model.{NAMES[0].removeprefix('unet.')}.lora_B.bias"
+    save_file(weights | {bias: torch.ones(16)}, "peft/adapter_model.safetensors")
+    with pytest.raises(StageError, match="a LoRA with biases is not a sum of B A"):
+        mix(["peft"], output=Path("out.safetensors"))
+    mix(["peft"], output=Path("out.safetensors"), skip=["*.bias"])
+    assert_same("out.safetensors", NAMES)
+
+
 def test_numbered_tensors_stay_in_their_order_when_an_embedding_beside_them_is_skipped(folder: Path) -> None:
     numbered = {"text_encoder:0:up": torch.ones(768, 1), "text_encoder:0:down": torch.ones(1, 768)}
     numbered |= {
