@@ -383,8 +383,8 @@ def _dense(parts: dict[str, Tensor], scale: Callable[[int], float]) -> Tensor:
             whole = parts.get(f"lokr_w{number}")
             if whole is None:
                 rank = parts[f"lokr_w{number}_b"].shape[0]
-                whole = parts[f"lokr_w{number}_a"] @ parts[f"lokr_w{number}_b"]
-            halves.append(whole)
+                whole = parts[f"lokr_w{number}_a"] @ parts[f"lokr_w{number}_b"].flatten(1)
+            halves.append(whole.flatten(1))  # at most a kernel of one
         return torch.kron(*halves) * (lycoris(rank) if rank else 1.0)
     down, up = parts["lora_down"], parts["lora_up"]
     if "lora_mid" in parts:
