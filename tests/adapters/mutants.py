@@ -363,7 +363,7 @@ def _scale(part: str, path: str, config: dict[str, Any]) -> Callable[[int], floa
     if alpha is None:
         return lambda rank: 1.0
     patterns = mine.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), path), alpha)
+    alpha = patterns.get(get_pattern_key(list(patterns), path), alpha)
     return lambda rank: alpha / (math.sqrt(rank) if mine.get("use_rslora") else rank)
 
 

@@ -50,7 +50,7 @@ def change(path: Path) -> torch.Tensor:
 def test_equal_tensors_under_two_alphas_are_two_adapters(
     tmp_path: Path, order: tuple[int, int], weights: tuple[int, int], strength: float
 ) -> None:
-    by_alpha = dict(zip((8, 16), weights, strict=True))
+    by_alpha: dict[int, int] = dict(zip((8, 16), weights, strict=True))
     inputs = [(folder(tmp_path / str(alpha), lora_alpha=alpha), float(by_alpha[alpha])) for alpha in order]
     report = mix_files(inputs, tmp_path / "mix.safetensors")
     assert len(report.inputs) == 2
