@@ -51,14 +51,18 @@ def inspect(
 def _text(inspection: Inspection, *, blocks: bool) -> str:
     low, median, high = inspection.used
     parts = ", ".join(f"{part} {count}" for part, count in inspection.facts.parts.items())
+    listed = ", ".join(f"{kind} {count}" for kind, count in inspection.facts.kinds.items())
+    plain = " without DoRA's magnitudes" if "DoRA" in inspection.facts.kinds else ""
+    kinds = [("kinds", listed)] if set(inspection.facts.kinds) - {"LoRA"} else []
     used = f"{low}" if low == high else f"{low} to {high} (median {median})"
     facts = [
         ("model", inspection.model or f"unknown, of the family {inspection.family}"),
         ("format", f"{inspection.facts.format}, {', '.join(inspection.facts.dtypes)}, {size(inspection.facts.size)}"),
         ("modules", f"{sum(inspection.facts.parts.values())}  ({parts})"),
+        *kinds,
         ("rank", histogram(inspection.facts.ranks)),
-        ("alpha", histogram(inspection.facts.alphas)),
-        ("change", f"||dW|| = {inspection.norm:.4g}; 99% of its energy lies within rank {used}"),
+        ("alpha", histogram(inspection.facts.alphas) if inspection.facts.alphas else "none"),
+        ("change", f"||dW||{plain} = {inspection.norm:.4g}; 99% of its energy lies within rank {used}"),
         ("sha256", inspection.facts.digest),
     ]
     lines = [str(inspection.facts.path), rows(facts), _table(inspection.blocks if blocks else inspection.groups)]
@@ -131,9 +135,10 @@ def histogram(counts: Mapping[Any, int]) -> str:
     Returns:
         For example `8`, or `4 (12), 8 (180)`.
     """
+    words = {value: value if isinstance(value, str) else f"{value:g}" for value in counts}
     if len(counts) == 1:
-        return f"{next(iter(counts)):g}"
-    listed = [f"{value:g} ({count})" for value, count in counts.items()]
+        return words[next(iter(counts))]
+    listed = [f"{words[value]} ({count})" for value, count in counts.items()]
     return ", ".join(listed[:8]) + (f", {len(listed) - 8} more" if len(listed) > 8 else "")
 
 
@@ -176,6 +181,7 @@ def _as_json(inspection: Inspection) -> dict[str, Any]:
         "model": inspection.model or None,
         "format": inspection.facts.format,
         "parts": dict(inspection.facts.parts),
+        "kinds": dict(inspection.facts.kinds),
         "ranks": {str(rank): count for rank, count in inspection.facts.ranks.items()},
         "alphas": {f"{alpha:g}": count for alpha, count in inspection.facts.alphas.items()},
         "dtypes": dict(inspection.facts.dtypes),

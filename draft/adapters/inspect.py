@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from draft.adapters.changes import Change, Changes, scale_of
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.formats import read_changes
 from draft.adapters.files.header import read_header
+from draft.adapters.spectra import rank_of_energy, spectrum
+from draft.adapters.structured import Structured
+from draft.adapters.verification.contents import kinds_of
 from draft.adapters.verification.verify import base_model
 from draft.files import sha256, weights_file
 
@@ -49,7 +52,8 @@ class Facts:
         size: Its bytes.
         format: What its tensors' names are like.
         parts: How many modules it has in each part of the pipeline.
-        ranks: How many modules have which rank.
+        kinds: How many modules, as the file counts them, are a `LoRA`, `LoCon` with a core, `LoHa`, `LoKr` or `DoRA`.
+        ranks: How many modules have which rank or, without one, which form (`LoHa`, `LoKr`).
         alphas: How many have which alpha; alpha / rank is the scale.
         dtypes: How many tensors have which dtype.
     """
@@ -59,7 +63,8 @@ class Facts:
     size: int
     format: str
     parts: Mapping[str, int]
-    ranks: Mapping[int, int]
+    kinds: Mapping[str, int]
+    ranks: Mapping[int | str, int]
     alphas: Mapping[float, int]
     dtypes: Mapping[str, int]
 
@@ -90,7 +95,9 @@ class Inspection:
 
 
 def inspect_adapter(path: Path) -> Inspection:
-    """Read an adapter and measure it by its factors; no dense dW is formed.
+    """Read an adapter and measure it by its factors; a dense dW is formed of LoHas of a large rank alone.
+
+    DoRA is measured without its magnitudes, as what B A it has.
 
     Args:
         path: A `.safetensors` file, or a peft folder.
@@ -105,8 +112,8 @@ def inspect_adapter(path: Path) -> Inspection:
         >>> inspect_adapter(Path("pony.safetensors")).norm  # doctest: +SKIP
         1.93
     """
-    adapter = read_adapter(path)
-    spectra = {name: spectrum(factors) for name, factors in adapter.modules.items()}
+    adapter = read_changes(path, dora=True)
+    spectra = {name: spectrum(change) for name, change in adapter.modules.items()}
     used = sorted(rank_of_energy(values, 0.99) for values in spectra.values())
     base = base_model(adapter)
     return Inspection(
@@ -121,12 +128,12 @@ def inspect_adapter(path: Path) -> Inspection:
     )
 
 
-def facts_of(path: Path, adapter: Adapter) -> Facts:
+def facts_of(path: Path, adapter: Adapter | Changes) -> Facts:
     """Count what is in an adapter file.
 
     Args:
         path: The file, or peft folder.
-        adapter: What `read_adapter` made of it.
+        adapter: What was read from it.
 
     Returns:
         The counts.
@@ -139,44 +146,11 @@ def facts_of(path: Path, adapter: Adapter) -> Facts:
         size=file.stat().st_size,
         format=file_format(header.tensors),
         parts=dict(Counter(name.partition(".")[0] for name in adapter.modules)),
-        ranks=adapter.ranks,
+        kinds=kinds_of(header.tensors),
+        ranks=dict(adapter.ranks),
         alphas=_alphas(adapter),
         dtypes=dict(sorted(Counter(info.dtype for info in header.tensors.values()).items())),
     )
-
-
-def spectrum(factors: Factors) -> Tensor:
-    """The singular values of a module's change, largest first.
-
-    With B = Q_B R_B and A^T = Q_A R_A they are those of the small matrix s R_B R_A^T.
-
-    Args:
-        factors: A module's factors.
-
-    Returns:
-        As many values as the rank or, if that is smaller, the change's smaller side, in float64.
-    """
-    down = torch.linalg.qr(factors.down.double().flatten(1).T, mode="r").R
-    up = torch.linalg.qr(factors.up.double().flatten(1), mode="r").R
-    return torch.linalg.svdvals(up @ down.T) * abs(factors.scale)
-
-
-def rank_of_energy(values: Tensor, share: float) -> int:
-    """The smallest rank whose best approximation keeps a share of ||dW||_F^2.
-
-    Args:
-        values: Singular values, largest first.
-        share: Above 0, at most 1.
-
-    Returns:
-        The rank; 0 where the change is 0.
-    """
-    energy = values.square()
-    total = float(energy.sum())
-    if total == 0:
-        return 0
-    # The last digits of the sum must not cost a rank.
-    return int((energy.cumsum(0) < share * total * (1 - 1e-12)).sum()) + 1
 
 
 def file_format(names: Mapping[str, Any]) -> str:
@@ -238,15 +212,25 @@ def _kind(name: str) -> str:
     return "diffusers" if ".lora_A." in name or ".lora_B." in name else "older diffusers"
 
 
-def _alphas(adapter: Adapter) -> dict[float, int]:
-    return dict(sorted(Counter(round(f.scale * f.rank, 6) for f in adapter.modules.values()).items()))
+def _alphas(adapter: Adapter | Changes) -> dict[float, int]:
+    given = ((change, _rank(change)) for change in adapter.modules.values())
+    return dict(sorted(Counter(round(scale_of(change) * rank, 6) for change, rank in given if rank).items()))
+
+
+def _rank(change: Change) -> int:
+    """What alpha is divided by; 0 where it counts for nothing, in a Kronecker product of two whole matrices."""
+    if isinstance(change, Factors):
+        return change.rank
+    parts = change.parts if isinstance(change, Structured) else {}
+    names = (name for name in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts)
+    return next((parts[name].shape[0] for name in names), 0)
 
 
 def _norm(spectra: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float(values.square().sum()) for values in spectra.values()))
 
 
-def _blocks(adapter: Adapter, spectra: Mapping[str, Tensor], *, depth: int) -> tuple[Block, ...]:
+def _blocks(adapter: Adapter | Changes, spectra: Mapping[str, Tensor], *, depth: int) -> tuple[Block, ...]:
     grouped: dict[str, dict[str, Tensor]] = {}
     for name, values in spectra.items():
         grouped.setdefault(_block(name, depth), {})[name] = values
@@ -255,11 +239,16 @@ def _blocks(adapter: Adapter, spectra: Mapping[str, Tensor], *, depth: int) -> t
             name=name,
             modules=len(members),
             norm=_norm(members),
-            rank=max(adapter.modules[member].rank for member in members),
+            rank=max(_width(adapter.modules[member], values) for member, values in members.items()),
             used=max(rank_of_energy(values, 0.99) for values in members.values()),
         )
         for name, members in sorted(grouped.items(), key=lambda item: _natural(item[0]))
     )
+
+
+def _width(change: Change, values: Tensor) -> int:
+    """A product's rank; of another structure how many singular values it can have."""
+    return change.rank if isinstance(change, Factors) else len(values)
 
 
 def _block(name: str, depth: int) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from draft.adapters.files.formats import Adapter, Factors, write_adapter
+from draft.adapters.files.formats import Adapter, Factors, denoiser_factors, read_adapter, write_adapter
 from draft.adapters.mixture import mix_files
 from draft.adapters.model import merging, writing
 from draft.adapters.strength import Strength
+from draft.diffusion.families import load_text_to_image
+from draft.diffusion.lora import load_lora, use_lora
 from draft.errors import ConfigError, DraftWarning, ResourceError, StageError
+from draft.rewards.extensions import model_path
 from draft_cli.merge import merge
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -312,7 +316,33 @@ def test_a_dry_run_gives_the_figures_and_writes_nothing(model: Path, capsys: pyt
     assert wet["bytes"] == (Path("out") / UNET).stat().st_size
 
 
-def test_the_embedded_models_take_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["emoji", "emoji_xl"])
+def test_a_merged_embedded_model_computes_what_the_model_with_the_adapter_does(
+    tmp_path: Path, name: str, tiny_module: ModuleType
+) -> None:
+    base, merged, path = model_path(name), tmp_path / "merged", tmp_path / "a.safetensors"
+    adapter = read_adapter(tiny_module.save_tiny_adapter(Path(base), path))
+    merge(name, [f"{path}:0.01"], output=merged, dtype="fp32")
+    one, two = (load_text_to_image(str(m), device=torch.device("cpu"), dtype=torch.float32) for m in (base, merged))
+    network: Any = one.network
+    width = int(network.config.cross_attention_dim)
+    inputs: dict[str, Any] = {
+        "sample": torch.randn(1, 4, 16, 16),
+        "timestep": 500,
+        "encoder_hidden_states": torch.randn(1, 6, width),
+    }
+    if name == "emoji_xl":
+        inputs["added_cond_kwargs"] = {"text_embeds": torch.randn(1, width // 2), "time_ids": torch.randn(1, 6)}
+    with torch.no_grad():
+        plain = network(**inputs).sample
+        load_lora(network, denoiser_factors(adapter), name="a")
+        use_lora(network, "a", 0.01)
+        wanted, got = network(**inputs).sample, two.network(**inputs).sample
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+    assert (wanted - plain).abs().max() > 0.05
+
+
+def test_a_change_that_float16_cannot_hold_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     merged, path = tmp_path / "merged", tmp_path / "a.safetensors"
     factors = Factors(torch.randn(2, 160), torch.randn(160, 2) * 1e-5)
     write_adapter(Adapter({Q: factors}), path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import pytest
+import transformers
 
 from draft.adapters.files.formats import read_changes
 from draft.adapters.verification.contents import contents_of
@@ -28,13 +29,15 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
+FIVE = "transformers 5" if release(transformers.__version__) >= (5, 0) else ""
+INSTALLED = as_of(tools()[0], diffusers.__version__, beside=FIVE)
 edits, loading = module("loading_edits"), module("loading")
 
 
 def told(row: Any, path: Path) -> tuple[str, set[str]]:
     """What verify says that the installed release does, in the words of `loading.outcome`."""
     changes = read_changes(path, dora=True)
-    verdict = judge(as_of(tools()[0], diffusers.__version__), loading.base_of(row.base), contents_of(path, changes))
+    verdict = judge(INSTALLED, loading.base_of(row.base), contents_of(path, changes))
     if verdict.status in ("none", "refuses"):
         return verdict.status, set()
     magnitudes = " with magnitudes" if row.edit == ["magnitudes"] and not verdict.ignored else ""
@@ -60,7 +63,11 @@ def test_diffusers_does_with_a_file_what_verify_says(row: Any, tmp_path: Path) -
         return
     older = [text for version, text in row.before.items() if release(diffusers.__version__) < release(version)]
     outcome = loading.outcome(row.base, file, read_changes(file, dora=True))
-    assert outcome[0] == (older[0] if older else row.outcome)
+    # Text encoders are not found by releases before 0.41 beside transformers 5, of which the table says nothing.
+    if not INSTALLED.beside:
+        assert outcome[0] == (older[0] if older else row.outcome)
+    elif row.header:
+        return
     assert told(row, file) == outcome
 
 

@@ -64,9 +64,25 @@ def test_without_alphas_older_releases_give_every_module_the_rank_of_the_first(t
     assert verify(tmp_path / "a.safetensors").older == ()
 
 
+def test_a_library_beside_which_older_releases_differ_is_named_with_them(tmp_path: Path) -> None:
+    layer = "text_encoder.text_model.encoder.layers.0.self_attn"
+    write_adapter(make("sd1", {f"{layer}.q_proj": 2, f"{layer}.out_proj": 2}), tmp_path / "a.safetensors")
+    (older,) = verify(tmp_path / "a.safetensors").older
+    assert (older.version, older.status) == ("0.36 to 0.40 with transformers 5", "refuses")
+    assert as_of(tools()[0], "0.38.0", beside="transformers 5").beside == "transformers 5"
+    assert as_of(tools()[0], "0.41.0", beside="transformers 5") is tools()[0]
+
+
 @pytest.mark.parametrize(
     ("version", "entry"),
-    [("0.36.0", "0.36"), ("0.38.1", "0.37 to 0.38"), ("0.39.0", "0.39"), ("0.40.0", "0.42.1"), ("1.0", "0.42.1")],
+    [
+        ("0.36.0", "0.36"),
+        ("0.38.1", "0.37 to 0.38"),
+        ("0.39.0", "0.39"),
+        ("0.40.0", "0.40"),
+        ("0.41.0", "0.42.1"),
+        ("1.0", "0.42.1"),
+    ],
 )
 def test_a_release_is_read_by_the_newest_entry_that_is_not_later(version: str, entry: str) -> None:
     assert as_of(tools()[0], version).version == entry

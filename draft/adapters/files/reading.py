@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -93,6 +94,10 @@ def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, whe
     return Factors(*trim_rank(down, up), scale, stored)
 
 
+# Modules whose inputs are as wide as the text that the UNet attends to.
+_OF_TEXT = re.compile(r"unet\..*\.attn2\.to_[kv]|text_encoder\..*\.self_attn\.(?:q|k|v|out)_proj")
+
+
 def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> dict[str, Factors | Structured]:
     """Give a UNet's convolutions the shape of convolutions where a file has them flat, and its linear layers theirs.
 
@@ -106,7 +111,7 @@ def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> di
     Returns:
         The same changes, the factors of a convolution as (r, in, k, k) and (out, r, 1, 1).
     """
-    cross = max((inputs_of(change)[0] for name, change in modules.items() if name.endswith("attn2.to_k")), default=0)
+    cross = max((inputs_of(change)[0] for name, change in modules.items() if _OF_TEXT.fullmatch(name)), default=0)
     shaped: dict[str, Factors | Structured] = {}
     for name, change in modules.items():
         last = name.rpartition(".")[2]

@@ -140,7 +140,7 @@ def _open_folder(path: Path) -> Checkpoint:
     index = _index(path)
     # A name that is a path would lead out of the folder.
     named = [name for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]]
-    components = [name for name in named if re.fullmatch(r"\w+", name)]
+    components = [name for name in named if re.fullmatch(r"\w{1,100}", name)]
     family = next((f for f in families().values() if f.pipeline == index.get("_class_name")), None)
     files: list[WeightsFile] = []
     pickled: list[str] = []

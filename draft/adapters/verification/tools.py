@@ -49,6 +49,7 @@ class Tool:
         unknown: Per family that it has no LoRA for, what to say.
         otherwise: Per family, why it refuses a file that is of none of its layouts; without an entry nothing is loaded.
         recognition: How it guesses the base model, for the families given there.
+        beside: The library beside which it reads files like this, "" for any.
         older: The same tool as older releases read files, the newest of them first, where they differ.
     """
 
@@ -58,6 +59,7 @@ class Tool:
     unknown: Mapping[str, str]
     otherwise: Mapping[str, str]
     recognition: Mapping[str, Recognition]
+    beside: str = ""
     older: tuple[Tool, ...] = ()
 
 
@@ -71,18 +73,24 @@ def tools() -> tuple[Tool, ...]:
     return tuple(_with_older(json.loads(data(f"tools/{name}.json"))) for name in NAMES)
 
 
-def as_of(tool: Tool, version: str) -> Tool:
+def as_of(tool: Tool, version: str, *, beside: str = "") -> Tool:
     """A tool as one of its releases reads files.
 
     Args:
         tool: The tool.
         version: The release.
+        beside: A library as `Tool.beside` has it, "" for none of those that make a difference.
 
     Returns:
         The entry of `older` that the release is in; the tool itself for later ones, the oldest for earlier ones.
     """
-    entries = [(release(older.version.partition(" to ")[2] or older.version), older) for older in tool.older]
-    return next((older for last, older in reversed(entries) if release(version) <= last), tool)
+    older = [entry for entry in tool.older if entry.beside == beside]
+    return next((entry for entry in reversed(older) if release(version) <= last_release(entry.version)), tool)
+
+
+def last_release(span: str) -> tuple[int, ...]:
+    """The last of some releases, `0.37 to 0.38` or one, as `release` has it."""
+    return release(span.rpartition(" to ")[2])
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -98,15 +106,15 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def _with_older(document: Mapping[str, Any]) -> Tool:
+    older = []
     # Releases between two entries read files alike.
-    starts = [*document.get("releases", ())]
-    spans = [
-        (start, start if _last(start, following) == release(start) else f"{start} to {_text(_last(start, following))}")
-        for start, following in itertools.pairwise(starts)
-    ]
+    for start, following in reversed(list(itertools.pairwise(document.get("releases", ())))):
+        last = _last(start, following)
+        span = start if last == release(start) else f"{start} to {_text(last)}"
+        for beside in ("", *(rule["name"] for rule in document.get("beside", ()) if last < release(rule["until"]))):
+            older.append(_tool(_as_of(document, start, beside), span, beside))
     newest = document["version"]
-    older = tuple(_tool(_as_of(document, start), span) for start, span in reversed(spans))
-    return replace(_tool(_as_of(document, newest), newest), older=older)
+    return replace(_tool(_as_of(document, newest, ""), newest, ""), older=tuple(older))
 
 
 def _last(start: str, following: str) -> tuple[int, ...]:
@@ -119,21 +127,26 @@ def _text(numbers: tuple[int, ...]) -> str:
     return ".".join(map(str, numbers))
 
 
-def _as_of(value: Any, version: str) -> Any:
-    """The data without the entries of lists that a release does not have: those `since` a later or `until` this one."""
+def _as_of(value: Any, version: str, beside: str) -> Any:
+    """The data without the entries of lists that a release does not have: those `since` a later or `until` this one.
+
+    Entries `beside` a library are those of a release beside that library.
+    """
     if isinstance(value, dict):
-        return {key: _as_of(entry, version) for key, entry in value.items()}
+        return {key: _as_of(entry, version, beside) for key, entry in value.items()}
     if not isinstance(value, list):
         return value
-    return [_as_of(entry, version) for entry in value if not isinstance(entry, dict) or _in(entry, release(version))]
+    kept = [entry for entry in value if not isinstance(entry, dict) or _in(entry, release(version), beside)]
+    return [_as_of(entry, version, beside) for entry in kept]
 
 
-def _in(entry: Mapping[str, Any], numbers: tuple[int, ...]) -> bool:
+def _in(entry: Mapping[str, Any], numbers: tuple[int, ...], beside: str) -> bool:
     late = "since" in entry and numbers < release(entry["since"])
-    return not late and not ("until" in entry and numbers >= release(entry["until"]))
+    early = "until" in entry and numbers >= release(entry["until"])
+    return not late and not early and entry.get("beside", beside) == beside
 
 
-def _tool(document: Mapping[str, Any], version: str) -> Tool:
+def _tool(document: Mapping[str, Any], version: str, beside: str) -> Tool:
     recognition = document.get("recognises")
     return Tool(
         name=document["tool"],
@@ -142,6 +155,7 @@ def _tool(document: Mapping[str, Any], version: str) -> Tool:
         unknown=document.get("unknown", {}),
         otherwise=document.get("otherwise", {}),
         recognition={family: _recognition(recognition) for family in recognition["families"]} if recognition else {},
+        beside=beside,
     )
 
 

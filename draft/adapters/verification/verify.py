@@ -15,7 +15,7 @@ from draft.adapters.files.header import read_header
 from draft.adapters.verification.contents import Contents, contents_of, kinds_of
 from draft.adapters.verification.models import BaseModel, base_models
 from draft.adapters.verification.remedy import tools_by_format
-from draft.adapters.verification.tools import tools
+from draft.adapters.verification.tools import last_release, release, tools
 from draft.adapters.verification.verdict import Verdict, judge
 from draft.files import sha256, weights_file
 
@@ -129,16 +129,33 @@ def older_verdicts(verdicts: Sequence[Verdict], base: BaseModel, contents: Conte
     """
     differing: list[Verdict] = []
     for tool, newest in zip(tools(), verdicts, strict=True):
-        spans: list[Verdict] = []
-        for release in tool.older:
-            verdict = judge(release, base, contents)
-            if spans and replace(spans[-1], version="") == replace(verdict, version=""):
-                first, last = verdict.version.partition(" to ")[0], spans[-1].version.rpartition(" to ")[2]
-                spans[-1] = replace(verdict, version=f"{first} to {last}")
+        usual: dict[str, Verdict] = {}
+        spans: dict[str, list[Verdict]] = {}
+        for entry in tool.older:
+            verdict = judge(entry, base, contents)
+            if _same(verdict, usual.setdefault(entry.version, newest if not entry.beside else verdict)):
+                continue
+            usual[entry.version] = verdict
+            listed = spans.setdefault(entry.beside, [])
+            if listed and _same(listed[-1], verdict) and _adjacent(verdict.version, listed[-1].version):
+                first, last = verdict.version.partition(" to ")[0], listed[-1].version.rpartition(" to ")[2]
+                listed[-1] = replace(verdict, version=f"{first} to {last}")
             else:
-                spans.append(verdict)
-        differing += [verdict for verdict in spans if replace(verdict, version=newest.version) != newest]
+                listed.append(verdict)
+        for beside, listed in spans.items():
+            ending = f" with {beside}" if beside else ""
+            differing += [replace(verdict, version=f"{verdict.version}{ending}") for verdict in listed]
     return tuple(differing)
+
+
+def _same(one: Verdict, other: Verdict) -> bool:
+    return replace(one, version="") == replace(other, version="")
+
+
+def _adjacent(earlier: str, later: str) -> bool:
+    """Whether a span of releases ends where another begins."""
+    major, minor = last_release(earlier)
+    return (major, minor + 1) == release(later.partition(" to ")[0])
 
 
 def base_model(adapter: Adapter | Changes) -> BaseModel | None:
