@@ -65,7 +65,7 @@ def family_of(modules: Mapping[str, Factors], header: Header, *, where: str) -> 
             return "flux" if architecture.startswith("flux") or not third else "sd3"
     if any(_is_sdxl(name, factors) for name, factors in modules.items()):
         return "sdxl"
-    older = any(_is_cross(name) and factors.down.shape[1] in _SD_TEXT for name, factors in modules.items())
+    older = any(is_cross(name) and factors.down.shape[1] in _SD_TEXT for name, factors in modules.items())
     return "sdxl" if architecture.startswith("stable-diffusion-xl") and not older else "sd"
 
 
@@ -87,11 +87,11 @@ def header_family(architecture: str) -> Family | None:
 
 def _is_sdxl(name: str, factors: Factors) -> bool:
     deep = any(f".transformer_blocks.{i}." in name for i in range(1, 10))
-    wide = _is_cross(name) and factors.down.shape[1] == 2048
+    wide = is_cross(name) and factors.down.shape[1] == 2048
     return name.startswith("text_encoder_2.") or "add_embedding" in name or deep or wide
 
 
-def _is_cross(name: str) -> bool:
+def is_cross(name: str) -> bool:
     """Whether a module's input is text."""
     return name.endswith(("attn2.to_k", "attn2.to_v"))
 
@@ -104,7 +104,10 @@ def _transformer(modules: Mapping[str, Factors], header: Header, *, where: str) 
     possible = sorted(f for f in PLANS if faults[f] is None and marked <= {f})
     if len(possible) > 1:
         possible = [f for f in possible if architecture.startswith(PLANS[f].architecture)]
-    other = covered(names) if len(possible) == 1 else recognised(names)
+    if len(possible) == 1:
+        other = "" if _has_all_blocks(modules, PLANS[possible[0]]) else covered(names)
+    else:
+        other = recognised(names)
     if len(possible) == 1 and not other:
         return possible[0]
     if other:
@@ -116,6 +119,19 @@ def _transformer(modules: Mapping[str, Factors], header: Header, *, where: str) 
         next((fault for f in likely if (fault := faults[f])), f"{next(iter(modules))} fits two families"),
         where=where,
         hint=f"{widths}; LoRA files of other transformers are not read",
+    )
+
+
+def _has_all_blocks(modules: Mapping[str, Factors], plan: Plan) -> bool:
+    """Whether the modules are in every block of a published model's, of those kinds that they are in at all."""
+    numbers: dict[str, set[int]] = {}
+    for name in modules:
+        _, kind, number, *_ = [*name.split("."), "", ""]
+        if number.isdigit():
+            numbers.setdefault(kind, set()).add(int(number))
+    return any(
+        all(found == set(range(counts.get(kind, 0))) for kind, found in numbers.items())
+        for counts in plan.widths.values()
     )
 
 

@@ -19,6 +19,7 @@ from draft.adapters.files.grouping import modules_of, without_magnitudes
 from draft.adapters.files.header import read_header
 from draft.adapters.files.layout import TITLES, lay_out, write_layout
 from draft.adapters.files.lycoris import nearest
+from draft.adapters.files.other_families import READ, recognised
 from draft.adapters.files.reading import readable_changes, with_kernels
 from draft.adapters.files.shapes import check_shapes
 from draft.adapters.files.skipping import without_unreadable
@@ -86,7 +87,12 @@ def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, ma
     # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
     tensors = map_tensors(path, header) if mapped else read_tensors(path, header)[0]
     fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
-    modules = taken_apart(fused, where=where)
+    try:
+        modules = taken_apart(fused, where=where)
+    except StageError as error:
+        if not (title := recognised(header.tensors)):
+            raise
+        raise StageError(f"a LoRA of {title}, which is not read ({error.what})", where=where, hint=READ) from error
     shapes = {name: _shape(change) for name, change in modules.items()}
     family = family_of(shapes, header, where=where)
     encoders = family_named(family).encoders

@@ -31,8 +31,7 @@ _HINTS = {
     "DoRA": "its change depends on the weights of the base model, which the file does not hold; resave it as a plain "
     "LoRA with the tool that trained it"
 }
-# Numbers that count times others: scaled float8 of ComfyUI, int8 and 4 bits of bitsandbytes.
-_SCALES = (
+SCALES = (
     "scaled_fp8",
     ".scale_weight",
     ".weight_scale",
@@ -44,6 +43,8 @@ _SCALES = (
     ".quant_map",
     ".SCB",
 )
+"""Ends of names of numbers that others count times: scaled float8 of ComfyUI, int8 and 4 bits of bitsandbytes."""
+
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _INTEGERS = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
 _FULL = (".diff", ".diff.weight", ".set_weight", ".w_norm", ".b_norm")
@@ -165,7 +166,7 @@ def refuse_tensor(name: str, where: str) -> None:
                 where=where,
                 hint=_HINTS.get(kind, "resave it as a plain LoRA with the tool that trained it"),
             )
-    if name.endswith(_SCALES):
+    if name.endswith(SCALES):
         raise StageError(
             f"its numbers are quantised and count times scales of their own (tensor {shown(name)})",
             where=where,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from draft.adapters.files.family import header_family
-from draft.adapters.files.grouping import check_module, refuse_tensor
+from draft.adapters.files.grouping import SCALES, check_module, refuse_tensor
 from draft.adapters.files.header import Header, TensorInfo
 from draft.adapters.files.keys import parse_key
 from draft.adapters.files.names.positional import is_numbered, is_positional
@@ -102,6 +102,9 @@ def _foreign(header: Header, *, where: str) -> dict[str, str]:
 
 def _unit(name: str, tensors: Iterable[str]) -> list[str]:
     """The tensors that mean nothing without one, itself first."""
+    if name.endswith(SCALES):  # without them the numbers would mean something else: the module goes, or all of the file
+        module = re.split(r"\.(?:lora_|hada_|lokr_)", name)[0]
+        return [name, *(o for o in tensors if o != name and (o.startswith(f"{module}.") or "." not in name))]
     mark = next((mark for mark in _SPOILING if mark in name), None)
     if mark is None:
         return [name]

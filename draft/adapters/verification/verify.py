@@ -187,6 +187,6 @@ def _hashes(file: Path, metadata: Mapping[str, str]) -> dict[str, bool]:
 def _recipe(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
     try:
         recipe = json.loads(metadata.get("draft.recipe", "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return recipe if isinstance(recipe, dict) else None

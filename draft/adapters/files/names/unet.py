@@ -14,6 +14,17 @@ _ATOM = re.compile(
     r"|add_v_proj|to_add_out|proj_in|proj_out|attentions|resnets|downsamplers|upsamplers|attn1|attn2|ff|net|proj|conv"
     r"|conv1|conv2|\d+)(?:_|$)"
 )
+_TOPS = (
+    "down_blocks.",
+    "up_blocks.",
+    "mid_block.",
+    "conv_in",
+    "conv_out",
+    "time_embedding.",
+    "add_embedding.",
+    "class_embedding.",
+    "encoder_hid_proj",
+)
 _RESNET = {
     "in_layers_2": "conv1",
     "out_layers_3": "conv2",
@@ -40,7 +51,8 @@ def unet_path(name: str) -> str | None:
         if translated is None:
             return None
         name = translated
-    return dotted(name, _ATOM)
+    path = dotted(name, _ATOM)
+    return path if path is not None and path.startswith(_TOPS) else None
 
 
 def _from_ldm(name: str) -> str | None:
