@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from draft.adapters.files.container import read_tensors
 from draft.adapters.files.formats import Adapter, Factors, read_adapter, read_changes, write_adapter
 from draft.adapters.model.merging import merge_files
-from draft.errors import DraftError, StageError
+from draft.errors import DraftError, DraftWarning, StageError
 from draft.pipeline.load import load_pipeline
 from draft.pipeline.reproduce import reproduce
 from draft.pipeline.run import run_pipeline
@@ -119,6 +119,20 @@ def test_what_can_be_read_is_never_skipped_and_an_idle_pattern_is_refused(folder
         mix(["odd.safetensors"], output=Path("out.safetensors"), skip=["*"])
 
 
+def test_biases_beside_a_lora_are_skipped_with_the_setting_for_them(folder: Path) -> None:
+    plain = read_adapter(Path("plain.safetensors"))
+    write_adapter(plain, Path("peft"), format="peft")
+    config = json.loads(Path("peft/adapter_config.json").read_text())
+    Path("peft/adapter_config.json").write_text(json.dumps(config | {"lora_bias": True}))
+    weights = load_file("peft/adapter_model.safetensors")
+    bias = f"base_model.model.{NAMES[0].removeprefix('unet.')}.lora_B.bias"
+    save_file(weights | {bias: torch.ones(16)}, "peft/adapter_model.safetensors")
+    with pytest.raises(StageError, match="a LoRA with biases is not a sum of B A"):
+        mix(["peft"], output=Path("out.safetensors"))
+    mix(["peft"], output=Path("out.safetensors"), skip=["*.bias"])
+    assert_same("out.safetensors", NAMES)
+
+
 def test_numbered_tensors_stay_in_their_order_when_an_embedding_beside_them_is_skipped(folder: Path) -> None:
     numbered = {"text_encoder:0:up": torch.ones(768, 1), "text_encoder:0:down": torch.ones(1, 768)}
     numbered |= {
@@ -134,7 +148,9 @@ def test_numbered_tensors_stay_in_their_order_when_an_embedding_beside_them_is_s
 def test_a_stage_skips_by_its_key_and_a_reproduction_does_again(folder: Path) -> None:
     stage: dict[str, Any] = {"kind": "mix", "adapters": {"odd": {"from": "odd.safetensors"}}, "skip": ["*"]}
     Path("mix.yaml").write_text(json.dumps({"name": "mix", "stages": {"both": stage}}))
-    run_pipeline(Path("mix.yaml"), runs_dir=Path("runs"))
+    with pytest.warns(DraftWarning, match="skipped, since they cannot be read: ") as caught:
+        run_pipeline(Path("mix.yaml"), runs_dir=Path("runs"))
+    assert all(f"{name} of odd" in str(caught[0].message) for name in ODD)
     path = Path("runs/mix/both/adapter.safetensors")
     assert_same(str(path), NAMES[1:])
     again = reproduce(read_changes(path).metadata, name="again")

@@ -35,6 +35,8 @@ _UNSUPPORTED = {
     "monteclora_config": "MonteCLoRA",
     "arrow_config": "Arrow",
 }
+# Of these, settings for tensors beside the factors, which may be left out.
+_BESIDE = ("lora_bias", "modules_to_save", "trainable_token_indices")
 # Initialisations of peft 0.21.2 (tuners/lora/layer.py) that put a part of the base into the factors and take it out of
 # the base, which is then no longer the published one. `orthogonal`, `gaussian` and `mica` leave the base alone.
 _TAKEN_FROM_BASE = {
@@ -150,7 +152,12 @@ def read_config(path: Path | None) -> dict[str, Any] | None:
 
 
 def read_alphas(
-    config: Mapping[str, Any] | None, metadata: Mapping[str, str], *, where: str, dora: bool = False
+    config: Mapping[str, Any] | None,
+    metadata: Mapping[str, str],
+    *,
+    where: str,
+    dora: bool = False,
+    partial: bool = False,
 ) -> Alphas:
     """Collect what a file says about alpha besides its tensors.
 
@@ -159,6 +166,7 @@ def read_alphas(
         metadata: The safetensors header; diffusers puts `lora_adapter_metadata` there, keys prefixed by the part.
         where: The file, for errors.
         dora: Whether DoRA is taken as a plain LoRA instead of being refused.
+        partial: Whether tensors of the file are left out, so that settings for tensors beside the factors do not count.
 
     Returns:
         The configurations by part.
@@ -181,8 +189,9 @@ def read_alphas(
             # Unprefixed: one model's own configuration. Which part it is, only its tensors say.
             for other in PARTS:
                 configs.setdefault(other, {}).setdefault(key, value)
+    idle = {*(("use_dora",) if dora else ()), *(_BESIDE if partial else ())}
     for options in configs.values():
-        _check({name: value for name, value in options.items() if not (dora and name == "use_dora")}, where)
+        _check({name: value for name, value in options.items() if name not in idle}, where)
     return Alphas(configs, where)
 
 

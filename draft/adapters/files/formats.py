@@ -83,7 +83,8 @@ def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, ma
     header, skipped = without_unreadable(read_header(path), skip, where=where)
     metadata = dict(header.metadata)
     grouped = modules_of(without_magnitudes(header) if dora else header, where=where)
-    alphas = read_alphas(read_config(config_file(path)), metadata, where=where, dora=dora)
+    config = read_config(config_file(path))
+    alphas = read_alphas(config, metadata, where=where, dora=dora, partial=bool(skipped))
     # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
     tensors = map_tensors(path, header) if mapped else read_tensors(path, header)[0]
     fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)

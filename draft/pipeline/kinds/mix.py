@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from draft.adapters.settings import MixSettings, check_settings
 from draft.adapters.strength import Strength
-from draft.errors import DraftError, StageError
+from draft.errors import DraftError, DraftWarning, StageError
 from draft.marks import Elsewhere
 from draft.pipeline.document import Keys
 from draft.pipeline.inputs import AdapterInput, Label, Seed
@@ -83,6 +84,10 @@ def run(job: Job) -> Mapping[str, float]:
         for label, (path, weight) in job.adapters().items()
     ]
     report = mix_files(inputs, target, settings=stage.config, seed=stage.seed, metadata=job.metadata, reader=reader)
+    if report.skipped:
+        labels = {path: label for label, (path, _) in job.adapters().items()}
+        listed = ", ".join(f"{left_out.tensor} of {labels.get(path, path.name)}" for path, left_out in report.skipped)
+        warnings.warn(DraftWarning(f"skipped, since they cannot be read: {listed}"), stacklevel=2)
     errors = {"error": report.error, "predicted_error": report.predicted, "error_in_diffusers": report.peer_error}
     return {"modules": float(report.modules)} | {key: value for key, value in errors.items() if value is not None}
 
