@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +19,9 @@ from draft.adapters.files.container import cannot_write
 from draft.adapters.files.formats import Format, write_adapter
 from draft.adapters.parallel import each
 from draft.errors import ResourceError, StageError
-from draft.files import WEIGHTS
+from draft.files import WEIGHTS, weights_file
 from draft.outputs import publish
+from draft.writing import sync
 
 # Rounding of two factors to a dtype, with room to spare; beyond it the written file is wrong.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -138,6 +140,9 @@ def write_checked(
                 raise
             except StageError as error:
                 raise StageError(error.what, where=str(output), hint=error.hint) from error
-            return check(partial)
+            # The disk is busy with the file while it is checked; whether it takes it, renaming finds out.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(sync, weights_file(partial))
+                return check(partial)
     except OSError as error:
         raise cannot_write(error, output) from error
