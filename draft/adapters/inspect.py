@@ -147,7 +147,7 @@ def facts_of(path: Path, adapter: Adapter | Changes) -> Facts:
         format=file_format(header.tensors),
         parts=dict(Counter(name.partition(".")[0] for name in adapter.modules)),
         kinds=kinds_of(header.tensors),
-        ranks=dict(adapter.ranks),
+        ranks=dict[int | str, int](adapter.ranks.items()),
         alphas=_alphas(adapter),
         dtypes=dict(sorted(Counter(info.dtype for info in header.tensors.values()).items())),
     )
