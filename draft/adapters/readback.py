@@ -14,7 +14,7 @@ import torch
 from draft.adapters.algebra.deviation import deviation
 from draft.adapters.changes import Terms
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.files.config import CONFIG, is_folder
+from draft.adapters.files.config import CONFIG, is_folder, refuse_beside
 from draft.adapters.files.container import cannot_write
 from draft.adapters.files.formats import Format, write_adapter
 from draft.adapters.parallel import each
@@ -131,6 +131,7 @@ def write_checked(
     Raises:
         StageError: As from `write_adapter` and `check`; nothing is left behind.
     """
+    refuse_beside(output, format)
     try:
         with publish(output, overwrite=overwrite, folder=is_folder(output, format), holds=(WEIGHTS, CONFIG)) as partial:
             try:
