@@ -143,11 +143,12 @@ def _settings(device: torch.device | None) -> Iterator[Setting]:
         yield from _torch_settings(torch, device)
 
 
-def _default_device(torch: Any) -> torch.device:
+def _set_default_device(torch: Any, place: torch.device) -> None:
+    torch.set_default_device(None if place.type == "cpu" else place)
     try:
-        return torch.get_default_device()
-    except AttributeError:  # torch 2.6, where there was another device once and there is none now
-        return torch.device("cpu")
+        torch.get_default_device()
+    except AttributeError:  # torch 2.6 cannot be asked after None, and asks itself in many places
+        torch.set_default_device(place)
 
 
 def _torch_settings(torch: Any, device: torch.device | None) -> Iterator[Setting]:
@@ -155,8 +156,8 @@ def _torch_settings(torch: Any, device: torch.device | None) -> Iterator[Setting
     yield Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype, torch.float32)
     yield Setting(
         "torch's default device",
-        lambda: _default_device(torch),
-        lambda place: torch.set_default_device(None if place.type == "cpu" else place),
+        torch.get_default_device,
+        lambda place: _set_default_device(torch, place),
         torch.device("cpu"),
     )
     yield Setting("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled, True)
