@@ -138,6 +138,10 @@ def write_checked(
                 raise
             except StageError as error:
                 raise StageError(error.what, where=str(output), hint=error.hint) from error
-            return check(partial)
+            try:
+                return check(partial)
+            except StageError as error:
+                error.where = str(output) if error.where == str(partial) else error.where
+                raise
     except OSError as error:
         raise cannot_write(error, output) from error
