@@ -1,15 +1,17 @@
 """Mixing two adapters of SDXL's size: what the algebra and the check cost, against reading and writing the files.
 
-    OMP_NUM_THREADS=1 python benchmarks/mix.py
+    python benchmarks/mix.py
 
 Two rank-32 adapters for the 722 linear modules of SDXL's UNet are made up, written and mixed, exactly and at a smaller
-rank. Times are CPU-seconds, so the disk counts for nothing and the machine may be busy. The same
-modules are then merged as other tools do it, by their published formulas.
+rank. First `draft mix` and the plainest script that gives such a file run in turns, as a user would run them. Then come
+the parts, in CPU-seconds of one core, so that the disk counts for nothing and the machine may be busy. At last the same
+modules are merged as other tools do it, by their published formulas.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,16 +88,82 @@ def import_seconds(module: str) -> float:
     return min(float(run.stdout) for run in runs)
 
 
-def peak_of_mixing(paths: list[Path], output: Path) -> tuple[int, int]:
-    """Bytes resident in a fresh process before, and at most while, it mixes the files."""
-    code = (
-        "import resource, sys; from pathlib import Path; from draft.adapters.mixture import mix_files; "
-        "read = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024; before = read(); "
-        f"mix_files([(Path(p), w) for p, w in zip(sys.argv[1:3], {WEIGHTS})], Path(sys.argv[3])); print(before, read())"
+PLAIN = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+
+one, two = map(load_file, sys.argv[1:3])
+mixed = {}
+for down in (name for name in one if name.endswith(".lora_down.weight")):
+    module = down.removesuffix(".lora_down.weight")
+    up = f"{module}.lora_up.weight"
+    mixed[down] = torch.cat([one[down] * 0.7, two[down] * 0.3])
+    mixed[up] = torch.cat([one[up], two[up]], 1)
+    mixed[f"{module}.alpha"] = torch.tensor(float(len(mixed[down])))
+save_file(mixed, sys.argv[3], metadata={"format": "pt"})
+"""
+"""What is asked for without any of the care: the factors below each other, in their dtype, unchecked."""
+
+SAMPLED = """
+import sys, threading, time
+from pathlib import Path
+from draft.adapters.mixture import mix_files
+
+def anonymous():
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) * 1024
+
+samples, done = [anonymous()], threading.Event()
+def sample():
+    while not done.wait(0.002):
+        samples.append(anonymous())
+thread = threading.Thread(target=sample)
+thread.start()
+mix_files([(Path(sys.argv[1]), 0.7), (Path(sys.argv[2]), 0.3)], Path(sys.argv[3]))
+done.set()
+thread.join()
+print(samples[0], max(samples))
+"""
+"""A mix in a process that watches its memory; what it maps of files, the system can take back."""
+
+
+def run(command: list[str]) -> tuple[float, float]:
+    """Seconds by the clock, and CPU-seconds, of a command."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def commands(paths: list[Path], folder: Path, repeats: int) -> None:
+    """`draft mix` with all its checks, and the plain concatenation of the same files, in turns, as commands."""
+    output = folder / "mix.safetensors"
+    inputs = [f"{path}:{weight}" for path, weight in zip(paths, WEIGHTS, strict=True)]
+    ways = {
+        "plain concatenation": [sys.executable, "-c", PLAIN, *map(str, paths), str(folder / "plain.safetensors")],
+        "draft mix": [sys.executable, "-m", "draft", "mix", *inputs, "-o", str(output), "--force"],
+    }
+    times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, command in ways.items():
+            times[way].append(run(command))
+    plain, whole = (tuple(map(min, zip(*times[way], strict=True))) for way in ways)
+    print(f"\nas commands, fastest of {repeats}      by the clock       CPU")
+    print(f"plain concatenation              {plain[0]:6.2f} s      {plain[1]:6.2f} s")
+    print(f"draft mix, read back and checked {whole[0]:6.2f} s      {whole[1]:6.2f} s")
+    print(
+        f"ratio                            {whole[0] / plain[0]:6.2f} x      {whole[1] / plain[1]:6.2f} x   (bar 1.6)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *map(str, paths), str(output)], check=True, capture_output=True)
+
+
+def memory_of_mixing(paths: list[Path], output: Path) -> int:
+    """Bytes of memory of its own, beyond the imports, that a process needs at most while it mixes files (Linux)."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAMPLED, *map(str, paths), str(output)], check=True, capture_output=True
+    )
     before, peak = map(int, done.stdout.split())
-    return before, peak
+    return peak - before
 
 
 def kohya_resize(factors: Factors, rank: int) -> Factors:
@@ -132,12 +200,15 @@ def measure(shapes: dict[str, tuple[int, int]], folder: Path, rank: int, dtype: 
         write_adapter(make_adapter(shapes, rank=rank, seed=seed, dtype=dtype), path)
     size = sum(path.stat().st_size for path in paths)
     print(f"\n{len(shapes)} modules, rank {rank}, {dtype}: two files of {size / 2e6:.0f} MB")
-    before, peak = peak_of_mixing(paths, folder / "mix.safetensors")
+    commands(paths, folder, repeats)
+    output = folder / "mix.safetensors"
+    largest = max((inner + out) * 2 * rank for inner, out in shapes.values())
+    print(f"\nmemory of its own, beyond imports {memory_of_mixing(paths, output) / 1e6:6.0f} MB")
+    print(f"largest module in float64        {largest * 8 / 1e6:6.0f} MB\n")
 
     adapters = [read_adapter(path) for path in paths]
     terms = list(zip(adapters, WEIGHTS, strict=True))
     mixed = mix(terms)
-    output = folder / "mix.safetensors"
     reading = fastest(lambda: [read_adapter(path) for path in paths], repeats)
     writing = fastest(lambda: [write_adapter(adapter, output) for adapter in adapters], repeats)
     files = reading + writing
@@ -159,9 +230,7 @@ def measure(shapes: dict[str, tuple[int, int]], folder: Path, rank: int, dtype: 
     both = algebra + placing
     print(f"algebra ({algebra:.2f} s) and writing   {both:6.2f} s   {both / files:.2f} x (bar 3)")
     print(f"reading back and comparing       {checking:6.2f} s   {checking / files:.2f} x (bar 6)")
-    print(f"draft mix, all of it             {whole:6.2f} s   {whole / files:.2f} x")
-    memory = peak - before
-    print(f"memory above the imports         {memory / 1e6:6.0f} MB  {memory / size:.2f} x the inputs")
+    print(f"mix_files, all of it             {whole:6.2f} s   {whole / files:.2f} x")
 
     start = time.perf_counter()
     cut = compress(Adapter(exact, "sdxl"), rank=rank)

@@ -76,7 +76,7 @@ def convert_file(
     """
     if rank is not None and rank < 1:
         raise StageError(f"the rank must be at least 1 (got {rank})")
-    changes = read_changes(source)
+    changes = read_changes(source, mapped=True)
     plain = {name: change for name, change in changes.modules.items() if isinstance(change, Factors)}
     others = {name: change for name, change in changes.modules.items() if name not in plain}
     modules, errors = dict(plain), dict.fromkeys(changes.modules, 0.0)
@@ -133,7 +133,7 @@ def resize_file(
         StageError: Not exactly one bound, the source cannot be read, the output is the source or cannot be written, or
             the written file is further off than predicted.
     """
-    changes = read_changes(source)
+    changes = read_changes(source, mapped=True)
     dtypes = _new_dtypes(changes, dtype)
     smaller = compress(changes, rank=rank, energy=energy, max_error=max_error, dtypes=dtypes)
     bounds = {"rank": rank, "energy": energy, "max_error": max_error, "format": format, "dtype": dtype}
@@ -182,7 +182,7 @@ def _write(
     metadata = {name: value for name, value in wanted.metadata.items() if not name.startswith("draft.")}
 
     def check(path: Path) -> tuple[ReadBack, Facts]:
-        reread = read_adapter(path)
+        reread = read_adapter(path, mapped=True)
         readback = compare(
             reread.modules,
             lambda name: [(wanted.modules[name], 1.0)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,13 +14,14 @@ import torch
 from draft.adapters.algebra.deviation import deviation
 from draft.adapters.changes import Terms
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.files.config import CONFIG, is_folder
+from draft.adapters.files.config import CONFIG, is_folder, refuse_beside
 from draft.adapters.files.container import cannot_write
 from draft.adapters.files.formats import Format, write_adapter
 from draft.adapters.parallel import each
 from draft.errors import ResourceError, StageError
-from draft.files import WEIGHTS
+from draft.files import WEIGHTS, weights_file
 from draft.outputs import publish
+from draft.writing import sync
 
 # Rounding of two factors to a dtype, with room to spare; beyond it the written file is wrong.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -129,6 +131,7 @@ def write_checked(
     Raises:
         StageError: As from `write_adapter` and `check`; nothing is left behind.
     """
+    refuse_beside(output, format)
     try:
         with publish(output, overwrite=overwrite, folder=is_folder(output, format), holds=(WEIGHTS, CONFIG)) as partial:
             try:
@@ -139,7 +142,10 @@ def write_checked(
             except StageError as error:
                 raise StageError(error.what, where=str(output), hint=error.hint) from error
             try:
-                return check(partial)
+                # The disk is busy with the file while it is checked; whether it takes it, renaming finds out.
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(sync, weights_file(partial))
+                    return check(partial)
             except StageError as error:
                 error.where = str(output) if error.where == str(partial) else error.where
                 raise

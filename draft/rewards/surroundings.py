@@ -143,12 +143,19 @@ def _settings(device: torch.device | None) -> Iterator[Setting]:
         yield from _torch_settings(torch, device)
 
 
+def _default_device(torch: Any) -> torch.device:
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # torch 2.6, where there was another device once and there is none now
+        return torch.device("cpu")
+
+
 def _torch_settings(torch: Any, device: torch.device | None) -> Iterator[Setting]:
     cudnn = torch.backends.cudnn
     yield Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype, torch.float32)
     yield Setting(
         "torch's default device",
-        torch.get_default_device,
+        lambda: _default_device(torch),
         lambda place: torch.set_default_device(None if place.type == "cpu" else place),
         torch.device("cpu"),
     )

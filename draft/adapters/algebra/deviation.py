@@ -98,47 +98,65 @@ def _of_factors(got: Factors | None, terms: Sequence[tuple[Factors, float]]) -> 
 def _of_rounding(got: Factors, terms: Sequence[tuple[Factors, float]], dtype: torch.dtype) -> Deviation | None:
     """The deviation of factors that differ by rounding, row by row; None where they differ by more.
 
-    With A' = A_got / t and B' = t B_got, t by row so that A' fits A best, and the small A' - A = a, B' - B = b,
+    With A' = A_got, B' = B_got, and t by row so that t A fits A' best, the differences A' - t A = a and B' - B / t = b
+    are small, and
 
-        B_got A_got - B A = b A' + B a.
+        B' A' - B A = b A' + (B / t) a.
 
     Both terms are small, nothing cancels, and of rounding nobody needs more digits than float32's products give, which
     take a third of the time.
     """
     rank = got.rank
-    downs, ups = _stacked([*terms, (got, 1.0)], dtype)
+    # All that is multiplied by a number is so in the Gram matrices, which are small.
+    downs, ups = _side_by_side([*(factors for factors, _ in terms), got], dtype)
+    weights = [torch.full((factors.rank,), weight * factors.scale, dtype=torch.float64) for factors, weight in terms]
     (down, small_down), (up, small_up) = downs.split(rank), ups.split(rank, 1)
-    fit = (small_down * down).sum(1) / down.square().sum(1)
-    if not (torch.isfinite(fit) & (fit != 0)).all():
+    t = (small_down * down).sum(1) / down.square().sum(1)
+    if not (torch.isfinite(t) & (t != 0)).all():
         return None
-    small_down.div_(fit[:, None]).sub_(down)
-    small_up.mul_(fit).sub_(up)
-    exact = not (small_down.any() or small_up.any())
+    weight = (torch.cat(weights) / t).to(dtype)
+    small_down.addcmul_(down, t[:, None], value=-1)
+    if got.scale != 1.0:
+        small_up.mul_(got.scale)
+    small_up.addcmul_(up, weight, value=-1)
     downs, ups = downs.float(), ups.float()
-    aa, as_ = (downs[:rank] @ downs.T).split(rank, 1)
-    bb, bt = (ups[:, :rank].T @ ups).split(rank, 1)
-    ss, tt = downs[rank:] @ downs[rank:].T, ups[:, rank:].T @ ups[:, rank:]
-    if ss.trace() > 1e-4 * aa.trace() or tt.trace() > 1e-4 * bb.trace():
+    (down, small_down), (up, small_up) = downs.split(rank), ups.split(rank, 1)
+    t, weight = t.double(), weight.double()
+    aa, bb = (down @ down.T) * torch.outer(t, t), (up.T @ up) * torch.outer(weight, weight)
+    a_small, small_a = (downs @ small_down.T).double().split(rank)
+    b_small, small_b = (ups.T @ small_up).double().split(rank)
+    a_small, b_small = a_small * t[:, None], b_small * weight[:, None]
+    if small_a.trace() > 1e-4 * aa.trace() or small_b.trace() > 1e-4 * bb.trace():
         return None
-    size = _trusted_root(aa * bb)
-    missed = 0.0
-    if not exact:
-        missed = _trusted_root(torch.stack([tt * (aa + as_ + as_.T + ss), 2 * bt.T * (as_ + ss), bb * ss]))
+    size = _trusted_root(aa * bb, _TRUSTED[torch.float32])
+    if not (small_a.trace() or small_b.trace()):
+        return None if size is None else Deviation(0.0, size)
+    whole = aa + a_small + a_small.T + small_a
+    products = torch.stack([small_b * whole, 2 * b_small.T * (a_small + small_a), bb * small_a])
+    missed = _trusted_root(products, _TRUSTED[torch.float32])
     return None if size is None or missed is None else Deviation(missed, size)
 
 
 def _stacked(terms: Sequence[tuple[Factors, float]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Changes with weights as one product: new matrices (r, in k k) and (out, r), r the sum of ranks, weights on B."""
-    first, rank = terms[0][0], sum(factors.rank for factors, _ in terms)
+    down, up = _side_by_side([factors for factors, _ in terms], dtype)
+    start = 0
+    for factors, weight in terms:
+        up[:, start : start + factors.rank].mul_(weight * factors.scale)
+        start += factors.rank
+    return down, up
+
+
+def _side_by_side(parts: Sequence[Factors], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Copies of all A below each other, (r, in k k), and of all B next to each other, (out, r)."""
+    first, rank = parts[0], sum(factors.rank for factors in parts)
     down = torch.empty(rank, first.down[0].numel(), dtype=dtype)
     up = torch.empty(len(first.up), rank, dtype=dtype)
     start = 0
-    for factors, weight in terms:
+    for factors in parts:
         rows = slice(start, start := start + factors.rank)
         down[rows].copy_(factors.down.flatten(1))
-        place, coefficient = up[:, rows].copy_(factors.up.flatten(1)), weight * factors.scale
-        if coefficient != 1.0:
-            place.mul_(coefficient)
+        up[:, rows].copy_(factors.up.flatten(1))
     return down, up
 
 
@@ -146,7 +164,7 @@ def _norm(down: Tensor, up: Tensor) -> float:
     products = (down @ down.T) * (up.T @ up)
     if not products.any():
         return 0.0
-    root = _trusted_root(products)
+    root = _trusted_root(products, _TRUSTED[products.dtype])
     if root is not None:
         return root
     left = torch.linalg.qr(up, mode="r").R
@@ -154,7 +172,7 @@ def _norm(down: Tensor, up: Tensor) -> float:
     return float(torch.linalg.norm(left @ right.T))
 
 
-def _trusted_root(products: Tensor) -> float | None:
+def _trusted_root(products: Tensor, share: float) -> float | None:
     """The root of a sum of products of Gram matrices, or None where too few of its digits are left."""
     square, scale = float(products.sum(dtype=torch.float64)), float(products.abs().sum(dtype=torch.float64))
-    return math.sqrt(square) if square > _TRUSTED[products.dtype] * scale else None
+    return math.sqrt(square) if square > share * scale else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from draft.adapters.factors import Factors
 from draft.adapters.files.family import is_cross
-from draft.adapters.verification.models import BaseModel, base_models
+from draft.adapters.verification.models import BaseModel, of_family
 from draft.errors import StageError
 
 # What variants of the published models have otherwise: inpainting's inputs, further conditions.
@@ -35,7 +35,7 @@ def check_shapes(modules: Mapping[str, Factors], family: str, *, where: str) -> 
         StageError: A module's shape is impossible.
     """
     shapes = {name: _shape(f) for name, f in modules.items() if not name.startswith("transformer.")}
-    models = [model for model in base_models() if model.family == family]
+    models = list(of_family(family))
     for name, shape in shapes.items():
         if max(shape) > _LARGEST:
             raise _impossible(name, shape, "any model", where)

@@ -57,9 +57,32 @@ def base_models() -> tuple[BaseModel, ...]:
     Returns:
         Models in the order of the data.
     """
-    document = json.loads(data("models.json"))
+    models = _document()["models"]
+    by_key = {
+        model.key: model for family in sorted({e["family"] for e in models.values()}) for model in of_family(family)
+    }
+    return tuple(by_key[key] for key in models)
+
+
+@cache
+def of_family(family: str) -> tuple[BaseModel, ...]:
+    """The base models of a family; the others, of which each takes a while, are not made.
+
+    Args:
+        family: A family's name.
+
+    Returns:
+        Models in the order of the data; none of a family that is not in it.
+    """
+    document = _document()
     encoders = {name: dict(_expanded(patterns)) for name, patterns in document["encoders"].items()}
-    return tuple(_base_model(key, entry, encoders) for key, entry in document["models"].items())
+    entries = {key: entry for key, entry in document["models"].items() if entry["family"] == family}
+    return tuple(_base_model(key, entry, encoders) for key, entry in entries.items())
+
+
+@cache
+def _document() -> dict[str, Any]:
+    return json.loads(data("models.json"))
 
 
 def data(name: str) -> str:
