@@ -12,7 +12,7 @@ import typer
 from draft.errors import ConfigError
 from draft.files import WEIGHTS, usable
 from draft.outputs import check_output
-from draft_cli.merge import find_model
+from draft_cli.merge import find_model, real_path
 from draft_cli.mix import Dtype, Format, mix_settings
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def extract(
     settings = mix_settings(_WHERE, format=format, dtype=dtype, **bounds)
     before, after = (find_model(name, command=_WHERE) for name in (base, tuned))
     target = usable(output)
-    if before.resolve() == after.resolve():
+    places = {real_path(before), real_path(after)}
+    if len(places) == 1:
         raise ConfigError(f"both models are the same (got {str(before)!r} twice)", where=_WHERE)
-    places = {before.resolve(), after.resolve()}
-    if places & {target.resolve(), *target.resolve().parents}:
+    if places & {real_path(target), *real_path(target).parents}:
         raise ConfigError("the output is one of the models, or in it", where=str(target), hint="-o OTHER")
     folder = settings.format == "peft" and target.suffix != ".safetensors"
     check_output(target, overwrite=force, folder=folder, holds=(WEIGHTS,))

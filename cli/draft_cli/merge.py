@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,7 +56,7 @@ def merge(
     for path, _ in terms:
         if not path.exists():
             raise ConfigError("no such adapter file", where=str(path))
-        if target.resolve() in (path.resolve(), *path.resolve().parents):
+        if real_path(target) in (real_path(path), *real_path(path).parents):
             raise ConfigError("the output is also an input", where=str(target), hint="write to another place with -o")
 
     from draft.adapters.model.merging import merge_files
@@ -117,7 +118,7 @@ def check_target(source: Path, target: Path, *, force: bool) -> None:
         ConfigError: It cannot be used.
     """
     where = str(target)
-    one, other = target.resolve(), source.resolve()
+    one, other = real_path(target), real_path(source)
     if one == other or one in other.parents or other in one.parents:
         raise ConfigError("the output is the model, or in it, or around it", where=where, hint="write to another place")
     if source.is_file() and target.suffix != ".safetensors":
@@ -128,6 +129,11 @@ def check_target(source: Path, target: Path, *, force: bool) -> None:
     check_output(target, overwrite=force, folder=source.is_dir())
     if source.is_dir() and target.is_dir() and any(target.iterdir()) and not (target / "model_index.json").is_file():
         raise ConfigError("the folder holds no model, so that it is not replaced", where=where, hint="-o OTHER")
+
+
+def real_path(path: Path) -> Path:
+    """A path without links; unlike `Path.resolve` this raises nothing for links in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _cached(name: str) -> Path | None:

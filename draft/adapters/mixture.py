@@ -25,7 +25,7 @@ from draft.adapters.algebra.mix import (
 )
 from draft.adapters.changes import Changes, Terms, Whole
 from draft.adapters.factors import Adapter, Factors, shapes_of
-from draft.adapters.files.config import is_folder
+from draft.adapters.files.config import is_folder, refuse_beside
 from draft.adapters.files.formats import Format, file_format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.header import TensorInfo, read_header
 from draft.adapters.files.layout import lay_out
@@ -200,6 +200,7 @@ def _rehearse(
     """Compute everything that would be written, for what may be wrong with it, and its size."""
     chosen = file_format(adapter.family, format)
     folder = is_folder(output, chosen)
+    refuse_beside(output, chosen)
     layout = lay_out(adapter, format=chosen, folder=folder, metadata=metadata, where=str(output))
     for _ in each(layout.factors, layout.names):
         pass

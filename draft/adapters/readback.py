@@ -14,7 +14,7 @@ import torch
 from draft.adapters.algebra.deviation import deviation
 from draft.adapters.changes import Terms
 from draft.adapters.factors import Adapter, Factors
-from draft.adapters.files.config import CONFIG, is_folder
+from draft.adapters.files.config import CONFIG, is_folder, refuse_beside
 from draft.adapters.files.container import cannot_write
 from draft.adapters.files.formats import Format, write_adapter
 from draft.adapters.parallel import each
@@ -85,6 +85,8 @@ def compare(
         # Nothing of its rank comes nearer than predicted, so only too large an error can be wrong.
         if not off.relative <= predicted[name] + TOLERANCE[dtype]:
             expected = f", not {predicted[name]:.1e}" if predicted[name] else ""
+            if _underflows(written[name]):
+                hint = "its numbers are too small for float16: --dtype fp32 (or bf16) keeps them"
             raise StageError(
                 f"the written file, read by {reader}, is not what was asked for: {name} is off by {off.relative:.1e}"
                 f"{expected} (relative)",
@@ -94,6 +96,12 @@ def compare(
         if off.relative > error:
             error, worst = off.relative, name
     return ReadBack(error, worst, math.sqrt(missed / size) if size else 0.0)
+
+
+def _underflows(factors: Factors) -> bool:
+    """Whether most numbers are so small that float16 has fewer digits for them, or none."""
+    tensors = [tensor for tensor in (factors.down, factors.up) if tensor.dtype == torch.float16]
+    return any(float((tensor.abs() < torch.finfo(torch.float16).tiny).float().mean()) > 0.5 for tensor in tensors)
 
 
 def write_checked(
@@ -123,6 +131,7 @@ def write_checked(
     Raises:
         StageError: As from `write_adapter` and `check`; nothing is left behind.
     """
+    refuse_beside(output, format)
     try:
         with publish(output, overwrite=overwrite, folder=is_folder(output, format), holds=(WEIGHTS, CONFIG)) as partial:
             try:

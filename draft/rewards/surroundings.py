@@ -143,13 +143,21 @@ def _settings(device: torch.device | None) -> Iterator[Setting]:
         yield from _torch_settings(torch, device)
 
 
+def _set_default_device(torch: Any, place: torch.device) -> None:
+    torch.set_default_device(None if place.type == "cpu" else place)
+    try:
+        torch.get_default_device()
+    except AttributeError:  # torch 2.6 cannot be asked after None, and asks itself in many places
+        torch.set_default_device(place)
+
+
 def _torch_settings(torch: Any, device: torch.device | None) -> Iterator[Setting]:
     cudnn = torch.backends.cudnn
     yield Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype, torch.float32)
     yield Setting(
         "torch's default device",
         torch.get_default_device,
-        lambda place: torch.set_default_device(None if place.type == "cpu" else place),
+        lambda place: _set_default_device(torch, place),
         torch.device("cpu"),
     )
     yield Setting("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled, True)

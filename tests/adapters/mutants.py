@@ -363,7 +363,7 @@ def _scale(part: str, path: str, config: dict[str, Any]) -> Callable[[int], floa
     if alpha is None:
         return lambda rank: 1.0
     patterns = mine.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), path), alpha)
+    alpha = patterns.get(get_pattern_key(list(patterns), path), alpha)
     return lambda rank: alpha / (math.sqrt(rank) if mine.get("use_rslora") else rank)
 
 
@@ -383,8 +383,8 @@ def _dense(parts: dict[str, Tensor], scale: Callable[[int], float]) -> Tensor:
             whole = parts.get(f"lokr_w{number}")
             if whole is None:
                 rank = parts[f"lokr_w{number}_b"].shape[0]
-                whole = parts[f"lokr_w{number}_a"] @ parts[f"lokr_w{number}_b"]
-            halves.append(whole)
+                whole = parts[f"lokr_w{number}_a"] @ parts[f"lokr_w{number}_b"].flatten(1)
+            halves.append(whole.flatten(1))  # at most a kernel of one
         return torch.kron(*halves) * (lycoris(rank) if rank else 1.0)
     down, up = parts["lora_down"], parts["lora_up"]
     if "lora_mid" in parts:

@@ -195,3 +195,5 @@ def test_options_that_do_not_go_together_are_refused(model: Path) -> None:
     Path("there.safetensors").write_text("x")
     assert "the output is already there" in refusal("base", "tuned", rank=1, output=Path("there.safetensors"))
     assert Path("there.safetensors").read_text() == "x"
+    Path("circle").symlink_to("circle")
+    assert "circle: the path cannot be used" in refusal("base", "tuned", rank=1, output=Path("circle"))

@@ -20,6 +20,7 @@ from draft.adapters.files.formats import read_adapter
 from draft.adapters.identity import adapter_digest
 from draft.adapters.inspect import inspect_adapter
 from draft.adapters.mixture import mix_files
+from draft.adapters.settings import MixSettings
 from draft.adapters.verification.verify import verify
 from draft.errors import DraftError, StageError
 from draft.files import sha256
@@ -161,3 +162,26 @@ def test_the_text_encoder_of_stable_diffusion_2_is_read_under_its_name(tmp_path:
     adapter = read_adapter(tmp_path / "a.safetensors")
     assert list(adapter.modules) == ["text_encoder.text_model.encoder.layers.22.self_attn.q_proj"]
     assert adapter.family == "sd"
+
+
+@pytest.mark.parametrize("size", [3e-6, 2e-7])
+def test_numbers_too_small_for_float16_are_met_with_another_dtype(tmp_path: Path, size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(64, 16, generator=generator), torch.randn(16, 64, generator=generator)
+    tensors = {f"{Q}.lora_down.weight": (down * size).half(), f"{Q}.lora_up.weight": (up * size).half()}
+    path, out = tmp_path / "a.safetensors", tmp_path / "out.safetensors"
+    save_file({**tensors, f"{Q}.alpha": torch.tensor(1.0)}, path)
+    for write in (lambda: mix_files([(path, 1.0)], out), lambda: convert_file(path, out)):
+        with pytest.raises(StageError) as error:
+            write()
+        assert "--dtype fp32" in error.value.hint and "report" not in str(error.value)
+        assert list(tmp_path.iterdir()) == [path]
+    assert mix_files([(path, 1.0)], out, settings=MixSettings(dtype="fp32")).dtype == "float32"
+
+
+def test_numbers_too_large_for_float16_too(tmp_path: Path) -> None:
+    tensors = {f"{Q}.lora_down.weight": torch.full((1, 8), 6e4).half(), f"{Q}.lora_up.weight": torch.ones(8, 1).half()}
+    save_file({**tensors, f"{Q}.alpha": torch.tensor(100.0)}, tmp_path / "a.safetensors")
+    with pytest.raises(StageError, match="not finite in float16") as error:
+        mix_files([(tmp_path / "a.safetensors", 1.0)], tmp_path / "out.safetensors")
+    assert "--dtype fp32" in error.value.hint

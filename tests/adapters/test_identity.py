@@ -13,11 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from draft.adapters.conversion import convert_file
-from draft.adapters.files.formats import read_adapter
+from draft.adapters.files.formats import read_adapter, write_adapter
 from draft.adapters.files.stamp import stamp_adapter
 from draft.adapters.hub import local_path
 from draft.adapters.identity import adapter_digest
 from draft.adapters.mixture import mix_files
+from draft.adapters.settings import MixSettings
 from draft.errors import StageError
 from draft.files import sha256
 from draft.pipeline.reproduce import reproduce
@@ -50,7 +51,7 @@ def change(path: Path) -> torch.Tensor:
 def test_equal_tensors_under_two_alphas_are_two_adapters(
     tmp_path: Path, order: tuple[int, int], weights: tuple[int, int], strength: float
 ) -> None:
-    by_alpha = dict(zip((8, 16), weights, strict=True))
+    by_alpha: dict[int, int] = dict(zip((8, 16), weights, strict=True))
     inputs = [(folder(tmp_path / str(alpha), lora_alpha=alpha), float(by_alpha[alpha])) for alpha in order]
     report = mix_files(inputs, tmp_path / "mix.safetensors")
     assert len(report.inputs) == 2
@@ -111,6 +112,46 @@ def test_the_file_of_a_folder_is_read_with_the_configuration_beside_it(tmp_path:
     # Under another name nothing says that the configuration is this file's.
     shutil.copy(file, path / "other.safetensors")
     assert read_adapter(path / "other.safetensors").modules[f"unet.{PATH}"].scale == 1.0
+
+
+def test_a_link_to_the_file_of_a_folder_is_read_with_the_configuration_there(tmp_path: Path) -> None:
+    path = folder(tmp_path / "peft", lora_alpha=16)
+    (tmp_path / "link.safetensors").symlink_to("peft/adapter_model.safetensors")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "twice.safetensors").symlink_to("../link.safetensors")
+    for link in (tmp_path / "link.safetensors", tmp_path / "links" / "twice.safetensors"):
+        assert read_adapter(link).modules[f"unet.{PATH}"].scale == 4.0
+        assert adapter_digest(link) == adapter_digest(path)
+
+
+def test_links_into_a_cache_whose_files_have_other_names_keep_their_configuration(tmp_path: Path) -> None:
+    path = folder(tmp_path / "snapshot", lora_alpha=16)
+    for number, name in enumerate(("adapter_model.safetensors", "adapter_config.json")):
+        (path / name).rename(tmp_path / f"blob{number}")
+        (path / name).symlink_to(f"../blob{number}")
+    (tmp_path / "link.safetensors").symlink_to("snapshot/adapter_model.safetensors")
+    for file in (path, path / "adapter_model.safetensors", tmp_path / "link.safetensors"):
+        assert read_adapter(file).modules[f"unet.{PATH}"].scale == 4.0
+
+
+@pytest.mark.parametrize("format", ["diffusers", "peft", "kohya"])
+def test_no_file_is_written_where_the_configuration_of_another_would_be_its_own(tmp_path: Path, format: Any) -> None:
+    source, other = folder(tmp_path / "source", lora_alpha=16), folder(tmp_path / "other", lora_alpha=8)
+    output = other / "adapter_model.safetensors"
+    before = output.read_bytes()
+    settings = MixSettings(format=format)
+    for write in (
+        lambda: convert_file(source, output, format=format),
+        lambda: mix_files([(source, 1.0)], output, settings=settings),
+        lambda: mix_files([(source, 1.0)], output, settings=settings, dry_run=True),
+        lambda: write_adapter(read_adapter(source), output, format=format),
+    ):
+        with pytest.raises(StageError, match=r"adapter_config\.json beside it, which is of another adapter"):
+            write()
+    assert output.read_bytes() == before
+    (other / "adapter_config.json").unlink()
+    convert_file(source, output, format=format)
+    torch.testing.assert_close(change(output), torch.full((5, 5), 4.0))
 
 
 @pytest.mark.parametrize("kind", ["text", "folder", "list", "deep"])

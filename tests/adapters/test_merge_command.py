@@ -265,6 +265,8 @@ def test_an_output_that_would_harm_something_is_refused(model: Path) -> None:
     assert "the output is the model, or in it, or around it" in refusal(*words, output=Path("model/x"))
     assert "the output is the model, or in it, or around it" in refusal(*words, output=Path("."), force=True)
     assert "the model is a folder, so the output is one" in refusal(*words, output=Path("out.safetensors"))
+    Path("circle").symlink_to("circle")
+    assert "circle: the path cannot be used" in refusal(*words, output=Path("circle"), force=True)
     assert "there is no model 'nothing'" in refusal("nothing", words[1], output=Path("out"))
     assert "no such adapter file" in refusal(words[0], ["b.safetensors"], output=Path("out"))
     Path("precious").mkdir()

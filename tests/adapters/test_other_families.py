@@ -8,20 +8,9 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import (
-    Flux2Transformer2DModel,
-    FluxTransformer2DModel,
-    HunyuanVideoTransformer3DModel,
-    LTXVideoTransformer3DModel,
-    Lumina2Transformer2DModel,
-    QwenImageTransformer2DModel,
-    SanaTransformer2DModel,
-    UNet2DConditionModel,
-    WanTransformer3DModel,
-    ZImageTransformer2DModel,
-)
 from safetensors.torch import save_file
 
 from draft.adapters.files.formats import read_adapter
@@ -37,14 +26,14 @@ KLEIN: dict[str, Any] = {
     "joint_attention_dim": 7680,
 }
 MODELS = {
-    "FLUX.2": (Flux2Transformer2DModel, KLEIN),
-    "HunyuanVideo": (HunyuanVideoTransformer3DModel, {}),
-    "Qwen-Image": (QwenImageTransformer2DModel, {}),
-    "Wan": (WanTransformer3DModel, {}),
-    "Z-Image": (ZImageTransformer2DModel, {}),
-    "LTX-Video": (LTXVideoTransformer3DModel, {}),
-    "Sana": (SanaTransformer2DModel, {}),
-    "Lumina 2": (Lumina2Transformer2DModel, {}),
+    "FLUX.2": ("Flux2Transformer2DModel", KLEIN),
+    "HunyuanVideo": ("HunyuanVideoTransformer3DModel", {}),
+    "Qwen-Image": ("QwenImageTransformer2DModel", {}),
+    "Wan": ("WanTransformer3DModel", {}),
+    "Z-Image": ("ZImageTransformer2DModel", {}),
+    "LTX-Video": ("LTXVideoTransformer3DModel", {}),
+    "Sana": ("SanaTransformer2DModel", {}),
+    "Lumina 2": ("Lumina2Transformer2DModel", {}),
 }
 Shapes = dict[str, tuple[int, int]]
 
@@ -53,9 +42,11 @@ Shapes = dict[str, tuple[int, int]]
 def layers() -> dict[str, Shapes]:
     """The linear layers of every model, (out, in), from diffusers' own classes."""
     found: dict[str, Shapes] = {}
-    for title, (cls, settings) in {**MODELS, "FLUX.1": (FluxTransformer2DModel, {})}.items():
+    for title, (name, settings) in {**MODELS, "FLUX.1": ("FluxTransformer2DModel", {})}.items():
+        if not hasattr(diffusers, name):  # an earlier version
+            continue
         with torch.device("meta"):
-            model = cls(**settings)
+            model = getattr(diffusers, name)(**settings)
         linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
         found[title] = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}
     return found
@@ -89,6 +80,8 @@ def attention(shapes: Shapes, most: int = 10**6) -> Shapes:
 def test_a_file_of_a_family_that_is_not_read_is_named(
     tmp_path: Path, layers: dict[str, Shapes], title: str, names: str
 ) -> None:
+    if title not in layers:
+        pytest.skip(f"diffusers {diffusers.__version__} has no {title}")
     # The attention of FLUX.2's double blocks is that of FLUX.1's: only a header tells them apart.
     for shapes in [layers[title], *([] if title == "FLUX.2" else [attention(layers[title])])]:
         with pytest.raises(StageError, match=re.escape(f"a LoRA of {title}, ")) as error:
@@ -220,7 +213,7 @@ def test_models_with_other_inputs_and_toys_are_read(tmp_path: Path) -> None:
     save_file({f"unet.{name}.weight": tensor for name, tensor in inpainting.items()}, path)
     assert len(read_adapter(path).modules) == 2
     with torch.device("meta"):
-        toy = UNet2DConditionModel(
+        toy = diffusers.UNet2DConditionModel(
             block_out_channels=(32, 64),
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -234,8 +227,6 @@ def test_models_with_other_inputs_and_toys_are_read(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_table_is_what_the_installed_classes_have() -> None:
     recorded = json.loads((ROOT / "draft/adapters/data/other_families.json").read_text())
-    import diffusers
-
     if recorded["versions"]["diffusers"] != diffusers.__version__:
         pytest.skip(f"the table is of diffusers {recorded['versions']['diffusers']}")
     script = runpy.run_path(str(ROOT / "tests/golden/record_other_families.py"))

@@ -124,7 +124,7 @@ class RoundedSum(LazyFactors):
                 kind = str(dtype).removeprefix("torch.")
                 raise StageError(
                     f"the change of {name} is too small for {kind}, where all of it becomes 0",
-                    hint="a larger weight, or dtype: fp32",
+                    hint="a larger weight, or --dtype fp32 (dtype: fp32 in a pipeline)",
                 )
         return mixed
 

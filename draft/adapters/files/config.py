@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ _TAKEN_FROM_BASE = {
     "loftq": "LoftQ",
 }
 _LARGEST = 16 * 2**20
+_MOST_LINKS = 40  # as Linux
 # What a pattern needs so that matching it against a path cannot take forever.
 _REPEATS, _NESTED = re.compile(r"[*+{]|\?(?![:=!<])"), re.compile(r"\([^()]*[*+{][^()]*\)[*+{]|[*+}][*+{]")
 _MOST_REPEATS = 3
@@ -115,11 +116,44 @@ def config_file(path: Path) -> Path | None:
         path: A `.safetensors` file, or a peft folder.
 
     Returns:
-        The `adapter_config.json` of the folder, or beside the file where that is named as in a peft folder; None where
-        there is none.
+        The `adapter_config.json` of the folder, or beside the file where that is named as in a peft folder, or is a
+        link to such a file; None where there is none.
     """
-    folder = path if os.path.isdir(path) else path.parent if path.name == WEIGHTS else None
-    return None if folder is None or not os.path.lexists(folder / CONFIG) else folder / CONFIG
+    if os.path.isdir(path):
+        return path / CONFIG if os.path.lexists(path / CONFIG) else None
+    return next((config for file in _links(path) if (config := _beside(file)) is not None), None)
+
+
+def refuse_beside(path: Path, format: str) -> None:
+    """Refuse to write a file that the configuration of another adapter would be taken for its own.
+
+    Args:
+        path: The file or folder to write.
+        format: Its format.
+
+    Raises:
+        StageError: It is the file of weights of a peft folder with a configuration.
+    """
+    if not is_folder(path, format) and _beside(path) is not None:
+        raise StageError(
+            f"the {CONFIG} beside it, which is of another adapter, would be read as its own",
+            where=str(path),
+            hint=f"write the folder (--format peft -o {path.parent}), or a file of another name",
+        )
+
+
+def _beside(file: Path) -> Path | None:
+    config = file.with_name(CONFIG) if file.name == WEIGHTS else None
+    return config if config is not None and os.path.lexists(config) else None
+
+
+def _links(path: Path) -> Iterator[Path]:
+    """A path and what it is a link to, step by step: the hub's cache links to files that have other names."""
+    for _ in range(_MOST_LINKS):
+        yield path
+        if not os.path.islink(path):
+            return
+        path = path.parent / os.readlink(path)
 
 
 def is_folder(path: Path, format: str) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from draft.adapters.changes import Change, Changes, Whole
 from draft.adapters.factors import Adapter, Factors, fold
-from draft.adapters.files.config import CONFIG, config_file, is_folder, read_alphas, read_config
+from draft.adapters.files.config import CONFIG, config_file, is_folder, read_alphas, read_config, refuse_beside
 from draft.adapters.files.container import cannot_write, map_tensors, read_tensors
 from draft.adapters.files.family import family_of
 from draft.adapters.files.fusion import taken_apart
@@ -142,6 +142,7 @@ def write_adapter(
     path = Path(path)
     chosen = file_format(adapter.family, format)
     folder = is_folder(path, chosen)
+    refuse_beside(path, chosen)
     layout = lay_out(adapter, format=chosen, folder=folder, metadata=metadata or {}, where=str(path))
     try:
         with publish(path, folder=folder, holds=(WEIGHTS, CONFIG)) as partial:

@@ -78,7 +78,8 @@ def lay_out(adapter: Adapter, *, format: str, folder: bool, metadata: Mapping[st
         factors = fold(modules[name])
         if not (all_finite(factors.down) and all_finite(factors.up)):
             dtype = str(factors.down.dtype).removeprefix("torch.")
-            raise StageError(f"{name} has values that are not finite in {dtype}", where=where)
+            hint = "a smaller weight, or --dtype fp32" if dtype != "float32" else "a smaller weight"
+            raise StageError(f"{name} has values that are not finite in {dtype}", where=where, hint=hint)
         return factors
 
     finished: Callable[[str], Factors] = finite
