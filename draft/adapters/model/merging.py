@@ -16,7 +16,7 @@ from draft.adapters.algebra.mix import ExactSum, Weight, module_names
 from draft.adapters.changes import Changes, dense_sum, inputs_of, outputs_of
 from draft.adapters.files.metadata import draft_version
 from draft.adapters.identity import name_of
-from draft.adapters.mixture import left_out, read_inputs, skipped_of
+from draft.adapters.inputs import left_out, read_inputs, skipped_of
 from draft.adapters.model.adding import Tally, add_rounded
 from draft.adapters.model.checkpoint import Checkpoint, WeightsFile, open_checkpoint
 from draft.adapters.model.tensors import check_dtype, oriented, read_rows
