@@ -44,7 +44,7 @@ def test_types_licence_pipelines_and_templates_are_in_the_wheel(wheel: set[str])
     }
     assert templates and templates <= wheel
     maps = {file.relative_to(ROOT).as_posix() for file in (ROOT / "draft" / "adapters" / "data").rglob("*.json")}
-    assert len(maps) == 5 and maps <= wheel
+    assert len(maps) == 6 and maps <= wheel
 
 
 def test_nothing_else_is_in_the_wheel(wheel: set[str]) -> None:
