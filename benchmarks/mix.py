@@ -22,7 +22,9 @@ from pathlib import Path
 import torch
 
 from draft.adapters.algebra.compress import compress, decompose
+from draft.adapters.algebra.concatenation import concatenated
 from draft.adapters.algebra.mix import ExactSum, mix
+from draft.adapters.changes import Changes
 from draft.adapters.files.formats import Adapter, Factors, read_adapter, write_adapter
 from draft.adapters.identity import adapter_digest
 from draft.adapters.mixture import mix_files
@@ -233,7 +235,7 @@ def measure(shapes: dict[str, tuple[int, int]], folder: Path, rank: int, dtype: 
     print(f"mix_files, all of it             {whole:6.2f} s   {whole / files:.2f} x")
 
     start = time.perf_counter()
-    cut = compress(Adapter(exact, "sdxl"), rank=rank)
+    cut = compress(Changes(exact, "sdxl"), rank=rank)
     print(
         f"\nto rank {rank}: QR and small SVD    {time.perf_counter() - start:6.2f} s   relative error {cut.error:.6f}"
     )
@@ -244,8 +246,7 @@ def peers(terms: list[tuple[Adapter, float]], rank: int) -> None:
     """The dense SVD of kohya's resize and peft's cat beside ours, on one module of a common shape."""
     name = "unet.down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
     parts = [(adapter.modules[name], weight) for adapter, weight in terms]
-    exact = ExactSum(terms)
-    wanted = exact[name]
+    wanted = concatenated(parts)
     change = wanted.up @ wanted.down
 
     def off(factors: Factors) -> float:
@@ -256,7 +257,7 @@ def peers(terms: list[tuple[Adapter, float]], rank: int) -> None:
         f"kohya resize, dense SVD, rank {rank}": lambda: kohya_resize(wanted, rank),
         f"ours, QR and small SVD, rank {rank}": lambda: decompose(wanted, keep=lambda _: rank)[0],
         "peft cat": lambda: peft_cat(parts),
-        "ours, exact": lambda: exact[name],
+        "ours, exact": lambda: concatenated(parts),
     }
     for label, work in rows.items():
         print(f"{label:40s} {fastest(work, 3):8.5f} s   {off(work()):.6f}")

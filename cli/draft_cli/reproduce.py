@@ -155,15 +155,15 @@ def compare(reproduction: Reproduction, metadata: Mapping[str, str], output: Pat
 
 def _digests(files: Sequence[Path]) -> dict[str, str]:
     from draft.adapters.identity import adapter_digest
-    from draft.files import sha256, weights_file
+    from draft.files import sha256, usable, weights_file
 
     by_digest = {}
-    for path in files:
+    for path in map(usable, files):
         if not weights_file(path).is_file():
             raise ConfigError("no such adapter file", where=str(path))
         # Earlier recipes have of a peft folder its tensors' digest alone.
-        digests = {adapter_digest(path): 0, **({sha256(weights_file(path)): 0} if path.is_dir() else {})}
-        by_digest |= dict.fromkeys(digests, str(path.resolve()))
+        tensors = sha256(weights_file(path))
+        by_digest |= dict.fromkeys((adapter_digest(path, weights=tensors), tensors), str(path.resolve()))
     return by_digest
 
 

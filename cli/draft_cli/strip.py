@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from draft.errors import ConfigError, ConfigErrors
+from draft.files import usable
 from draft_cli.console import rows
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ def check_target(target: Path, *, force: bool) -> None:
     Raises:
         ConfigError: Something is there that may not be replaced.
     """
-    if not target.exists():
+    if not usable(target).exists():
         return
     if not (target / _TELLS).is_file():
         what = "there is something else than a strip at this place"

@@ -17,7 +17,7 @@ from draft.adapters.changes import Changes
 from draft.adapters.factors import Adapter, Factors, fold
 from draft.adapters.files.formats import Format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.metadata import draft_version
-from draft.adapters.identity import adapter_digest, writes_over
+from draft.adapters.identity import adapter_digest, name_of, writes_over
 from draft.adapters.inspect import Facts, facts_of
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.errors import StageError
@@ -213,7 +213,7 @@ def _header(
     kind: str, source: Path, metadata: Mapping[str, str], changes: Mapping[str, Any], *, error: float | None
 ) -> dict[str, str]:
     """`draft.recipe`, with the input's own recipe inside, and of a conversion the evaluation, which still holds."""
-    entry: dict[str, Any] = {"name": source.stem or source.name, "sha256": adapter_digest(source), "weight": 1.0}
+    entry: dict[str, Any] = {"name": name_of(source), "sha256": adapter_digest(source), "weight": 1.0}
     for key in ("recipe", "pipeline"):
         if text := metadata.get(f"draft.{key}"):
             entry[key] = _parsed(text)

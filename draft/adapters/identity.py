@@ -66,6 +66,11 @@ def file_digest(path: Path) -> str:
         raise StageError(f"cannot read the file ({error.strerror or error})", where=str(file)) from error
 
 
+def name_of(path: Path) -> str:
+    """What a header calls an adapter: its file's name without the suffix, bytes that are no text replaced."""
+    return (path.stem or path.name).encode("utf-8", "replace").decode()
+
+
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files that an adapter is read from.
 

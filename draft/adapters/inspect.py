@@ -64,7 +64,7 @@ class Facts:
     format: str
     parts: Mapping[str, int]
     kinds: Mapping[str, int]
-    ranks: Mapping[int | str, int]
+    ranks: Mapping[int, int] | Mapping[int | str, int]
     alphas: Mapping[float, int]
     dtypes: Mapping[str, int]
 
@@ -147,7 +147,7 @@ def facts_of(path: Path, adapter: Adapter | Changes) -> Facts:
         format=file_format(header.tensors),
         parts=dict(Counter(name.partition(".")[0] for name in adapter.modules)),
         kinds=kinds_of(header.tensors),
-        ranks=dict[int | str, int](adapter.ranks.items()),
+        ranks=adapter.ranks,
         alphas=_alphas(adapter),
         dtypes=dict(sorted(Counter(info.dtype for info in header.tensors.values()).items())),
     )

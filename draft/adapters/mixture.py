@@ -30,7 +30,7 @@ from draft.adapters.files.formats import Format, file_format, read_adapter, read
 from draft.adapters.files.header import TensorInfo, read_header
 from draft.adapters.files.layout import lay_out
 from draft.adapters.files.skipping import refuse_idle, with_skip
-from draft.adapters.identity import adapter_digest, file_digest, writes_over
+from draft.adapters.identity import adapter_digest, file_digest, name_of, writes_over
 from draft.adapters.parallel import each
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.adapters.recipe import recipe_header
@@ -147,7 +147,7 @@ def mix_files(
         for strength in each
     ]
     entries = [
-        (path.stem or path.name, digest, strength, a.metadata, [each.tensor for each in a.skipped])
+        (name_of(path), digest, strength, a.metadata, [each.tensor for each in a.skipped])
         for path, strength, digest, a in strengths
     ]
     header = recipe_header(entries, settings, seed=seed, error=mixed.error) | dict(metadata or {})

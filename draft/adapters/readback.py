@@ -141,9 +141,13 @@ def write_checked(
                 raise
             except StageError as error:
                 raise StageError(error.what, where=str(output), hint=error.hint) from error
-            # The disk is busy with the file while it is checked; whether it takes it, renaming finds out.
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(sync, weights_file(partial))
-                return check(partial)
+            try:
+                # The disk is busy with the file while it is checked; whether it takes it, renaming finds out.
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(sync, weights_file(partial))
+                    return check(partial)
+            except StageError as error:
+                error.where = str(output) if error.where == str(partial) else error.where
+                raise
     except OSError as error:
         raise cannot_write(error, output) from error

@@ -89,7 +89,7 @@ def rows() -> list[Row]:
 
 
 def clip(kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection] = CLIPTextModel) -> nn.Module:
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
     return kind(CLIPTextConfig(**sizes, num_hidden_layers=2, projection_dim=8))
 
 
@@ -101,7 +101,7 @@ def unet(key: str) -> nn.Module:
             norm_num_groups=4,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 1, 2),
+            transformer_layers_per_block=(1, 1, 2),  # type: ignore[arg-type]
             attention_head_dim=2,
             cross_attention_dim=16,
             use_linear_projection=True,

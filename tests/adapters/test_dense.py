@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from draft.adapters.files.formats import Factors, read_adapter, write_adapter
+from draft.adapters.mixture import mix_files
+from draft.adapters.settings import MixSettings
 from draft.errors import StageError
 
 LINEAR = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -155,6 +157,34 @@ def test_a_fused_layer_of_flux_is_taken_apart(tmp_path: Path) -> None:
     modules = read_adapter(tmp_path / "a.safetensors", dense_rank=width).modules
     found = torch.cat([dense(modules[f"transformer.transformer_blocks.0.attn.to_{letter}"]) for letter in "qkv"])
     torch.testing.assert_close(found, torch.kron(whole["lokr_w1"], whole["lokr_w2"]), rtol=1e-9, atol=1e-9)
+
+
+def test_a_mix_of_fused_layers_is_the_best_of_its_rank_in_every_layer(tmp_path: Path) -> None:
+    width = 16
+    qkv, last = "lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_final_layer_adaLN_modulation_1"
+    wanted: dict[str, torch.Tensor] = {}
+    for seed, weight in ((0, 0.7), (10, -0.4)):
+        parts = {
+            qkv: {"lokr_w1": randn(6, 4, seed=seed + 1), "lokr_w2": randn(8, 4, seed=seed + 2)},
+            last: {"lokr_w1": randn(4, 2, seed=seed + 3), "lokr_w2": randn(8, 8, seed=seed + 4)},
+        }
+        tensors = {f"{name}.{role}": tensor for name, roles in parts.items() for role, tensor in roles.items()}
+        save_file(tensors, tmp_path / f"{seed}.safetensors")
+        whole = {name: weight * torch.kron(roles["lokr_w1"], roles["lokr_w2"]) for name, roles in parts.items()}
+        pieces = {f"transformer_blocks.0.attn.to_{x}": whole[qkv][i * width :][:width] for i, x in enumerate("qkv")}
+        # Shift and scale are the other way round in diffusers.
+        pieces["norm_out.linear"] = torch.cat([whole[last][width:], whole[last][:width]])
+        wanted = {name: wanted.get(name, torch.zeros(1)) + piece for name, piece in pieces.items()}
+    inputs = [(tmp_path / "0.safetensors", 0.7), (tmp_path / "10.safetensors", -0.4)]
+    for format in ("diffusers", "kohya"):
+        report = mix_files(inputs, tmp_path / "mix.safetensors", settings=MixSettings(rank=3, format=format))  # type: ignore[arg-type]
+        modules = read_adapter(tmp_path / "mix.safetensors").modules
+        missed = [torch.linalg.norm(dense(modules[f"transformer.{name}"]) - piece) for name, piece in wanted.items()]
+        tails = [torch.linalg.norm(torch.linalg.svdvals(piece)[3:]) for piece in wanted.values()]
+        torch.testing.assert_close(torch.stack(missed), torch.stack(tails), rtol=1e-9, atol=1e-9)
+        size = torch.linalg.norm(torch.cat([piece.flatten() for piece in wanted.values()]))
+        assert report.predicted == pytest.approx(float(torch.linalg.norm(torch.stack(tails)) / size), rel=1e-9)
+        assert report.total == pytest.approx(report.predicted, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["LoHa", "LoKr"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +303,14 @@ def test_reproducing_finds_a_folder_by_what_recipes_hold_of_it(tmp_path: Path) -
         recipe["inputs"][0]["sha256"] = digest
         reproduction = reproduce({"draft.recipe": json.dumps(recipe)}, name="x", input_files=digests)
         assert reproduction.stages["mix"]["adapters"]["peft"]["from"] == str(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are no text")
+def test_a_file_whose_name_is_no_text_can_be_mixed(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"\xffa.safetensors")
+    shutil.copy(folder(tmp_path / "peft") / "adapter_model.safetensors", file)
+    mix_files([(file, 0.5)], tmp_path / "mix.safetensors")
+    with safe_open(tmp_path / "mix.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["draft.recipe"])["inputs"][0]["name"] == "?a"
+    convert_file(tmp_path / "mix.safetensors", file)
+    assert read_adapter(file).ranks == {4: 1}

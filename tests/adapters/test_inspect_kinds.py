@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,9 +106,11 @@ def test_the_kinds_of_a_mixed_file_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_who_loads_a_loha_or_a_lokr_is_said(
-    make: object, statuses: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Callable[[str], dict[str, Tensor]],
+    statuses: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert callable(make)
     save_file(make(ATTENTION), tmp_path / "a.safetensors")
     report = verify(tmp_path / "a.safetensors")
     assert {verdict.tool: verdict.status for verdict in report.verdicts} == statuses

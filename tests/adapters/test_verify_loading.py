@@ -10,8 +10,12 @@ from typing import Any
 
 import diffusers
 import pytest
+import torch
 import transformers
+from diffusers import FluxPipeline
+from safetensors.torch import save_file
 
+from draft.adapters.factors import Factors
 from draft.adapters.files.formats import read_changes
 from draft.adapters.verification.contents import contents_of
 from draft.adapters.verification.tools import as_of, release, tools
@@ -29,8 +33,7 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
-FIVE = "transformers 5" if release(transformers.__version__) >= (5, 0) else ""
-INSTALLED = as_of(tools()[0], diffusers.__version__, beside=FIVE)
+INSTALLED = as_of(tools()[0], diffusers.__version__, beside=f"transformers {release(transformers.__version__)[0]}")
 edits, loading = module("loading_edits"), module("loading")
 
 
@@ -64,7 +67,7 @@ def test_diffusers_does_with_a_file_what_verify_says(row: Any, tmp_path: Path) -
     older = [text for version, text in row.before.items() if release(diffusers.__version__) < release(version)]
     outcome = loading.outcome(row.base, file, read_changes(file, dora=True))
     # Text encoders are not found by releases before 0.41 beside transformers 5, of which the table says nothing.
-    if not INSTALLED.beside:
+    if INSTALLED.beside != "transformers 5":
         assert outcome[0] == (older[0] if older else row.outcome)
     elif row.header:
         return
@@ -75,3 +78,22 @@ def test_the_table_has_forty_layouts_in_the_quick_tests_and_both_kinds_of_outcom
     quick = [row for row in loading.rows() if not row.slow]
     assert len(quick) >= 40
     assert {row.outcome.split()[0] for row in quick} == {"all", "some", "none", "refuses", "unreadable"}
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_a_fused_layer_of_flux_at_its_real_width_comes_apart_as_it_does_here(rank: int, tmp_path: Path) -> None:
+    # diffusers' converter knows the layer by its 21504 rows, and by blocks of zeros at a rank that four divides.
+    name, sizes = "lora_unet_single_blocks_0_linear1", (3072, 3072, 3072, 12288)
+    up = torch.randn(sum(sizes), rank, generator=torch.Generator().manual_seed(1))
+    if rank == len(sizes):
+        up *= torch.block_diag(*[torch.ones(size, 1) for size in sizes])
+    factors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": torch.randn(rank, 3072)}
+    save_file({**factors, f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
+    changes = read_changes(tmp_path / "a.safetensors").modules
+    converted: Any = FluxPipeline.lora_state_dict(str(tmp_path), weight_name="a.safetensors")
+    assert len(changes) == len(sizes)
+    inputs = torch.randn(3072, 3)
+    for module, change in changes.items():
+        assert isinstance(change, Factors)
+        loaded = converted[f"{module}.lora_B.weight"] @ (converted[f"{module}.lora_A.weight"] @ inputs)
+        torch.testing.assert_close(loaded, change.up @ (change.down @ inputs) * change.scale, rtol=1e-3, atol=1e-2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from draft.adapters.algebra.mix import ExactSum, Weight, module_names
 from draft.adapters.changes import Changes, dense_sum, inputs_of, outputs_of
 from draft.adapters.files.metadata import draft_version
+from draft.adapters.identity import name_of
 from draft.adapters.mixture import left_out, read_inputs, skipped_of
 from draft.adapters.model.adding import Tally, add_rounded
 from draft.adapters.model.checkpoint import Checkpoint, WeightsFile, open_checkpoint
@@ -126,7 +127,7 @@ def merge_files(
     # In another dtype all shards of a part are written, so that it has one.
     changed = [file for file in checkpoint.files if file.path in paths or (dtype != "same" and file.component in parts)]
     entries = [
-        input_entry(path.stem or path.name, digest, strength, adapter.metadata, [s.tensor for s in adapter.skipped])
+        input_entry(name_of(path), digest, strength, adapter.metadata, [s.tensor for s in adapter.skipped])
         for (path, strengths), digest, (adapter, _) in zip(files, digests, terms, strict=True)
         for strength in strengths
     ]

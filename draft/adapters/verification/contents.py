@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from draft.adapters.changes import Changes, scale_of
@@ -15,6 +16,13 @@ from draft.adapters.files.config import Alphas, read_alphas
 from draft.adapters.files.container import read_tensors
 from draft.adapters.files.header import read_header
 
+# A tensor's name without the module: every ending that some tool knows.
+_ENDING = re.compile(
+    r"(?P<xlabs>.+\.processor\.(?:qkv|proj)_lora\d?)\.(?:down|up)\.weight"
+    r"|(?P<name>.+?)(?:(?:\.lora|_lora|\.lora_linear_layer)\.(?:down|up)\.weight|\.lora_(?:down|mid|up)\.weight"
+    r"|\.lora_[AB](?:\.\w+)?\.weight|\.lora_magnitude_vector(?:\.\w+)*"
+    r"|\.(?:alpha|dora_scale|hada_\w+|lokr_\w+)|:(?:up|down|alpha))"
+)
 _KINDS = {
     "DoRA": re.compile(r"(.+)\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)*)"),
     "LoHa": re.compile(r"(.+)\.hada_w1_a"),
@@ -47,6 +55,12 @@ class Contents:
     in_header: bool
     strengths: Mapping[str, float]
     targets: Mapping[str, str | Sequence[str]] | None = None
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the file's modules, as it spells them, in its order."""
+        endings = [match for name in self.shapes if (match := _ENDING.fullmatch(name))]
+        return tuple(dict.fromkeys(match["xlabs"] or match["name"] for match in endings))
 
 
 def contents_of(file: Path, adapter: Adapter | Changes) -> Contents:

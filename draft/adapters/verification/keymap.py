@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 
 from draft.adapters.verification.layouts import Layout, Spelling
@@ -22,16 +23,38 @@ def key_map(layout: Layout, base: BaseModel) -> dict[str, tuple[str, ...]]:
     Returns:
         Module paths by name; several where the original code has them in one matrix.
     """
-    modules_by_name: dict[str, list[str]] = {}
+    modules_by_name: dict[str, dict[str, None]] = {}
+    for module, name, _ in _spelled(layout, base):
+        modules_by_name.setdefault(name, {})[module] = None
+    return {name: tuple(modules) for name, modules in modules_by_name.items()}
+
+
+@cache
+def pairs_of(layout: Layout, base: BaseModel) -> dict[str, tuple[tuple[str, str], ...]]:
+    """The endings of B and A that every name in `key_map` may have.
+
+    Args:
+        layout: The layout.
+        base: The model.
+
+    Returns:
+        Pairs by name.
+    """
+    pairs: dict[str, dict[tuple[str, str], None]] = {}
+    for _, name, spelling in _spelled(layout, base):
+        known = layout.pairs if spelling.pairs is None else spelling.pairs
+        pairs.setdefault(name, {}).update(dict.fromkeys(known))
+    return {name: tuple(known) for name, known in pairs.items()}
+
+
+def _spelled(layout: Layout, base: BaseModel) -> Iterator[tuple[str, str, Spelling]]:
+    """Every module with every name that it may have, and the spelling that it is by."""
     for module in base.modules:
         part, _, path = module.partition(".")
         words = _words(path, base.original.get(module))
         for spelling in layout.spellings.get(part, ()):
             if _applies(spelling, path) and all(word in words for word in re.findall(r"\{(\w+)\}", spelling.template)):
-                modules = modules_by_name.setdefault(spelling.template.format(**words), [])
-                if module not in modules:
-                    modules.append(module)
-    return {name: tuple(modules) for name, modules in modules_by_name.items()}
+                yield module, spelling.template.format(**words), spelling
 
 
 def _applies(spelling: Spelling, path: str) -> bool:

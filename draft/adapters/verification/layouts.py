@@ -18,11 +18,13 @@ class Spelling:
             `{original_flat}` (the original code's path), `{xlabs}` (as XLabs' attention processors had it).
         only: Modules that it is known for, a pattern of whole paths within the part.
         apart: Modules that it is not known for, another pattern.
+        pairs: Endings of the names of B and of A with which it is known; None: those of the layout.
     """
 
     template: str
     only: re.Pattern[str] | None = None
     apart: re.Pattern[str] | None = None
+    pairs: tuple[tuple[str, str], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Requirement:
-    """Modules that a tool understands only beside others.
+    """Tensors that a tool understands only beside others.
 
     Args:
-        modules: A pattern of whole module paths.
-        needed: Another one, of which one must be loaded.
-        why: Why the tool refuses the file without; "" if it leaves the modules out.
+        name: A pattern of whole tensor names.
+        needed: Another one, which one of the names must match.
+        why: Why the tool refuses the file without; "" if it leaves their modules out.
     """
 
-    modules: re.Pattern[str]
+    name: re.Pattern[str]
     needed: re.Pattern[str]
     why: str
 
@@ -78,6 +80,7 @@ class Alpha:
         tensor: Whether `.alpha` tensors are read.
         metadata: Whether `lora_adapter_metadata` in the header is read.
         pattern: Whether a part gets its most common alpha and patterns for the exceptions, as peft has it.
+        leading: Whether it is the first alpha instead of the most common one.
         uneven: Modules whose alphas are lost on the way to these patterns, so that they get the most common one.
         folded: Whether alphas are multiplied into the factors, so that any other scale comes on top.
         first: Whether, without any alpha, every module of a part gets the rank of its first as alpha.
@@ -90,6 +93,7 @@ class Alpha:
     tensor: bool = False
     metadata: bool = False
     pattern: bool = False
+    leading: bool = False
     uneven: re.Pattern[str] | None = None
     folded: bool = False
     first: bool = False
@@ -110,11 +114,13 @@ class Layout:
         some: For each of these at least one tensor name must match it to be of the kind.
         present: Of one of these sets, every tensor must be there.
         refusals: Tensors that make the tool refuse the file.
-        requires: Modules that need others.
+        requires: Tensors that need others.
         spellings: Per part of the pipeline the spellings known.
         pairs: Endings of the names of B and of A, or of two other factors.
         alpha: How it takes the scale.
         together: Modules taken only as a set.
+        order: Patterns in whose order the tool goes through the names, then by the number that is a pattern's group.
+        alike: Modules whose rank must be the commonest of their part, and why the tool refuses the file otherwise.
         displaced: Names that are left out where another pattern matches one.
         unmatched: Names of one part and why the tool refuses the file if it knows none of them.
         kernels: Why the tool refuses a linear layer's factors for a 1x1 convolution and the reverse; "" if it does not.
@@ -133,6 +139,8 @@ class Layout:
     pairs: tuple[tuple[str, str], ...]
     alpha: Alpha
     together: tuple[Together, ...]
+    order: tuple[re.Pattern[str], ...]
+    alike: tuple[tuple[re.Pattern[str], str], ...]
     displaced: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]
     unmatched: tuple[tuple[re.Pattern[str], str], ...]
     kernels: str
@@ -161,7 +169,7 @@ def layout_of(entry: Mapping[str, Any]) -> Layout:
             for rule in entry.get("refuses", ())
         ),
         requires=tuple(
-            Requirement(re.compile(rule["modules"]), re.compile(rule["needed"]), rule.get("why", ""))
+            Requirement(re.compile(rule["name"]), re.compile(rule["needed"]), rule.get("why", ""))
             for rule in entry.get("requires", ())
         ),
         spellings={part: tuple(map(_spelling, listed)) for part, listed in entry["spellings"].items()},
@@ -171,6 +179,8 @@ def layout_of(entry: Mapping[str, Any]) -> Layout:
             Together(re.compile(group["modules"]), tuple(group["endings"]), group["else"] == "refused")
             for group in entry.get("together", ())
         ),
+        order=tuple(map(re.compile, entry.get("order", ()))),
+        alike=tuple((re.compile(rule["modules"]), rule["why"]) for rule in entry.get("alike", ())),
         displaced=tuple((re.compile(rule["name"]), re.compile(rule["by"])) for rule in entry.get("displaced", ())),
         unmatched=tuple((re.compile(rule["name"]), rule["why"]) for rule in entry.get("unmatched", ())),
         kernels=entry.get("kernels", ""),
@@ -182,14 +192,15 @@ def layout_of(entry: Mapping[str, Any]) -> Layout:
 def _alpha(entry: Mapping[str, Any] | list[Mapping[str, Any]]) -> Alpha:
     # The entries of a list are one entry in pieces, those of other releases left out.
     values = {key: value for piece in (entry if isinstance(entry, list) else [entry]) for key, value in piece.items()}
-    values = {key: value for key, value in values.items() if key not in ("since", "until")}
+    values = {key: value for key, value in values.items() if key not in ("since", "until", "beside")}
     return Alpha(**{**values, "uneven": _pattern(values.get("uneven")), "entries": tuple(values.get("entries", ()))})
 
 
-def _spelling(entry: str | Mapping[str, str]) -> Spelling:
+def _spelling(entry: str | Mapping[str, Any]) -> Spelling:
     if isinstance(entry, str):
         return Spelling(entry)
-    return Spelling(entry["name"], _pattern(entry.get("only")), _pattern(entry.get("except")))
+    pairs = tuple((up, down) for up, down in entry["pairs"]) if "pairs" in entry else None
+    return Spelling(entry["name"], _pattern(entry.get("only")), _pattern(entry.get("except")), pairs)
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from draft.adapters.files.config import Alphas
 from draft.adapters.verification.contents import Contents
+from draft.adapters.verification.keymap import key_map
 from draft.adapters.verification.layouts import Layout
 from draft.adapters.verification.models import BaseModel
+from draft.adapters.verification.strengths import clip_place
 
 _PEFT_RANK = 8
 
@@ -17,7 +20,7 @@ def misfit(
     layout: Layout,
     base: BaseModel,
     contents: Contents,
-    names_of: Mapping[str, Sequence[str]],
+    pairs: Mapping[str, Sequence[tuple[str, str]]],
     ranks: Mapping[str, int],
 ) -> str:
     """Why the tool refuses the file, "" if it does not.
@@ -26,15 +29,18 @@ def misfit(
         layout: How the tool reads the file.
         base: The base model.
         contents: The file.
-        names_of: Module paths by name.
+        pairs: Endings by name.
         ranks: Rank by name, of the modules that the tool knows.
 
     Returns:
         The reason, with a name.
     """
+    names_of = key_map(layout, base)
+    if contents.targets is None and (why := _unlike(layout, names_of, ranks)):
+        return why
     for name, rank in ranks.items():
         module = names_of[name][0]
-        if layout.kernels and _other_kernel(base.modules[module], _down(layout, contents, name)):
+        if layout.kernels and _other_kernel(base.modules[module], _down(pairs[name], contents, name)):
             return f"{layout.kernels} ({name})"
         if layout.alpha.needed and f"{name}.alpha" not in contents.alphas:
             return f"{layout.alpha.needed} ({name})"
@@ -47,6 +53,20 @@ def misfit(
                     return f"it stops where the header has no {entry} ({part})"
             if _header_rank(contents.header, module) != rank:
                 return f"the header gives {name} another rank than the {rank} of its factors"
+    return ""
+
+
+def _unlike(layout: Layout, names_of: Mapping[str, Sequence[str]], ranks: Mapping[str, int]) -> str:
+    """Why a module's rank, which is not the commonest of its part's other modules, makes the tool refuse the file."""
+    for pattern, why in layout.alike:
+        for name, rank in ranks.items():
+            module = names_of[name][0]
+            if pattern.fullmatch(module):
+                part = f"{module.partition('.')[0]}."
+                others = {names_of[n][0]: r for n, r in ranks.items() if n != name and names_of[n][0].startswith(part)}
+                counted = Counter(others[other] for other in sorted(others, key=clip_place))
+                if counted and counted.most_common(1)[0][0] != rank:
+                    return f"{why} ({name})"
     return ""
 
 
@@ -69,8 +89,8 @@ def is_target(module: str, contents: Contents) -> bool:
     return any(each == target or each.endswith(f".{target}") for each in paths for target in targets)
 
 
-def _down(layout: Layout, contents: Contents, name: str) -> Sequence[int]:
-    return next(contents.shapes[f"{name}{down}"] for _, down in layout.pairs if f"{name}{down}" in contents.shapes)
+def _down(pairs: Sequence[tuple[str, str]], contents: Contents, name: str) -> Sequence[int]:
+    return next(contents.shapes[f"{name}{down}"] for _, down in pairs if f"{name}{down}" in contents.shapes)
 
 
 def _other_kernel(shape: Sequence[int], down: Sequence[int]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from draft.adapters.verification.contents import Contents
 from draft.adapters.verification.layouts import Alpha, Layout
@@ -33,7 +33,7 @@ def ratios_of(
         if layout.alpha.tensor and f"{name}.alpha" in contents.alphas
     }
     ratios: set[float] = set()
-    for members in _by_part(ranks, names_of).values():
+    for members in _by_part(_ordered(ranks, layout), names_of).values():
         given = {name: alphas[name] for name in members if name in alphas}
         taken = _as_patterns(given, members, names_of, layout.alpha) if layout.alpha.pattern and given else given
         for name in members:
@@ -68,17 +68,27 @@ def _first(members: Sequence[str], names_of: Mapping[str, Sequence[str]]) -> str
     """The module whose rank counts: the first of the file, of a text encoder the first that the encoder has."""
     if not names_of[members[0]][0].startswith("text_encoder"):
         return members[0]
-    placed = {name: re.search(r"\.layers\.(\d+)\..*?(\w+)$", names_of[name][0]) for name in members}
-    return min(
-        members, key=lambda name: (int(place[1]), _CLIP_ORDER.index(place[2])) if (place := placed[name]) else (-1, 0)
-    )
+    return min(members, key=lambda name: clip_place(names_of[name][0]))
+
+
+def clip_place(module: str) -> tuple[int, int]:
+    """Where a module comes among those of a CLIP text encoder.
+
+    Args:
+        module: Its path.
+
+    Returns:
+        The layer's number and its place within it; the end for a module outside layers.
+    """
+    match = re.search(r"\.layers\.(\d+)\..*?(\w+)$", module)
+    return (int(match[1]), _CLIP_ORDER.index(match[2])) if match else (10**9, 0)
 
 
 def _as_patterns(
     given: Mapping[str, float], members: Sequence[str], names_of: Mapping[str, Sequence[str]], rule: Alpha
 ) -> dict[str, float]:
     """What peft makes of alphas: one for all, and exceptions whose pattern fits every path that ends with it."""
-    common = Counter(given.values()).most_common(1)[0][0]
+    common = next(iter(given.values())) if rule.leading else Counter(given.values()).most_common(1)[0][0]
     paths = {name: names_of[name][0].partition(".")[2] for name in members}
     lost = [name for name in given if rule.uneven and rule.uneven.fullmatch(names_of[name][0])]
     exceptions = {paths[name]: alpha for name, alpha in given.items() if alpha != common and name not in lost}
@@ -88,7 +98,20 @@ def _as_patterns(
     }
 
 
-def _by_part(ranks: Mapping[str, int], names_of: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _ordered(names: Iterable[str], layout: Layout) -> list[str]:
+    """Names in the order in which the tool goes through them, which decides between alphas that are equally common."""
+
+    def place(name: str) -> tuple[int, int]:
+        for index, pattern in enumerate(layout.order):
+            match = pattern.fullmatch(name)
+            if match:
+                return index, int(match[1]) if match.groups() else 0
+        return len(layout.order), 0
+
+    return sorted(names, key=place)
+
+
+def _by_part(ranks: Iterable[str], names_of: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     parts: dict[str, list[str]] = {}
     for name in ranks:
         parts.setdefault(names_of[name][0].partition(".")[0], []).append(name)

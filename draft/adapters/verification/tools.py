@@ -84,8 +84,17 @@ def as_of(tool: Tool, version: str, *, beside: str = "") -> Tool:
     Returns:
         The entry of `older` that the release is in; the tool itself for later ones, the oldest for earlier ones.
     """
-    older = [entry for entry in tool.older if entry.beside == beside]
-    return next((entry for entry in reversed(older) if release(version) <= last_release(entry.version)), tool)
+    wanted = release(version)
+    exact = [
+        e for e in tool.older if e.beside == beside and first_release(e.version) <= wanted <= last_release(e.version)
+    ]
+    usual = [entry for entry in reversed(tool.older) if not entry.beside and wanted <= last_release(entry.version)]
+    return next(iter([*exact, *usual]), tool)
+
+
+def first_release(span: str) -> tuple[int, ...]:
+    """The first of some releases, `0.37 to 0.38` or one, as `release` has it."""
+    return release(span.partition(" to ")[0])
 
 
 def last_release(span: str) -> tuple[int, ...]:
@@ -106,14 +115,16 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def _with_older(document: Mapping[str, Any]) -> Tool:
-    older = []
+    newest, starts = document["version"], document.get("releases", [])
     # Releases between two entries read files alike.
-    for start, following in reversed(list(itertools.pairwise(document.get("releases", ())))):
-        last = _last(start, following)
+    spans = [(start, _last(start, following)) for start, following in itertools.pairwise(starts)]
+    older = []
+    for start, last in [*spans, *[(start, release(newest)) for start in starts[-1:]]][::-1]:
         span = start if last == release(start) else f"{start} to {_text(last)}"
-        for beside in ("", *(rule["name"] for rule in document.get("beside", ()) if last < release(rule["until"]))):
-            older.append(_tool(_as_of(document, start, beside), span, beside))
-    newest = document["version"]
+        libraries = [rule["name"] for rule in document.get("beside", ()) if _in(rule, last, rule.get("beside", ""))]
+        older += [_tool(_as_of(document, start, beside), span, beside) for beside in ("", *libraries)]
+    # The last span is that of the newest release, of which only what is beside a library differs.
+    older = [entry for entry in older if entry.beside or last_release(entry.version) != release(newest)]
     return replace(_tool(_as_of(document, newest, ""), newest, ""), older=tuple(older))
 
 

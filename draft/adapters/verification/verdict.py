@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from draft.adapters.verification.contents import Contents
-from draft.adapters.verification.keymap import key_map
+from draft.adapters.verification.keymap import key_map, pairs_of
 from draft.adapters.verification.layouts import Layout
 from draft.adapters.verification.misfit import is_target, misfit
 from draft.adapters.verification.models import BaseModel
@@ -17,14 +16,6 @@ from draft.adapters.verification.strengths import rank_of, ratios_of
 from draft.adapters.verification.tools import Recognition, Tool
 
 Status = Literal["all", "some", "none", "refuses", "unknown"]
-
-# A tensor's name without the module: every ending that some tool knows.
-_ENDING = re.compile(
-    r"(?P<xlabs>.+\.processor\.(?:qkv|proj)_lora\d?)\.(?:down|up)\.weight"
-    r"|(?P<name>.+?)(?:(?:\.lora|_lora|\.lora_linear_layer)\.(?:down|up)\.weight|\.lora_(?:down|mid|up)\.weight"
-    r"|\.lora_[AB](?:\.\w+)?\.weight|\.lora_magnitude_vector(?:\.\w+)*"
-    r"|\.(?:alpha|dora_scale|hada_\w+|lokr_\w+)|:(?:up|down|alpha))"
-)
 
 
 @dataclass(frozen=True)
@@ -72,8 +63,7 @@ def judge(tool: Tool, base: BaseModel, contents: Contents) -> Verdict:
     Returns:
         The verdict.
     """
-    endings = [match for name in contents.shapes if (match := _ENDING.fullmatch(name))]
-    names = tuple(dict.fromkeys(match["xlabs"] or match["name"] for match in endings))
+    names = contents.names
     verdict = _Verdicts(tool, len(names))
     if base.family in tool.unknown:
         return verdict.of("unknown", reason=tool.unknown[base.family])
@@ -154,8 +144,10 @@ def _layout(tool: Tool, base: BaseModel, contents: Contents) -> Layout | None:
 
 def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Contents, names: Sequence[str]) -> Verdict:
     names_of = key_map(layout, base)
-    ranks = _loaded(layout, contents, names, names_of)
-    why = _refused(layout, contents, names, names_of, ranks) or misfit(layout, base, contents, names_of, ranks)
+    pairs = pairs_of(layout, base)
+    known = _known(layout, contents, pairs, names_of)
+    why = _refused(layout, contents, names, names_of, known) or misfit(layout, base, contents, pairs, known)
+    ranks = _listed(layout, contents, names_of, known)
     dropped = tuple(name for name in names if name not in ranks)
     if not why and dropped and layout.strict:
         why = f"{layout.strict} ({dropped[0]})"
@@ -172,30 +164,39 @@ def _walk(verdict: _Verdicts, layout: Layout, base: BaseModel, contents: Content
     )
 
 
-def _loaded(
-    layout: Layout, contents: Contents, names: Sequence[str], names_of: Mapping[str, Sequence[str]]
+def _listed(
+    layout: Layout, contents: Contents, names_of: Mapping[str, Sequence[str]], ranks: Mapping[str, int]
+) -> Mapping[str, int]:
+    """The names whose modules the tool loads, of those that it knows."""
+    if not layout.alpha.targets or contents.targets is None:
+        return ranks
+    # peft makes a text encoder's layers where the header has them, a denoiser's where the file has them.
+    parts = {part for part in contents.targets if part.startswith("text_encoder")}
+    modules = {name: names_of[name][0] for name in ranks}
+    other = [n for n, m in modules.items() if m.partition(".")[0] in parts and not is_target(m, contents)]
+    return {name: rank for name, rank in ranks.items() if name not in other}
+
+
+def _known(
+    layout: Layout,
+    contents: Contents,
+    pairs: Mapping[str, Sequence[tuple[str, str]]],
+    names_of: Mapping[str, Sequence[str]],
 ) -> dict[str, int]:
-    """The names whose modules the tool loads, with their ranks."""
+    """The names that the tool knows, with their ranks."""
+    shapes = contents.shapes
+    unmet = [rule for rule in layout.requires if not rule.why and not any(map(rule.needed.fullmatch, shapes))]
     ranks: dict[str, int] = {}
-    for name in names:
-        for up, down in layout.pairs:
-            if name in names_of and f"{name}{up}" in contents.shapes and f"{name}{down}" in contents.shapes:
-                ranks.setdefault(name, rank_of(contents.shapes, name, down))
+    for name in contents.names:
+        for up, down in pairs.get(name, ()):
+            whole = f"{name}{up}" in shapes and f"{name}{down}" in shapes
+            if whole and not any(rule.name.fullmatch(f"{name}{down}") for rule in unmet):
+                ranks.setdefault(name, rank_of(shapes, name, down))
     for displaced, by in layout.displaced:
-        if any(map(by.fullmatch, names)):
+        if any(map(by.fullmatch, contents.names)):
             ranks = {name: rank for name, rank in ranks.items() if not displaced.fullmatch(name)}
-    modules = {module for name in ranks for module in names_of[name]}
-    for rule in layout.requires:
-        if not rule.why and not any(map(rule.needed.fullmatch, modules)):
-            ranks = {name: rank for name, rank in ranks.items() if not rule.modules.fullmatch(names_of[name][0])}
     for name in _apart(layout, names_of, ranks, refused=False):
         del ranks[name]
-    if layout.alpha.targets and contents.targets is not None:
-        # peft makes a text encoder's layers where the header has them, a denoiser's where the file has them.
-        parts = {part for part in contents.targets if part.startswith("text_encoder")}
-        modules = {name: names_of[name][0] for name in ranks}
-        other = [n for n, m in modules.items() if m.partition(".")[0] in parts and not is_target(m, contents)]
-        ranks = {name: rank for name, rank in ranks.items() if name not in other}
     return ranks
 
 
@@ -213,9 +214,9 @@ def _refused(
                 not refusal.beside or any(map(refusal.beside.fullmatch, contents.shapes))
             ):
                 return f"{refusal.why} ({name})"
-    modules = {module for name in names for module in names_of.get(name, ())}
     for rule in layout.requires:
-        if rule.why and any(map(rule.modules.fullmatch, modules)) and not any(map(rule.needed.fullmatch, modules)):
+        concerned = rule.why and any(map(rule.name.fullmatch, contents.shapes))
+        if concerned and not any(map(rule.needed.fullmatch, contents.shapes)):
             return rule.why
     for name in _apart(layout, names_of, ranks, refused=True):
         endings = next(group.endings for group in layout.together if group.modules.fullmatch(names_of[name][0]))

@@ -133,16 +133,17 @@ def older_verdicts(verdicts: Sequence[Verdict], base: BaseModel, contents: Conte
         spans: dict[str, list[Verdict]] = {}
         for entry in tool.older:
             verdict = judge(entry, base, contents)
-            if _same(verdict, usual.setdefault(entry.version, newest if not entry.beside else verdict)):
+            if not entry.beside:
+                usual[entry.version] = verdict
+            if _same(verdict, usual.get(entry.version, newest) if entry.beside else newest):
                 continue
-            usual[entry.version] = verdict
             listed = spans.setdefault(entry.beside, [])
             if listed and _same(listed[-1], verdict) and _adjacent(verdict.version, listed[-1].version):
                 first, last = verdict.version.partition(" to ")[0], listed[-1].version.rpartition(" to ")[2]
                 listed[-1] = replace(verdict, version=f"{first} to {last}")
             else:
                 listed.append(verdict)
-        for beside, listed in spans.items():
+        for beside, listed in sorted(spans.items()):
             ending = f" with {beside}" if beside else ""
             differing += [replace(verdict, version=f"{verdict.version}{ending}") for verdict in listed]
     return tuple(differing)
