@@ -14,6 +14,7 @@ from draft.files import WEIGHTS, usable
 from draft.outputs import check_output
 from draft_cli.merge import find_model, real_path
 from draft_cli.mix import Dtype, Format, mix_settings
+from draft_cli.resize import Energy, MaxError, Rank, refuse_bounds
 
 if TYPE_CHECKING:
     from draft.adapters.model.extraction import Extraction
@@ -31,13 +32,9 @@ def extract(
         str, typer.Argument(metavar="TUNED", help="The same model, fine-tuned; a folder or a checkpoint.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
-    rank: Annotated[int | None, typer.Option("--rank", metavar="N", help="The largest rank of a module.")] = None,
-    energy: Annotated[
-        float | None, typer.Option("--energy", metavar="SHARE", help="Keep this share of every module's energy.")
-    ] = None,
-    max_error: Annotated[
-        float | None, typer.Option("--max-error", metavar="ERROR", help="Relative error of all modules together.")
-    ] = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    max_error: MaxError = None,
     format: Format = "auto",
     dtype: Dtype = "same",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
@@ -45,11 +42,7 @@ def extract(
 ) -> None:
     """Extract a LoRA from the difference of two models, with a known error; what no LoRA holds is named."""
     bounds = {"rank": rank, "energy": energy, "max_error": max_error}
-    chosen = [name for name, value in bounds.items() if value is not None]
-    if len(chosen) != 1:
-        listed = " and ".join(f"--{name.replace('_', '-')}" for name in chosen) or "none"
-        what = f"give one of --rank, --energy and --max-error (got {listed})"
-        raise ConfigError(what, where=_WHERE, hint="--rank 32, or --energy 0.95")
+    refuse_bounds(_WHERE, bounds)
     settings = mix_settings(_WHERE, format=format, dtype=dtype, **bounds)
     before, after = (find_model(name, command=_WHERE) for name in (base, tuned))
     target = usable(output)

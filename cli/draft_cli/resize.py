@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,17 +12,21 @@ from draft.errors import ConfigError
 from draft_cli.convert import check_files, print_conversion
 from draft_cli.mix import Dtype, Format, mix_settings
 
+Rank = Annotated[int | None, typer.Option("--rank", metavar="N", help="The largest rank of a module.")]
+Energy = Annotated[
+    float | None, typer.Option("--energy", metavar="SHARE", help="Keep this share of every module's energy.")
+]
+MaxError = Annotated[
+    float | None, typer.Option("--max-error", metavar="ERROR", help="Relative error of all modules together.")
+]
+
 
 def resize(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file, or a peft folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.")],
-    rank: Annotated[int | None, typer.Option("--rank", metavar="N", help="The largest rank of a module.")] = None,
-    energy: Annotated[
-        float | None, typer.Option("--energy", metavar="SHARE", help="Keep this share of every module's energy.")
-    ] = None,
-    max_error: Annotated[
-        float | None, typer.Option("--max-error", metavar="ERROR", help="Relative error of all modules together.")
-    ] = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    max_error: MaxError = None,
     format: Format = "auto",
     dtype: Dtype = "same",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
@@ -29,14 +34,7 @@ def resize(
 ) -> None:
     """Cut an adapter to a smaller rank, the best there is, with an error that is known before writing."""
     bounds = {"rank": rank, "energy": energy, "max_error": max_error}
-    chosen = [name for name, value in bounds.items() if value is not None]
-    if len(chosen) != 1:
-        listed = " and ".join(f"--{name.replace('_', '-')}" for name in chosen) or "none"
-        raise ConfigError(
-            f"give one of --rank, --energy and --max-error (got {listed})",
-            where="draft resize",
-            hint="--energy 0.99 keeps 99% of every module's energy",
-        )
+    refuse_bounds("draft resize", bounds)
     settings = mix_settings("draft resize", format=format, dtype=dtype, **bounds)
     source, target = check_files(file, output, force=force, format=settings.format)
 
@@ -53,3 +51,23 @@ def resize(
         overwrite=force,
     )
     print_conversion(conversion, json=json)
+
+
+def refuse_bounds(command: str, bounds: Mapping[str, float | None]) -> None:
+    """Refuse more than one bound of a cut, or none.
+
+    Args:
+        command: The command, for errors.
+        bounds: `rank`, `energy` and `max_error`, None where not given.
+
+    Raises:
+        ConfigError: Not exactly one is given.
+    """
+    chosen = [name for name, value in bounds.items() if value is not None]
+    if len(chosen) != 1:
+        listed = " and ".join(f"--{name.replace('_', '-')}" for name in chosen) or "none"
+        raise ConfigError(
+            f"give one of --rank, --energy and --max-error (got {listed})",
+            where=command,
+            hint="--rank 32, or --energy 0.99, which keeps 99% of every module's energy",
+        )
