@@ -14,11 +14,17 @@ from draft.adapters.identity import writes_over
 from draft.errors import ConfigError
 from draft.files import WEIGHTS, usable
 from draft.outputs import check_output
+from draft_cli.merge import find_model
 from draft_cli.mix import Dtype, Format, mix_settings
 
 if TYPE_CHECKING:
     from draft.adapters.conversion import Conversion
     from draft.adapters.inspect import Facts
+
+
+Base = Annotated[
+    str, typer.Option("--base", metavar="MODEL", help="For DoRA, whose change is one of its base model's weights.")
+]
 
 
 def convert(
@@ -27,18 +33,29 @@ def convert(
     format: Format = "auto",
     dtype: Dtype = "same",
     rank: Annotated[
-        int | None, typer.Option("--rank", metavar="N", help="For LoHa and LoKr, which are no B A: the rank to keep.")
+        int | None,
+        typer.Option("--rank", metavar="N", help="For LoHa, LoKr, DoRA, which are no B A: the rank to keep."),
     ] = None,
+    base: Base = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Write an adapter in another format or dtype, read it back and compare; its change stays what it is."""
     settings = mix_settings("draft convert", format=format, dtype=dtype, rank=rank)
+    model = find_model(base, command="draft convert") if base else None
     source, target = check_files(file, output, force=force, format=settings.format)
 
     from draft.adapters.conversion import convert_file
 
-    conversion = convert_file(source, target, format=settings.format, dtype=settings.dtype, rank=rank, overwrite=force)
+    conversion = convert_file(
+        source,
+        target,
+        format=settings.format,
+        dtype=settings.dtype,
+        rank=rank,
+        base=model,
+        overwrite=force,
+    )
     print_conversion(conversion, json=json)
 
 
@@ -81,7 +98,7 @@ def _lines(conversion: Conversion) -> Iterator[str]:
         yield f"read {conversion.before.path}  ({_facts(conversion.before)})"
     yield f"wrote {conversion.after.path}  ({_facts(conversion.after)})"
     if conversion.nearest is not None:
-        yield f"LoHa and LoKr at that rank: relative error {conversion.nearest:.2e}"
+        yield f"LoHa, LoKr and DoRA at that rank: relative error {conversion.nearest:.2e}"
     if conversion.predicted is not None:
         yield f"relative error {conversion.predicted:.3e} as predicted, {conversion.read_back.total:.3e} as read back"
         yield f"largest of a module {conversion.read_back.error:.2e}, {conversion.read_back.worst}"

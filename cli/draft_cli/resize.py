@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from draft.errors import ConfigError
-from draft_cli.convert import check_files, print_conversion
+from draft_cli.convert import Base, check_files, print_conversion
+from draft_cli.merge import find_model
 from draft_cli.mix import Dtype, Format, mix_settings
 
 Rank = Annotated[int | None, typer.Option("--rank", metavar="N", help="The largest rank of a module.")]
@@ -29,6 +30,7 @@ def resize(
     max_error: MaxError = None,
     format: Format = "auto",
     dtype: Dtype = "same",
+    base: Base = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
@@ -36,6 +38,7 @@ def resize(
     bounds = {"rank": rank, "energy": energy, "max_error": max_error}
     refuse_bounds("draft resize", bounds)
     settings = mix_settings("draft resize", format=format, dtype=dtype, **bounds)
+    model = find_model(base, command="draft resize") if base else None
     source, target = check_files(file, output, force=force, format=settings.format)
 
     from draft.adapters.conversion import resize_file
@@ -48,6 +51,7 @@ def resize(
         max_error=max_error,
         format=settings.format,
         dtype=settings.dtype,
+        base=model,
         overwrite=force,
     )
     print_conversion(conversion, json=json)

@@ -1,11 +1,11 @@
-"""A module's change dW in whichever form its file has it: a product B A, a structure of several factors, or dense."""
+"""A module's change dW in whichever form its file has it: a product B A, a structure of factors, DoRA, or dense."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,7 +38,55 @@ class Whole:
         return self.matrix.dtype
 
 
-Change: TypeAlias = Factors | Structured | Whole
+@dataclass(frozen=True)
+class Dora:
+    """A weight-decomposed change (DoRA, arXiv 2402.09353): dW = (W + D) m / ||W + D|| - W.
+
+    Args:
+        inner: D, with its own scale.
+        magnitude: m, one number for each row or column of W.
+        axis: Whether the norms are those of the rows of W, one for each output, as peft has them, or of what belongs to
+            each input, as LyCORIS has them by default.
+        weight: Gives W of the base model in any dtype, shape (out, in) or (out, in, k, k); None: no base is known yet.
+        scale: What all of dW is multiplied by, as ComfyUI does with a strength.
+    """
+
+    inner: Factors | Structured
+    magnitude: Tensor
+    axis: Literal["outputs", "inputs"]
+    weight: Callable[[], Tensor] | None = None
+    scale: float = 1.0
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """As those of D."""
+        return inputs_of(self.inner)
+
+    @property
+    def outputs(self) -> int:
+        """As those of D."""
+        return outputs_of(self.inner)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest dtype of the tensors."""
+        return torch.promote_types(dtype_of(self.inner), self.magnitude.dtype)
+
+    def dense(self) -> Tensor:
+        """DW in float64, shape (out, in) or (out, in k k)."""
+        if self.weight is None:
+            raise ValueError("a DoRA has no change without its base")
+        base = self.weight().double().flatten(1)
+        moved = dense(self.inner).add_(base).reshape(self.outputs, self.inputs[0], -1)
+        over = (1, 2) if self.axis == "outputs" else (0, 2)
+        norms = torch.linalg.vector_norm(moved, dim=over, keepdim=True)
+        moved.mul_(self.magnitude.double().reshape(norms.shape) / norms)
+        return moved.flatten(1).sub_(base).mul_(self.scale)
+
+
+FileChange: TypeAlias = Factors | Structured | Dora
+"""What a file holds of a module."""
+Change: TypeAlias = FileChange | Whole
 Terms: TypeAlias = Callable[[str], Sequence[tuple[Change, float]]]
 """From a module to what its change should be: changes with weights, to be added up."""
 
@@ -61,12 +109,18 @@ class Changes:
 
     @property
     def ranks(self) -> dict[int | str, int]:
-        """How many modules have which rank or, without one, which form (`LoHa`, `LoKr`)."""
+        """How many modules have which rank or, without one, which form (`LoHa`, `LoKr`, `DoRA`)."""
         counts = Counter(
-            change.kind if isinstance(change, Structured) else change.rank if isinstance(change, Factors) else "dense"
-            for change in self.modules.values()
+            change.rank if isinstance(change, Factors) else kind_of(change) for change in self.modules.values()
         )
         return dict(sorted(counts.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def kind_of(change: Change) -> str:
+    """What kind of change it is: `LoRA`, `LoHa`, `LoKr`, `DoRA` or `dense`."""
+    if isinstance(change, Structured):
+        return change.kind
+    return {Factors: "LoRA", Dora: "DoRA"}.get(type(change), "dense")
 
 
 def inputs_of(change: Change) -> tuple[int, ...]:
@@ -102,7 +156,7 @@ def dense(change: Change) -> Tensor:
     """
     if isinstance(change, Factors):
         return (change.up.double().flatten(1) @ change.down.double().flatten(1)).mul_(change.scale)
-    return change.dense() if isinstance(change, Structured) else change.matrix.clone()
+    return change.matrix.clone() if isinstance(change, Whole) else change.dense()
 
 
 def dense_sum(terms: Sequence[tuple[Change, float]]) -> Tensor:

@@ -13,14 +13,17 @@ import torch
 
 from draft.adapters.algebra.compress import compress
 from draft.adapters.algebra.deviation import deviation
-from draft.adapters.changes import Changes
+from draft.adapters.changes import Changes, Dora
 from draft.adapters.factors import Adapter, Factors, fold
 from draft.adapters.files.formats import Format, read_adapter, read_changes, refuse_structured
 from draft.adapters.files.metadata import draft_version
-from draft.adapters.identity import adapter_digest, name_of, writes_over
+from draft.adapters.identity import adapter_digest, file_digest, name_of, writes_over
 from draft.adapters.inspect import Facts, facts_of
+from draft.adapters.model.checkpoint import open_checkpoint
+from draft.adapters.model.tensors import weights_of
 from draft.adapters.readback import ReadBack, compare, write_checked
 from draft.errors import StageError
+from draft.files import weights_digest
 
 Dtype = Literal["same", "fp32", "fp16", "bf16"]
 
@@ -34,8 +37,8 @@ class Conversion:
     Args:
         before: What was read; None where it holds what is no B A, which cannot be measured as such.
         after: What was written.
-        nearest: The relative error of writing LoHa and LoKr modules as B A of a rank, over these modules; None where
-            there were none, or all ranks were cut.
+        nearest: The relative error of writing LoHa, LoKr and DoRA modules as B A of a rank, over these modules; None
+            where there were none, or all ranks were cut.
         predicted: The relative error over all modules that smaller ranks cost, known before writing and rounding; None
             where the ranks were kept.
         read_back: How the written file, its rounding included, compares with the source as it is.
@@ -55,6 +58,7 @@ def convert_file(
     format: Format = "auto",
     dtype: Dtype = "same",
     rank: int | None = None,
+    base: Path | None = None,
     overwrite: bool = True,
 ) -> Conversion:
     """Write an adapter file under the names, and in the dtype, that were asked for; its change stays what it is.
@@ -64,7 +68,8 @@ def convert_file(
         output: The file to write, or with format `peft` the folder.
         format: As in `write_adapter`.
         dtype: Of the factors; `same` keeps each module's.
-        rank: For files of LoHa or LoKr modules, which are no B A: the rank at which each is approximated.
+        rank: For files of LoHa, LoKr or DoRA modules, which are no B A: the rank at which each is approximated.
+        base: The model that a DoRA's change is of, a folder in diffusers' format or a safetensors checkpoint.
         overwrite: Whether an output that is there, or comes to be there meanwhile, may be replaced.
 
     Returns:
@@ -76,7 +81,7 @@ def convert_file(
     """
     if rank is not None and rank < 1:
         raise StageError(f"the rank must be at least 1 (got {rank})")
-    changes = read_changes(source, mapped=True)
+    changes = _read(source, base)
     plain = {name: change for name, change in changes.modules.items() if isinstance(change, Factors)}
     others = {name: change for name, change in changes.modules.items() if name not in plain}
     modules, errors = dict(plain), dict.fromkeys(changes.modules, 0.0)
@@ -85,7 +90,7 @@ def convert_file(
         refuse_structured(changes, source)
     elif not others:
         raise StageError(
-            "the file holds no LoHa or LoKr modules, so that it needs no rank",
+            "the file holds no LoHa, LoKr or DoRA modules, so that it needs no rank",
             where=str(source),
             hint=f"draft resize {source} --rank {rank} cuts the rank of a plain LoRA",
         )
@@ -96,7 +101,7 @@ def convert_file(
         nearest, predicted = smaller.error, _over_all(changes, errors)
     written = _cast(Adapter(modules, changes.family, changes.metadata), dtype)
     options = {"format": format, "dtype": dtype, "rank": rank}
-    header = _header("convert", source, changes.metadata, options, error=nearest)
+    header = _header("convert", source, changes.metadata, options, base=base, error=nearest)
     readback, after = _write(
         written, changes, output, source, errors, format=format, header=header, overwrite=overwrite
     )
@@ -112,6 +117,7 @@ def resize_file(
     max_error: float | None = None,
     format: Format = "auto",
     dtype: Dtype = "same",
+    base: Path | None = None,
     overwrite: bool = True,
 ) -> Conversion:
     """Cut an adapter file to a smaller rank, the best there is, with an error that is known beforehand.
@@ -124,6 +130,7 @@ def resize_file(
         max_error: As in `compress`: the relative error of all modules together.
         format: As in `write_adapter`.
         dtype: Of the factors; `same` keeps each module's.
+        base: As in `convert_file`.
         overwrite: As in `convert_file`.
 
     Returns:
@@ -133,20 +140,29 @@ def resize_file(
         StageError: Not exactly one bound, the source cannot be read, the output is the source or cannot be written, or
             the written file is further off than predicted.
     """
-    changes = read_changes(source, mapped=True)
+    changes = _read(source, base)
     dtypes = _new_dtypes(changes, dtype)
     smaller = compress(changes, rank=rank, energy=energy, max_error=max_error, dtypes=dtypes)
     bounds = {"rank": rank, "energy": energy, "max_error": max_error, "format": format, "dtype": dtype}
     written = _cast(smaller.adapter, dtype)
-    header = _header("resize", source, changes.metadata, bounds, error=smaller.error)
+    header = _header("resize", source, changes.metadata, bounds, base=base, error=smaller.error)
     readback, after = _write(
         written, changes, output, source, smaller.errors, format=format, header=header, overwrite=overwrite
     )
     return Conversion(_before(source, changes), after, None, smaller.error, readback)
 
 
+def _read(source: Path, base: Path | None) -> Changes:
+    if base is None:
+        return read_changes(source, mapped=True)
+    changes = read_changes(source, base=weights_of(open_checkpoint(base)), mapped=True)
+    if not any(isinstance(change, Dora) for change in changes.modules.values()):
+        raise StageError("the file holds no DoRA modules, so that it needs no base", where=str(source))
+    return changes
+
+
 def _new_dtypes(changes: Changes, dtype: Dtype) -> dict[str, torch.dtype]:
-    """What LoHa and LoKr modules are rounded to, once; those of factors keep theirs until they are cast."""
+    """What modules that are no factors are rounded to, once; those of factors keep theirs until they are cast."""
     if dtype == "same":
         return {}
     return {name: _DTYPES[dtype] for name, change in changes.modules.items() if not isinstance(change, Factors)}
@@ -210,10 +226,17 @@ def _cast(adapter: Adapter, dtype: Dtype) -> Adapter:
 
 
 def _header(
-    kind: str, source: Path, metadata: Mapping[str, str], changes: Mapping[str, Any], *, error: float | None
+    kind: str,
+    source: Path,
+    metadata: Mapping[str, str],
+    changes: Mapping[str, Any],
+    *,
+    base: Path | None,
+    error: float | None,
 ) -> dict[str, str]:
     """`draft.recipe`, with the input's own recipe inside, and of a conversion the evaluation, which still holds."""
-    entry: dict[str, Any] = {"name": name_of(source), "sha256": adapter_digest(source), "weight": 1.0}
+    digest = adapter_digest(source, weights=file_digest(source))
+    entry: dict[str, Any] = {"name": name_of(source), "sha256": digest, "weight": 1.0}
     for key in ("recipe", "pipeline"):
         if text := metadata.get(f"draft.{key}"):
             entry[key] = _parsed(text)
@@ -222,6 +245,7 @@ def _header(
         "draft": draft_version(),
         "inputs": [entry],
         **changes,
+        **({} if base is None else {"base": {"name": base.name, "sha256": weights_digest(base)}}),
         # In the last digits linear algebra differs from machine to machine.
         "error": None if error is None else float(f"{error:.4g}"),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from draft.adapters.algebra.mix import Weight, check_inputs
 from draft.adapters.changes import Changes
-from draft.adapters.files.formats import read_changes, refuse_structured
+from draft.adapters.files.formats import Base, read_changes, refuse_structured
 from draft.adapters.files.skipping import refuse_idle, with_skip
 from draft.adapters.identity import adapter_digest, file_digest
 from draft.adapters.parallel import each
@@ -20,7 +20,11 @@ from draft.errors import DraftWarning, StageError
 
 
 def read_inputs(
-    inputs: Sequence[tuple[Path, float | Strength]], settings: MixSettings, *, structured: bool
+    inputs: Sequence[tuple[Path, float | Strength]],
+    settings: MixSettings,
+    *,
+    structured: bool,
+    base: Base | None = None,
 ) -> tuple[list[tuple[Path, list[Strength]]], list[tuple[Changes, Weight]], list[str]]:
     """Read every file once.
 
@@ -28,6 +32,7 @@ def read_inputs(
         inputs: Files (or peft folders) with their strengths; those that are the same adapter count once.
         settings: Their `skip` and `normalize` count.
         structured: Whether LoHa and LoKr modules are taken, too, which are no B A.
+        base: As in `read_changes`.
 
     Returns:
         Paths with strengths, adapters with weights, and digests.
@@ -42,7 +47,7 @@ def read_inputs(
 
     def opened(path: Path) -> tuple[str, Changes]:
         with _skip_in_hint():
-            changes = read_changes(path, skip=settings.skip, mapped=True)
+            changes = read_changes(path, skip=settings.skip, base=base, mapped=True)
             return adapter_digest(path, weights=file_digest(path)), changes
 
     contents: dict[str, Changes] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from draft.adapters.changes import Change, Whole
+from draft.adapters.changes import Change, Dora, Whole
 from draft.adapters.structured import Structured
 
 
@@ -26,6 +26,8 @@ def spectrum(change: Change) -> Tensor:
         if singular is not None:
             return singular[1]
         change = change.low_rank() or Whole(change.dense(), change.inputs)
+    if isinstance(change, Dora):
+        change = Whole(change.dense(), change.inputs)
     if isinstance(change, Whole):
         short = change.matrix if change.matrix.shape[0] <= change.matrix.shape[1] else change.matrix.T
         return torch.linalg.eigvalsh(short @ short.T).flip(0).clamp_min(0).sqrt()

@@ -183,7 +183,7 @@ def test_the_commands_print_what_changed(source: Path, tmp_path: Path, capsys: p
     assert told["output"]["ranks"] == {"2": 4} and told["predicted_error"] == pytest.approx(told["error"], abs=1e-5)
     loha(tmp_path / "loha.safetensors")
     convert(tmp_path / "loha.safetensors", tmp_path / "c.safetensors", rank=2)
-    assert "LoHa and LoKr at that rank: relative error" in capsys.readouterr().out
+    assert "LoHa, LoKr and DoRA at that rank: relative error" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [convert, resize])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from draft.adapters.changes import Change, Changes, Whole
+from draft.adapters.changes import Change, Changes, Dora, FileChange, kind_of
 from draft.adapters.factors import Adapter, Factors, fold
 from draft.adapters.files.config import CONFIG, config_file, is_folder, read_alphas, read_config, refuse_beside
 from draft.adapters.files.container import cannot_write, map_tensors, read_tensors
@@ -23,13 +25,14 @@ from draft.adapters.files.other_families import READ, recognised
 from draft.adapters.files.reading import readable_changes, with_kernels
 from draft.adapters.files.shapes import check_shapes
 from draft.adapters.files.skipping import without_unreadable
-from draft.adapters.structured import Structured
 from draft.diffusion.families import family_named
 from draft.errors import StageError
 from draft.files import WEIGHTS
 from draft.outputs import publish
 
 Format = Literal["auto", "kohya", "diffusers", "peft"]
+Base: TypeAlias = Callable[[str, tuple[int, ...]], Tensor]
+"""From a module's path and the shape of its weight, (out, in) or (out, in, k, k), to that weight of a base model."""
 
 
 def read_adapter(path: Path, *, dense_rank: int | None = None, mapped: bool = False) -> Adapter:
@@ -62,13 +65,16 @@ def read_adapter(path: Path, *, dense_rank: int | None = None, mapped: bool = Fa
     return Adapter(modules, changes.family, changes.metadata)
 
 
-def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, mapped: bool = False) -> Changes:
+def read_changes(
+    path: Path, *, skip: Sequence[str] = (), dora: bool = False, base: Base | None = None, mapped: bool = False
+) -> Changes:
     """Read a LoRA file or a peft folder as it is: LoHa and LoKr stay what they are, nothing is cut or rounded.
 
     Args:
         path: As in `read_adapter`.
         skip: Patterns of tensors that are left out if they cannot be read, as in `without_unreadable`.
         dora: Whether DoRA is read without its magnitudes, for whoever only looks, instead of being refused.
+        base: The weights of the base model, with which DoRA is read as it is.
         mapped: Whether tensors may be views of the file, for as long as nobody else writes to it: they need no memory
             of their own, and a file that is shortened meanwhile ends the process.
 
@@ -80,11 +86,12 @@ def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, ma
     """
     path = Path(path)
     where = str(path)
-    header, skipped = without_unreadable(read_header(path), skip, where=where)
+    header, skipped = without_unreadable(read_header(path), skip, where=where, dora=base is not None)
     metadata = dict(header.metadata)
-    grouped = modules_of(without_magnitudes(header) if dora else header, where=where)
+    decomposed = base is not None
+    grouped = modules_of(without_magnitudes(header) if dora else header, where=where, dora=decomposed)
     config = read_config(config_file(path))
-    alphas = read_alphas(config, metadata, where=where, dora=dora, partial=bool(skipped))
+    alphas = read_alphas(config, metadata, where=where, dora=dora or decomposed, partial=bool(skipped))
     # Only now is more read than the header: a checkpoint is refused before its gigabytes are.
     tensors = map_tensors(path, header) if mapped else read_tensors(path, header)[0]
     fused, broken = readable_changes(grouped, tensors, alphas, skip, where=where)
@@ -101,7 +108,11 @@ def read_changes(path: Path, *, skip: Sequence[str] = (), dora: bool = False, ma
         # kohya's and ComfyUI's files call FLUX' T5, its second text encoder, the third, as Stable Diffusion 3's is.
         modules = {name.replace("text_encoder_3.", f"{encoders[1]}."): change for name, change in modules.items()}
     check_shapes({name: _shape(change) for name, change in modules.items()}, family, where=where)
-    return Changes(with_kernels(modules, family), family, metadata, (*skipped, *broken))
+    shaped = with_kernels(modules, family)
+    for name, change in shaped.items():
+        if isinstance(change, Dora) and base is not None:
+            shaped[name] = replace(change, weight=partial(base, name, (change.outputs, *change.inputs)))
+    return Changes(shaped, family, metadata, (*skipped, *broken))
 
 
 def refuse_structured(changes: Changes, path: Path) -> None:
@@ -198,7 +209,7 @@ def part_factors(adapter: Adapter, part: str) -> dict[str, tuple[Tensor, Tensor]
     return {path: (factors.down, factors.up) for path, factors in chosen.items()}
 
 
-def _shape(change: Factors | Structured) -> Factors:
+def _shape(change: FileChange) -> Factors:
     """Factors of a change's shape; there is nothing in them."""
     if isinstance(change, Factors):
         return change
@@ -215,10 +226,9 @@ def _low_rank(name: str, change: Change, rank: int | None, path: Path) -> Factor
     return Factors(change.down.to(change.stored), change.up, change.scale)
 
 
-def _no_sum(name: str, change: Structured | Whole, path: Path) -> StageError:
-    kind = change.kind if isinstance(change, Structured) else "a dense change"
+def _no_sum(name: str, change: Change, path: Path) -> StageError:
     return StageError(
-        f"{kind} is not a sum of B A, so its factors cannot be read as a LoRA (module {name})",
+        f"{kind_of(change)} is not a sum of B A, so its factors cannot be read as a LoRA (module {name})",
         where=str(path),
         hint="give --rank N to draft convert, draft resize or draft mix, and the nearest LoRA of rank N is written",
     )

@@ -9,15 +9,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from draft.adapters.changes import inputs_of, outputs_of
+from draft.adapters.changes import Dora, FileChange, inputs_of, outputs_of
 from draft.adapters.factors import Factors
 from draft.adapters.files.names.sites import Site
 from draft.adapters.files.names.transformers import member_of, site_of
-from draft.adapters.structured import Structured
 from draft.errors import StageError
 
 
-def taken_apart(modules: Mapping[str, Factors | Structured], *, where: str) -> dict[str, Factors | Structured]:
+def taken_apart(modules: Mapping[str, FileChange], *, where: str) -> dict[str, FileChange]:
     """Every fused layer as the layers of diffusers that hold its rows.
 
     The rows of B A are those of B times A, so that the members share A and divide the rows of B; no number changes. A
@@ -33,7 +32,7 @@ def taken_apart(modules: Mapping[str, Factors | Structured], *, where: str) -> d
     Raises:
         StageError: A layer's rows do not divide into its members, or a module is there under two names.
     """
-    apart: dict[str, Factors | Structured] = {}
+    apart: dict[str, FileChange] = {}
     for name, whole in modules.items():
         part, _, path = name.partition(".")
         entry = site_of(path) if part == "transformer" else None
@@ -77,10 +76,10 @@ def put_together(modules: Mapping[str, Factors], family: str) -> dict[str, Facto
     return dict(sorted(together.items()))
 
 
-def _pieces(
-    whole: Factors | Structured, site: Site, number: str, *, name: str, where: str
-) -> Mapping[str, Factors | Structured]:
+def _pieces(whole: FileChange, site: Site, number: str, *, name: str, where: str) -> Mapping[str, FileChange]:
     rows = outputs_of(whole)
+    if isinstance(whole, Dora):
+        raise StageError(f"{name} is a DoRA of several layers in one, which is not read", where=where)
     if site.swapped:
         member = f"transformer.{site.members[0].replace('#', number)}"
         if rows != 2 * inputs_of(whole)[0]:

@@ -28,8 +28,8 @@ _OTHERS = {
     "_norm.scale": "a change of norms",
 }
 _HINTS = {
-    "DoRA": "its change depends on the weights of the base model, which the file does not hold; resave it as a plain "
-    "LoRA with the tool that trained it"
+    "DoRA": "its change depends on the weights of the base model, which the file does not hold; draft convert FILE "
+    "--base MODEL --rank N writes the nearest LoRA, draft merge MODEL takes it as it is"
 }
 SCALES = (
     "scaled_fp8",
@@ -58,12 +58,13 @@ _DENOISERS = (
 )
 
 
-def modules_of(header: Header, *, where: str) -> dict[str, dict[str, TensorInfo]]:
+def modules_of(header: Header, *, where: str, dora: bool = False) -> dict[str, dict[str, TensorInfo]]:
     """Sort a file's tensors into modules and roles, and see that each module's can be factors.
 
     Args:
         header: The file's header.
         where: The file, for errors.
+        dora: Whether DoRA's magnitudes are taken, too, instead of being refused.
 
     Returns:
         Tensors by module path and role (see `draft.adapters.files.keys.Key`).
@@ -72,7 +73,7 @@ def modules_of(header: Header, *, where: str) -> dict[str, dict[str, TensorInfo]
         StageError: A name is not understood, a module is there twice, the file is no LoRA or of a refused kind, or a
             factor is missing, of another dtype than a float's, or of a shape that does not fit.
     """
-    grouped = _grouped(header.tensors, header.metadata, where)
+    grouped = _grouped(header.tensors, header.metadata, where, dora=dora)
     for name, parts in sorted(grouped.items()):
         check_module(name, parts, where)
     return grouped
@@ -86,10 +87,10 @@ def without_magnitudes(header: Header) -> Header:
 
 
 def _grouped(
-    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], where: str
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], where: str, *, dora: bool
 ) -> dict[str, dict[str, TensorInfo]]:
     for name in tensors:
-        refuse_tensor(name, where)
+        refuse_tensor(name, where, dora=dora)
     if is_positional(tensors):
         return positional_modules(tensors, metadata, where=where)
     grouped: dict[str, dict[str, TensorInfo]] = {}
@@ -149,18 +150,19 @@ def check_module(name: str, parts: Mapping[str, TensorInfo], where: str) -> None
         )
 
 
-def refuse_tensor(name: str, where: str) -> None:
+def refuse_tensor(name: str, where: str, *, dora: bool = False) -> None:
     """Refuse a tensor whose name says that it is no part of a B A.
 
     Args:
         name: The tensor's name.
         where: The file, for errors.
+        dora: As in `modules_of`.
 
     Raises:
         StageError: What it is, and what can be done.
     """
     for mark, kind in _OTHERS.items():
-        if mark in name:
+        if mark in name and not (dora and kind == "DoRA"):
             raise StageError(
                 f"{kind} is not a sum of B A, so its factors cannot be read as a LoRA (tensor {shown(name)})",
                 where=where,

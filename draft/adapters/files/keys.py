@@ -49,6 +49,7 @@ _SUFFIX = re.compile(
     r"\.lora_(?P<peft>[AB])(?:\.(?!weight)\w+)?\.weight"
     r"|\.lora_(?P<kohya>down|up|mid)\.weight"
     r"|(?P<old>\.lora|_lora|\.lora_linear_layer)\.(?P<side>down|up)\.weight"
+    r"|\.(?P<magnitude>dora_scale|lora_magnitude_vector)(?:\.(?!weight)\w+)?(?:\.weight)?"
     r"|\.(?P<other>alpha|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
     r")"
 )
@@ -67,7 +68,8 @@ class Key(NamedTuple):
     Args:
         module: The module's path, beginning with one of `PARTS`; of a transformer's fused layer the original code's
             (`transformer.double_blocks.0.img_attn.qkv`), which `draft.adapters.files.fusion` takes apart.
-        role: `down` (A), `up` (B), `mid` (Tucker's core), `alpha`, or LyCORIS' name of a factor (`hada_w1_a`, ...).
+        role: `down` (A), `up` (B), `mid` (Tucker's core), `alpha`, DoRA's `dora_scale` or
+            `lora_magnitude_vector`, or LyCORIS' name of a factor (`hada_w1_a`, ...).
     """
 
     module: str
@@ -115,8 +117,8 @@ def split_name(name: str) -> Key | None:
     match = _SUFFIX.fullmatch(name)
     if match is None:
         return None
-    if match["other"]:
-        return Key(match["module"], match["other"])
+    if other := match["other"] or match["magnitude"]:
+        return Key(match["module"], other)
     role = {"A": "down", "B": "up"}[match["peft"]] if match["peft"] else match["kohya"] or match["side"]
     return Key(match["module"], role)
 

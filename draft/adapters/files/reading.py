@@ -11,7 +11,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from draft.adapters.changes import inputs_of
+from draft.adapters.changes import Dora, FileChange, inputs_of, outputs_of
 from draft.adapters.factors import Factors, all_finite, trim_rank
 from draft.adapters.files.config import Alphas
 from draft.adapters.files.header import TensorInfo
@@ -29,7 +29,7 @@ def readable_changes(
     patterns: Sequence[str],
     *,
     where: str,
-) -> tuple[dict[str, Factors | Structured], tuple[Skipped, ...]]:
+) -> tuple[dict[str, FileChange], tuple[Skipped, ...]]:
     """The changes of modules, without those whose numbers cannot be read and that a pattern names.
 
     Args:
@@ -45,7 +45,7 @@ def readable_changes(
     Raises:
         StageError: A module's numbers cannot be read, as in `module_change`, or no module is left.
     """
-    changes: dict[str, Factors | Structured] = {}
+    changes: dict[str, FileChange] = {}
     skipped: list[Skipped] = []
     for module, parts in sorted(grouped.items()):
         names = [info.name for info in parts.values()]
@@ -63,7 +63,7 @@ def readable_changes(
     return changes, tuple(skipped)
 
 
-def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, where: str) -> Factors | Structured:
+def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, where: str) -> FileChange:
     """One module's change out of its tensors.
 
     Args:
@@ -73,11 +73,16 @@ def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, whe
         where: The file, for errors.
 
     Returns:
-        Factors without terms that are zero on both sides, or a LoHa or LoKr.
+        Factors without terms that are zero on both sides, a LoHa or LoKr, or a DoRA of one of these.
 
     Raises:
-        StageError: Numbers are not finite, or a LoHa or LoKr is incomplete.
+        StageError: Numbers are not finite, a LoHa or LoKr is incomplete, or magnitudes are not as many as rows or
+            columns.
     """
+    magnitudes = {role: part for role, part in parts.items() if role in _MAGNITUDES}
+    if magnitudes:
+        plain = {role: part for role, part in parts.items() if role not in magnitudes}
+        return _dora(name, module_change(name, plain, alphas, where=where), magnitudes, where)
     for role, part in parts.items():
         if role != "alpha" and not all_finite(part):
             raise StageError(f"{name} has NaN or infinite values", where=where)
@@ -94,11 +99,28 @@ def module_change(name: str, parts: Mapping[str, Tensor], alphas: Alphas, *, whe
     return Factors(*trim_rank(down, up), scale, stored)
 
 
+def _dora(name: str, inner: FileChange, magnitudes: Mapping[str, Tensor], where: str) -> Dora:
+    role, magnitude = next(iter(magnitudes.items()))
+    if len(magnitudes) > 1 or isinstance(inner, Dora):
+        raise StageError(f"{name} has magnitudes twice", where=where)
+    if not all_finite(magnitude):
+        raise StageError(f"{name} has NaN or infinite values", where=where)
+    outputs, inputs, shape = outputs_of(inner), inputs_of(inner)[0], tuple(magnitude.shape)
+    if magnitude.numel() == outputs and (role == "lora_magnitude_vector" or shape[:1] == (outputs,)):
+        return Dora(inner, magnitude.flatten(), "outputs")
+    if role == "dora_scale" and magnitude.numel() == inputs and shape[:2] == (1, inputs):
+        return Dora(inner, magnitude.flatten(), "inputs")
+    raise StageError(
+        f"the magnitudes of {name} must be {outputs}, one for each output (got shape {shape})", where=where
+    )
+
+
+_MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 # Modules whose inputs are as wide as the text that the UNet attends to.
 _OF_TEXT = re.compile(r"unet\..*\.attn2\.to_[kv]|text_encoder\..*\.self_attn\.(?:q|k|v|out)_proj")
 
 
-def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> dict[str, Factors | Structured]:
+def with_kernels(modules: Mapping[str, FileChange], family: str) -> dict[str, FileChange]:
     """Give a UNet's convolutions the shape of convolutions where a file has them flat, and its linear layers theirs.
 
     LyCORIS' convolutions are flat; some of kohya's files have 1x1 convolutions for the projections of Stable Diffusion
@@ -112,8 +134,9 @@ def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> di
         The same changes, the factors of a convolution as (r, in, k, k) and (out, r, 1, 1).
     """
     cross = max((inputs_of(change)[0] for name, change in modules.items() if _OF_TEXT.fullmatch(name)), default=0)
-    shaped: dict[str, Factors | Structured] = {}
-    for name, change in modules.items():
+    shaped: dict[str, FileChange] = {}
+    for name, whole in modules.items():
+        change = whole.inner if isinstance(whole, Dora) else whole
         last = name.rpartition(".")[2]
         size = {"conv1": 3, "conv2": 3, "conv": 3, "conv_in": 3, "conv_out": 3, "conv_shortcut": 1}.get(last, 0)
         columns, *kernel = inputs_of(change)
@@ -128,7 +151,7 @@ def with_kernels(modules: Mapping[str, Factors | Structured], family: str) -> di
             else:
                 down, up = change.down.reshape(change.rank, *inputs), change.up[:, :, None, None]
                 change = replace(change, down=down, up=up)
-        shaped[name] = change
+        shaped[name] = replace(whole, inner=change) if isinstance(whole, Dora) else change
     return shaped
 
 

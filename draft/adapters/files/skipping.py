@@ -19,7 +19,9 @@ from draft.errors import StageError
 _SPOILING = (".dora_scale", ".lora_magnitude_vector", ".oft_", ".boft_", ".vera_lambda", ".on_input", ".ia3_l")
 
 
-def without_unreadable(header: Header, patterns: Sequence[str], *, where: str) -> tuple[Header, tuple[Skipped, ...]]:
+def without_unreadable(
+    header: Header, patterns: Sequence[str], *, where: str, dora: bool = False
+) -> tuple[Header, tuple[Skipped, ...]]:
     """Leave out the tensors that cannot be read and that a pattern names; with one of them goes what it belongs to.
 
     Args:
@@ -27,6 +29,7 @@ def without_unreadable(header: Header, patterns: Sequence[str], *, where: str) -
         patterns: Of tensors' names or of module paths, with or without the part; `*` matches any characters, dots too,
             and what lies under a match matches as well. What can be read is never left out.
         where: The file, for errors.
+        dora: Whether DoRA's magnitudes can be read.
 
     Returns:
         The header of what is left, of which unreadable tensors are refused as ever, and those that are not in it.
@@ -40,7 +43,7 @@ def without_unreadable(header: Header, patterns: Sequence[str], *, where: str) -
     if not patterns:
         return header, ()
     skipped: dict[str, Skipped] = {}
-    for name, reason in _foreign(header, where=where).items():
+    for name, reason in _foreign(header, where=where, dora=dora).items():
         unit = _unit(name, header.tensors)
         pattern = named_by(unit, patterns)
         for other in unit if pattern is not None else ():
@@ -84,14 +87,14 @@ def named_by(names: Iterable[str], patterns: Sequence[str]) -> str | None:
     return next((pattern for pattern in patterns if any(matches(name, pattern) for name in names)), None)
 
 
-def _foreign(header: Header, *, where: str) -> dict[str, str]:
+def _foreign(header: Header, *, where: str, dora: bool) -> dict[str, str]:
     """Tensors whose names alone say that they cannot be read, with the reason."""
     numbered = is_positional(header.tensors)
     row = header_family(header.metadata.get("modelspec.architecture", ""))
     reasons: dict[str, str] = {}
     for name in header.tensors:
         try:
-            refuse_tensor(name, where)
+            refuse_tensor(name, where, dora=dora)
         except StageError as error:
             reasons[name] = error.what.partition(" (")[0]
             continue

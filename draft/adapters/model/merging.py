@@ -19,7 +19,7 @@ from draft.adapters.identity import name_of
 from draft.adapters.inputs import left_out, read_inputs, skipped_of
 from draft.adapters.model.adding import Tally, add_rounded
 from draft.adapters.model.checkpoint import Checkpoint, WeightsFile, open_checkpoint
-from draft.adapters.model.tensors import check_dtype, oriented, read_rows
+from draft.adapters.model.tensors import check_dtype, oriented, plain, read_rows, weights_of
 from draft.adapters.model.writing import Cast, stale, write_model
 from draft.adapters.recipe import input_entry
 from draft.adapters.selection import module_weights
@@ -113,7 +113,7 @@ def merge_files(
     """
     checkpoint = open_checkpoint(model)
     settings = MixSettings(components=dict(components or {}), blocks=dict(blocks or {}), skip=tuple(skip))
-    files, terms, digests = read_inputs(inputs, settings, structured=True)
+    files, terms, digests = read_inputs(inputs, settings, structured=True, base=weights_of(checkpoint))
     names = module_names(terms)
     factors = module_weights(names, components=settings.components, blocks=settings.blocks)
     chosen = {name: factor for name, factor in factors.items() if factor != 0 and not left_out(name, terms)}
@@ -208,7 +208,7 @@ def _refuse_foreign(
         location = checkpoint.weight(name)
         first = next(adapter.modules[name] for adapter, _ in terms if name in adapter.modules)
         change = (outputs_of(first), *inputs_of(first))
-        if location is None or _plain(location.shape) != _plain(change):
+        if location is None or plain(location.shape) != plain(change):
             has = "" if location is None else " x ".join(map(str, location.shape))
             raise StageError(
                 f"{name} is {has} in the model, its change {' x '.join(map(str, change))}",
@@ -216,11 +216,6 @@ def _refuse_foreign(
                 hint="the adapter is for another base model",
             )
         check_dtype(location.file, location.tensor)
-
-
-def _plain(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape without the kernel of a convolution of 1 x 1, which is a linear layer."""
-    return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
 
 
 def _by_tensor(checkpoint: Checkpoint, chosen: Mapping[str, float]) -> dict[tuple[Path, str], list[str]]:

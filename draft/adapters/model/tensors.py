@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from draft.adapters.files.header import shown
-from draft.adapters.model.checkpoint import Location, WeightsFile
+from draft.adapters.model.checkpoint import Checkpoint, Location, WeightsFile
 from draft.adapters.model.layout import Piece
 from draft.errors import StageError
 
@@ -28,6 +30,37 @@ def read_piece(location: Location) -> Tensor:
     """
     tensor = read_rows(location.file, location.tensor, location.rows)
     return oriented(tensor, location.piece)
+
+
+def weights_of(checkpoint: Checkpoint) -> Callable[[str, tuple[int, ...]], Tensor]:
+    """A model as the base of DoRAs, which read a module's weight each time they need it.
+
+    Args:
+        checkpoint: The model.
+
+    Returns:
+        From a module's path and the shape that its weight must have, but for a kernel of 1 x 1, to that weight.
+
+    Raises:
+        StageError: On a call: the model lacks the module, it is of another shape, or as in `read_piece`.
+    """
+
+    def weight(module: str, shape: tuple[int, ...]) -> Tensor:
+        location = checkpoint.weight(module)
+        where, hint = str(checkpoint.path), "give the model that the adapter was trained on"
+        if location is None:
+            raise StageError(f"the base model lacks {module}", where=where, hint=hint)
+        if plain(location.shape) != plain(shape):
+            wanted, found = (" x ".join(map(str, each)) for each in (shape, location.shape))
+            raise StageError(f"{module} is {found} in the base model, its change {wanted}", where=where, hint=hint)
+        return read_piece(location)
+
+    return weight
+
+
+def plain(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without the kernel of a convolution of 1 x 1, which is a linear layer."""
+    return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
 
 
 def check_dtype(file: WeightsFile, name: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from draft.adapters.settings import MixSettings, check_settings
 from draft.adapters.strength import Strength
-from draft.errors import DraftError, DraftWarning, StageError
+from draft.errors import ConfigError, DraftError, DraftWarning, StageError
 from draft.marks import Elsewhere
 from draft.pipeline.document import Keys
 from draft.pipeline.inputs import AdapterInput, Label, Seed
@@ -120,8 +120,14 @@ def stage_of(recipe: Mapping[str, Any], provenance: Mapping[str, Any]) -> tuple[
 
     Returns:
         The stage without its files, and where each input goes.
+
+    Raises:
+        ConfigError: The adapter was made with a base model.
     """
     inputs = recipe["inputs"]
+    if "base" in recipe:
+        what = "a DoRA was read with its base model, which no stage does"
+        raise ConfigError(what, hint="draft convert or draft resize with the base that its recipe names")
     settings = dict(provenance.get("settings") or {})
     before = settings.pop("adapters", None)  # a list of labels, before there were keys of inputs
     named = [entry["key"][1] for entry in provenance.get("inputs") or ()] or (
