@@ -286,7 +286,7 @@ def test_a_full_disk_is_no_failure_of_a_method(compared, tmp_path: Path, monkeyp
     def full(*args: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("draft.adapters.files.container.replace", full)
+    monkeypatch.setattr("draft.adapters.files.formats.publish", full)
     with pytest.raises(ResourceError, match="No space left on device"):
         compared({"lv": LV}, replace(SETTINGS, seeds=(0,)))
     assert not list((tmp_path / "out").rglob("done.json"))

@@ -32,7 +32,8 @@ stages:
 """
 
 
-def _write(path: Path, *names: str) -> None:
+def _write(path: Path, module: str) -> None:
+    names = [f"{module}.lora_{side}.weight" for side in ("down", "up")]
     header = {
         name: {"dtype": "F32", "shape": [1, 1], "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(names)
     }
@@ -44,8 +45,8 @@ def _write(path: Path, *names: str) -> None:
 def folder(workshop, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(workshop.folder)
     workshop.file.write_text(FILE)
-    _write(workshop.folder / "style.safetensors", "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
-    _write(workshop.folder / "text.safetensors", "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")
+    _write(workshop.folder / "style.safetensors", "lora_unet_mid_block_attentions_0_proj_in")
+    _write(workshop.folder / "text.safetensors", "lora_te_text_model_encoder_layers_0_mlp_fc1")
     (workshop.folder / "old.pt").write_bytes(b"x")
     (workshop.folder / "broken.safetensors").write_bytes(b"not one")
     return workshop.folder
@@ -116,7 +117,7 @@ def test_the_fingerprint_sees_contents_weights_and_order_but_no_path(folder: Pat
         return identity(_two(folder, *overrides), {"one": "x"})["settings"]
 
     (folder / "same.safetensors").write_bytes((folder / "style.safetensors").read_bytes())
-    _write(folder / "other.safetensors", "lora_unet_mid_block_attentions_0_proj_out.lora_down.weight")
+    _write(folder / "other.safetensors", "lora_unet_mid_block_attentions_0_proj_out")
     at = "stages.two.base_adapters.0"
     assert settings() == settings(f"{at}.file=same.safetensors")
     assert settings() != settings(f"{at}.file=other.safetensors")

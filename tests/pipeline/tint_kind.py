@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,15 +49,16 @@ class TintStage:
 
 
 def write_adapter(path, words: list[str], metadata: Mapping[str, str]) -> None:
-    """A safetensors file whose one tensor has a number for each word."""
+    """A LoRA of one module whose A and B have a number for each word."""
+    module, size = "lora_unet_mid_block_attentions_0_proj_in", 4 * len(words)
     header = {
         "__metadata__": {key: metadata[key] for key in sorted(metadata)},
-        "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": {
-            "dtype": "U8", "shape": [len(words), 1], "data_offsets": [0, len(words)],
-        },
-    }  # fmt: skip
+        f"{module}.lora_down.weight": {"dtype": "F32", "shape": [len(words), 1], "data_offsets": [0, size]},
+        f"{module}.lora_up.weight": {"dtype": "F32", "shape": [1, len(words)], "data_offsets": [size, 2 * size]},
+    }
     text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(sum(map(ord, word)) % 256 for word in words))
+    numbers = struct.pack(f"<{len(words)}f", *(sum(map(ord, word)) % 256 for word in words))
+    path.write_bytes(len(text).to_bytes(8, "little") + text + 2 * numbers)
 
 
 def run(job: Job) -> Mapping[str, float]:

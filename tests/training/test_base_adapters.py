@@ -41,6 +41,7 @@ SETTINGS = TrainSettings(
     checkpoint=CheckpointSettings(every=1),
     device="cpu",
 )
+OTHERS = ("proj_in", "proj_out", "transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2")
 PLACE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
 
 
@@ -270,8 +271,8 @@ def test_the_identity_covers_the_files_contents_their_weights_and_their_part(tmp
     [
         ({"rank": 5}, "init_adapter has rank 5, and the LoRA that learns lora.rank 3", "set lora.rank: 5, or cut"),
         (
-            {"names": ("to_q", "ff_x", "ff_y", "ff_z", "ff_w")},
-            r"does not name: mid_block\S+ff_w, \S+ff_x, \S+ff_y and 1 more",
+            {"part": "unet.mid_block.attentions.0", "names": OTHERS},
+            r"does not name: mid_block\S+proj_in, \S+proj_out, \S+ff.net.0.proj and 1 more",
             "add the ends",
         ),
         ({"part": "text_encoder.text_model.encoder.layers.0.self_attn", "names": ("q_proj",)},
