@@ -69,7 +69,7 @@ def test_only_regular_files_are_replaced(tmp_path: Path, special: dict[str, Path
 
 
 @pytest.mark.parametrize("command", ["mix", "convert", "reproduce"])
-@pytest.mark.parametrize("name", ["", ".", "..", "/", "a/..", "n" * 300 + ".safetensors", "a\0b", "a.safetensors/x"])
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "a/..", "n" * 300 + ".safetensors", "a.safetensors/x"])
 def test_an_output_without_a_usable_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
 ) -> None:
@@ -79,8 +79,7 @@ def test_an_output_without_a_usable_name_is_refused(
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for force in ([], ["--force"]):
         result = CliRunner().invoke(app, [command, "a.safetensors", "-o", name, *force])
-        # Of a NUL the parser of the command line says that no file has it.
-        assert isinstance(result.exception, SystemExit if "\0" in name else DraftError), result.exception
+        assert isinstance(result.exception, DraftError), result.exception
         assert result.exit_code
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -131,7 +131,7 @@ def test_float8_is_read_for_what_it_is(tmp_path: Path, dtype: torch.dtype) -> No
 def test_every_number_of_both_kinds_of_float8_is_kept(tmp_path: Path) -> None:
     for index, dtype in enumerate((torch.float8_e4m3fn, torch.float8_e5m2)):
         every = torch.arange(256, dtype=torch.uint8).view(dtype)
-        finite = every[torch.isfinite(every.float())].reshape(1, -1)
+        finite = every.view(torch.uint8)[torch.isfinite(every.float())].view(dtype).reshape(1, -1)
         path = tmp_path / f"{index}.safetensors"
         save_file({f"{Q}.lora_down.weight": finite, f"{Q}.lora_up.weight": torch.ones(finite.shape[1], 1)}, path)
         (factors,) = read_adapter(path).modules.values()

@@ -85,7 +85,7 @@ def read_target(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Target:
         elif isinstance(value, torch.dtype):
             dtype = value
         elif isinstance(value, str | torch.device) or (isinstance(value, int) and not isinstance(value, bool)):
-            device = torch.device(value)
+            device = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
     options = dict(zip(("non_blocking", "copy"), (value for value in args if isinstance(value, bool)), strict=False))
     options |= {name: value for name, value in kwargs.items() if name not in ("device", "dtype", "other")}
     return Target(device, dtype, options)
